@@ -1,0 +1,1184 @@
+/**
+ * Keeps image pull Secrets filled with registry tokens that have not expired.
+ *
+ * Data goes one way: a record of the watch → the verdict → a timer → the refresh (subject token → exchange → patch) → the
+ * patch comes back as a record of the watch. Every replica does all of this; none of them leads.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { createServer, type Server } from "node:http";
+import { join } from "node:path";
+import process from "node:process";
+import { type ApiError, createClient, type KubernetesApi, type Secret } from "./k8s.ts";
+import { type Claims, decode, exchange, findFlaw, IDENTITY, issuerDispatcher, StsError, verify } from "./sts.ts";
+
+const VERSION = "0.1.0";
+const USER_AGENT = `pull-secret-updater/${VERSION}`;
+
+const PREFIX = "pull-secret-updater.chainguard.dev";
+const IDENTITY_KEY = `${PREFIX}/identity`;
+const ACCOUNT_KEY = `${PREFIX}/service-account`;
+const REFRESH_KEY = `${PREFIX}/refresh`;
+const TOKEN_IDENTITY_KEY = `${PREFIX}/token-identity`;
+const TOKEN_EXPIRES_KEY = `${PREFIX}/token-expires`;
+const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
+const DATA_KEY = ".dockerconfigjson";
+const EMPTY_CONFIG = '{"auths":{}}';
+
+/** A token is replaced once two thirds of its life are over: a third is left to mend what fails. */
+const REFRESH_FRACTION = 0.67;
+/** The Secrets of one token are written spread over this part of its life, to be gentle with the API server. */
+const REFRESH_SPREAD = 0.1;
+/** Assumed of a token that does not say when it was issued: the issuer's live up to an hour. */
+const ASSUMED_LIFE_MS = 3600_000;
+/** A token that would not outlast the Secret's own is written only when that has no more left than this. */
+const LAST_MOMENT_MS = 5_000;
+/** Two writes to one Secret are this far apart, or half a token's life: nobody who fights over it makes us spin. */
+const WRITE_SPACING_MS = 30_000;
+/** The same for what a user asked for, and between two exchanges for one token. */
+const SHORT_SPACING_MS = 10_000;
+const EXCHANGE_TIMEOUT_MS = 10_000;
+const REQUEST_TIMEOUT_MS = 30_000;
+/** Time for many large pages; well below what `/healthz` takes for stuck. */
+const LIST_TIMEOUT_MS = 120_000;
+const MAX_EXCHANGES = 16;
+/** One namespace's hanging exchanges leave room for the others'. */
+const MAX_EXCHANGES_OF_NAMESPACE = 8;
+const MAX_PATCHES = 16;
+/** Added to the rank, an instant in ms, of what failed last. */
+const BEHIND_ALL = 1e15;
+/** The shortest life that a token request may ask for. */
+const SUBJECT_TOKEN_LIFE_S = 600;
+
+/** For what may pass by itself. */
+const PASSING = { baseMs: 1_000, capMs: 60_000 };
+/** For what a person has to mend. */
+const REFUSED = { baseMs: 30_000, capMs: 5 * 60_000 };
+/** For lists and watches, as client-go. */
+const WATCH = { baseMs: 800, capMs: 10_000 };
+/** While the API server restarts, seconds count. */
+const WATCH_CONNECTION_REFUSED = { baseMs: 800, capMs: 5_000 };
+const MAX_RETRY_AFTER_MS = 5 * 60_000;
+/** Watches are short, so that a deaf one is noticed soon: to open another costs one request and no list. */
+const WATCH_MIN_S = 60;
+const WATCH_SPREAD_S = 31;
+/** A watch that ends sooner counts as failed: an API server that ends them at once would make us spin. */
+const WATCH_SHORT_MS = 1_000;
+/** A watch that lived so long ends the back-off of those before it. */
+const WATCH_GOOD_MS = 10_000;
+
+const HEARTBEAT_MS = 30_000;
+/** The wall clock leaves the monotonic one by more only if it was set, or the machine slept. */
+const MAX_DRIFT_MS = 5_000;
+const STUCK_WORK_MS = 60_000;
+const STUCK_WATCH_MS = 5 * 60_000;
+/** Beyond this `setTimeout` fires at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/** Events: 25 at once and 5 a second in the long run, and a quarter of that for one namespace. */
+const EVENT_WINDOW_MS = 5_000;
+const MAX_EVENTS = 25;
+const MAX_EVENTS_OF_NAMESPACE = 6;
+/** The same reason for the same Secret at most so often; a problem that stands is told again more rarely. */
+const EVENT_SPACING_MS = 5 * 60_000;
+const EVENT_STANDING_MS = 30 * 60_000;
+/** The API server takes notes of up to 1,024 bytes. */
+const MAX_NOTE_CHARS = 1000;
+const MAX_FOREIGN_CHARS = 200;
+const MAX_EXPIRY_SERIES = 10_000;
+
+// ───── Configuration ─────
+
+/** Bad configuration: one line that names the variable, its value and what is allowed. */
+export class ConfigError extends Error {}
+
+const LOG_LEVELS = ["debug", "info", "warn", "error"];
+const BASE_URL = "an https URL (http to a loopback host only) without user, query and fragment";
+const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
+const HOST = /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?$/;
+const DNS_LABEL = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/;
+
+export type Config = ReturnType<typeof readConfig>;
+
+/** Reads the environment, once; throws a {@linkcode ConfigError}. A variable that is empty counts as unset. */
+export function readConfig(env: (name: string) => string | undefined) {
+  function read(name: string, fallback: string, isAllowed: (text: string) => boolean, allowed: string): string {
+    const text = env(name) || fallback;
+    if (isAllowed(text)) return text;
+    // A URL may bear a password.
+    throw new ConfigError(`${name}="${clean(text.replace(/\/\/[^/]*@/, "//…@"))}": must be ${allowed}`);
+  }
+  const listOf = (item: RegExp) => (text: string) => splitList(text).every((part) => item.test(part));
+  const readPort = (name: string, fallback: string) => read(name, fallback, isPort, "a port from 1 to 65535");
+
+  const dir = env("SERVICE_ACCOUNT_DIR") || "/var/run/secrets/kubernetes.io/serviceaccount";
+  const [tokenFile, caFile, namespaceFile] = ["token", "ca.crt", "namespace"].map((name) => join(dir, name));
+  const api: { url: string; tokenFile?: string; caFile?: string } = { url: "", tokenFile, caFile };
+  if (env("KUBERNETES_API")) {
+    api.url = read("KUBERNETES_API", "", isBaseUrl, BASE_URL).replace(/\/+$/, "");
+    const ifFound = (path = "") => api.url.startsWith("https:") && existsSync(path) ? path : undefined;
+    Object.assign(api, { tokenFile: ifFound(tokenFile), caFile: ifFound(caFile) });
+  } else {
+    const url = (host: string) => `https://${host.includes(":") ? `[${host}]` : host}`;
+    const isHost = (host: string) => isBaseUrl(url(host)) && new URL(url(host)).pathname === "/";
+    const allowed = "the API server's host, as each Pod is given it; elsewhere set KUBERNETES_API";
+    const host = read("KUBERNETES_SERVICE_HOST", "", isHost, allowed);
+    api.url = `${url(host)}:${readPort("KUBERNETES_SERVICE_PORT", "")}`;
+  }
+  const namespaces = env("WATCH_NAMESPACES") &&
+    splitList(read("WATCH_NAMESPACES", "", listOf(DNS_LABEL), "a comma list of namespaces"));
+  return Object.freeze({
+    api,
+    /** One list and watch each; undefined is the whole cluster. */
+    namespaces: namespaces || [undefined],
+    /** The controller's own; elsewhere than in a Pod the name that the manifest gives it. */
+    ownNamespace: existsSync(namespaceFile!) ? readFileSync(namespaceFile!, "utf8").trim() : "pull-secret-updater",
+    issuer: read("ISSUER_URL", "https://issuer.enforce.dev", isBaseUrl, BASE_URL).replace(/\/+$/, ""),
+    audience: read("AUDIENCE", "cgr.dev", (text) => /^[!-~]+$/.test(text), "printable characters without spaces"),
+    registries: splitList(read("REGISTRIES", "cgr.dev", listOf(HOST), "a comma list of hosts")),
+    subjectTokenFile: env("SUBJECT_TOKEN_FILE") || "/var/run/chainguard/oidc/oidc-token",
+    httpsProxy: env("HTTPS_PROXY") && read("HTTPS_PROXY", "", isHttpUrl, "an http or https URL"),
+    noProxy: env("NO_PROXY") ?? "",
+    port: +readPort("PORT", "8080"),
+    logLevel: read("LOG_LEVEL", "info", (text) => LOG_LEVELS.includes(text), LOG_LEVELS.join(", ")),
+  });
+}
+
+function splitList(text: string): string[] {
+  return [...new Set(text.split(",").map((part) => part.trim()))];
+}
+
+function isPort(text: string): boolean {
+  return /^\d{1,5}$/.test(text) && +text >= 1 && +text <= 65535;
+}
+
+function isHttpUrl(text: string): boolean {
+  return ["http:", "https:"].includes(URL.parse(text)?.protocol ?? "");
+}
+
+function isBaseUrl(text: string): boolean {
+  const { protocol, hostname = "", username, password } = URL.parse(text) ?? {};
+  const isSafe = protocol === "https:" || (protocol === "http:" && LOOPBACK.test(hostname));
+  return isSafe && username === "" && password === "" && !/[?#]/.test(text);
+}
+
+// ───── What is told ─────
+
+/**
+ * Makes foreign text fit for a log, an event or a table: nothing like a token, no control and bidirectional characters,
+ * 200 characters at most.
+ */
+export function clean(text: string): string {
+  const cleaned = text
+    .replace(/\bbearer\s+\S+/gi, "[removed]")
+    .replace(/eyJ[\w-]*(\.[\w-]*){0,2}/g, "[removed]")
+    // Any other long run with capitals; identities and names have none.
+    .replace(/[\w+=-]{40,}/g, (run) => /[A-Z]/.test(run) ? "[removed]" : run)
+    .replace(/[\p{C}\p{Zl}\p{Zp}]/gu, "\ufffd");
+  return [...cleaned].slice(0, MAX_FOREIGN_CHARS).join("");
+}
+
+type Fields = Record<string, string | number | undefined>;
+export type Log = (level: "debug" | "info" | "warn" | "error", msg: string, fields: Fields) => void;
+
+/** Logs one JSON object a line, from the level `threshold` on. */
+export function createLog(threshold: string, now: () => number, write: (line: string) => void): Log {
+  return (level, msg, fields) => {
+    if (LOG_LEVELS.indexOf(level) < LOG_LEVELS.indexOf(threshold)) return;
+    const cleaned = Object.entries(fields).map((
+      [key, value],
+    ) => [key, typeof value === "string" ? clean(value) : value]);
+    write(JSON.stringify({ time: new Date(now()), level, msg, ...Object.fromEntries(cleaned) }) + "\n");
+  };
+}
+
+// ───── The verdict ─────
+
+/** Why something is not as it should be, and what to do about it. */
+export interface Problem {
+  reason: "ExchangeFailed" | "InvalidIdentity" | "UnsupportedSecret" | "InvalidDockerConfig" | "Overwritten";
+  message: string;
+}
+
+export type Facts = ReturnType<typeof observe>;
+
+/** Takes from a Secret what the verdict needs, and all that is kept of it. */
+export function observe(secret: Secret, { registries, ownNamespace }: Pick<Config, "registries" | "ownNamespace">) {
+  const { namespace, name, uid, resourceVersion, labels, annotations = {}, deletionTimestamp } = secret.metadata;
+  const identity = annotations[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
+  const account = annotations[ACCOUNT_KEY];
+  const problem = findProblem(secret, identity, account, ownNamespace);
+  return {
+    namespace,
+    name,
+    uid,
+    resourceVersion,
+    deleted: deletionTimestamp !== undefined,
+    identity,
+    /** The service account to exchange as; undefined is the controller itself. */
+    account,
+    refresh: annotations[REFRESH_KEY],
+    /** The identity that the last token was written for. */
+    tokenIdentity: annotations[TOKEN_IDENTITY_KEY],
+    ...(problem ? { problem, tokens: [], plain: false } : readDockerConfig(secret, registries)),
+  };
+}
+
+function findProblem(
+  secret: Secret,
+  identity: string,
+  account: string | undefined,
+  ownNamespace: string,
+): Problem | undefined {
+  const { metadata: { namespace }, type, immutable } = secret;
+  if (!IDENTITY.test(identity)) {
+    const message = `the identity "${clean(identity)}" is not a UID (40 hexadecimal digits, then / and 16 more for ` +
+      `each level): set the annotation ${IDENTITY_KEY} to one, or the label to one with . for /`;
+    return { reason: "InvalidIdentity", message };
+  }
+  if (account !== undefined && (!isAccountName(account) || namespace === ownNamespace)) {
+    const message =
+      `the service account "${clean(account)}" cannot be used: set the annotation ${ACCOUNT_KEY} to the ` +
+      "name of one of the Secret's namespace, which must not be the controller's, or take it off";
+    return { reason: "InvalidIdentity", message };
+  }
+  if (type === SECRET_TYPE && !immutable) return undefined;
+  const message =
+    `the Secret is ${immutable ? "immutable" : `of type ${clean(`${type}`)}`}, which cannot be changed: ` +
+    `delete it, and create it with type ${SECRET_TYPE} and without immutable`;
+  return { reason: "UnsupportedSecret", message };
+}
+
+function isAccountName(name: string): boolean {
+  return name.length <= 253 && name.split(".").every((part) => /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(part));
+}
+
+/** What the registries hold (undefined is no token of ours), and whether the docker config is plain: has nothing else. */
+function readDockerConfig(secret: Secret, registries: string[]) {
+  const none = { problem: undefined as Problem | undefined, tokens: [] as (Claims | undefined)[], plain: false };
+  try {
+    const text = decodeConfig(secret);
+    const config: unknown = JSON.parse(text);
+    const auths = isObject(config) ? config.auths ?? {} : undefined;
+    if (!isObject(config) || !isObject(auths)) throw new TypeError();
+    const others = Object.keys(auths).filter((host) => !registries.includes(host));
+    const plain = others.length === 0 && Object.keys(config).every((key) => key === "auths");
+    // What cannot be written again is found here, before a token is asked for.
+    if (!plain) withToken(text, registries, "");
+    const found = new Set(
+      registries.map((host) => Object.hasOwn(auths, host) ? auths[host] : undefined).map(passwordOf),
+    );
+    return { ...none, tokens: [...found].map((password) => tryDecode(password)), plain };
+  } catch {
+    const message =
+      `${DATA_KEY} is not a docker config (a JSON object, its auths another), and is left as it is: mend it, ` +
+      `or set it to ${EMPTY_CONFIG}`;
+    return { ...none, problem: { reason: "InvalidDockerConfig" as const, message } };
+  }
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** Throws where the text is not UTF-8, which would not survive. */
+function decodeConfig({ data }: Secret): string {
+  const bytes = Buffer.from(data?.[DATA_KEY] ?? "", "base64");
+  return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+}
+
+function passwordOf(entry: unknown): string {
+  const auth = isObject(entry) && typeof entry.auth === "string" ? Buffer.from(entry.auth, "base64").toString() : "";
+  return auth.startsWith("_token:") ? auth.slice("_token:".length) : "";
+}
+
+function tryDecode(token: string): Claims | undefined {
+  try {
+    return decode(token);
+  } catch {
+    return undefined;
+  }
+}
+
+// ES2026; not yet in the types.
+const { parse, rawJSON } = JSON as unknown as {
+  parse(text: string, reviver: (key: string, value: unknown, context: { source: string }) => unknown): unknown;
+  rawJSON(text: string): unknown;
+};
+
+/** Merges the token into a docker config, the rest of which stays equal, numbers to the last digit. */
+export function withToken(config: string, registries: string[], token: string): string {
+  const keepDigits = (_key: string, value: unknown, context: { source: string }) =>
+    typeof value === "number" ? rawJSON(context.source) : value;
+  const { auths, ...rest } = parse(config, keepDigits) as { auths?: object };
+  const auth = Buffer.from(`_token:${token}`).toString("base64");
+  const ours = Object.fromEntries(registries.map((host) => [host, { auth }]));
+  return JSON.stringify({ ...rest, auths: { ...auths, ...ours } });
+}
+
+export type RefreshReason = "requested" | "missing" | "identity-changed" | "expired" | "due";
+
+export type Verdict =
+  | { action: "skip"; problem?: Problem }
+  | { action: "refresh"; reason: RefreshReason }
+  | { action: "wait"; until: number };
+
+/**
+ * The verdict for a Secret at the instant `now`, in this order:
+ *
+ * 1. being deleted, or its identity or service account is invalid: skip
+ * 2. not of the one type, or immutable: skip
+ * 3. its docker config cannot be merged with: skip (all but the first are found by {@linkcode observe})
+ * 4. a `refresh` value other than the one `satisfied` last: refresh (requested)
+ * 5. a registry without a token of ours: refresh (missing)
+ * 6. a token of another identity or service account: refresh (identity-changed)
+ * 7. a token that has expired: refresh (expired)
+ * 8. otherwise wait until `dueAt`, which was drawn for this Secret and token ({@linkcode refreshDelay}); then refresh (due)
+ */
+export function decide(facts: Facts, audience: string, now: number, dueAt: number, satisfied?: string): Verdict {
+  if (facts.deleted || facts.problem) return { action: "skip", problem: facts.deleted ? undefined : facts.problem };
+  if (facts.refresh !== undefined && facts.refresh !== satisfied) return { action: "refresh", reason: "requested" };
+  const state = tokenState(facts, audience, now);
+  if (state !== "valid") return { action: "refresh", reason: state };
+  return dueAt <= now ? { action: "refresh", reason: "due" } : { action: "wait", until: dueAt };
+}
+
+/** Rules 5 to 7. */
+function tokenState(facts: Facts, audience: string, now: number) {
+  const { tokens } = facts;
+  if (tokens.some((token) => !token || findFlaw(token, audience, now))) return "missing";
+  if (tokens.some((token) => isForAnother(facts, token!))) return "identity-changed";
+  return tokens.some((token) => token!.expiresAt <= now) ? "expired" : "valid";
+}
+
+function isForAnother({ identity, account, namespace, tokenIdentity }: Facts, { subject, actor }: Claims): boolean {
+  if ((IDENTITY.test(subject) ? subject : tokenIdentity) !== identity) return true;
+  const ofNamespace = `system:serviceaccount:${namespace}:`;
+  // Without an account the controller's own subject is meant, which is none of this namespace.
+  if (account === undefined) return actor?.startsWith(ofNamespace) ?? false;
+  return actor !== undefined && actor !== ofNamespace + account;
+}
+
+/**
+ * How long (ms) after `now` a token is to be replaced, at a `fraction` of its life. One that has just arrived counts from
+ * now, whatever the issuer's clock says; one that was found counts from its time of issue.
+ */
+export function refreshDelay({ issuedAt, expiresAt }: Claims, fraction: number, now: number, arrived: boolean): number {
+  const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
+  const life = expiresAt - issued;
+  return arrived ? fraction * Math.min(life, expiresAt - now) : issued + fraction * life - now;
+}
+
+function soonestToExpire(tokens: (Claims | undefined)[]): Claims | undefined {
+  return tokens.reduce((a, b) => a && b && a.expiresAt <= b.expiresAt ? a : b ?? a, undefined);
+}
+
+/** For metrics and `--status`. */
+function stateOf(facts: Facts, audience: string, now: number) {
+  if (facts.deleted || facts.problem) return "skipped";
+  const state = tokenState(facts, audience, now);
+  return state === "identity-changed" ? "missing" : state;
+}
+
+// ───── The refresh ─────
+
+export const systemClock = {
+  /** The wall clock, in ms since the epoch. */
+  now: () => Date.now(),
+  /** A clock that never jumps, in ms. */
+  monotonic: () => performance.now(),
+  setTimeout: (callback: () => void, ms: number): unknown => setTimeout(callback, ms),
+  clearTimeout: (timer: unknown) => clearTimeout(timer as Parameters<typeof clearTimeout>[0]),
+};
+
+/** All that the controller reaches the world through. */
+export interface Dependencies {
+  api: KubernetesApi;
+  /** Reads the controller's own subject token, anew each time. */
+  readSubjectToken: () => string;
+  exchange: (subjectToken: string, identity: string, signal: AbortSignal) => Promise<string>;
+  clock: typeof systemClock;
+  /** Uniform between 0 and 1, as `Math.random`. */
+  random: () => number;
+  log: Log;
+  /** Tells the replicas apart in events. */
+  instance: string;
+}
+
+/** Runs jobs, `limit` at once and `limitOfNamespace` of one namespace, those of the lowest rank first. */
+function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) => Promise<void>) {
+  const queue: { job: T; namespace: string; rank: number }[] = [];
+  const running: string[] = [];
+  const isFree = (namespace: string) => running.filter((other) => other === namespace).length < limitOfNamespace;
+  function startNext(): void {
+    const index = running.length < limit ? queue.findIndex(({ namespace }) => isFree(namespace)) : -1;
+    const [next] = index === -1 ? [] : queue.splice(index, 1);
+    if (!next) return;
+    running.push(next.namespace);
+    run(next.job).finally(() => {
+      running.splice(running.indexOf(next.namespace), 1);
+      startNext();
+    });
+  }
+  return {
+    isWaiting: () => queue.length > 0,
+    add(job: T, namespace: string, rank: number): void {
+      queue.splice(queue.findLastIndex((other) => other.rank <= rank) + 1, 0, { job, namespace, rank });
+      startNext();
+    },
+    remove(job: T): void {
+      queue.splice(queue.findIndex((other) => other.job === job), 1);
+    },
+  };
+}
+
+/** How long what failed is left alone. These times, and all that follow, are of the monotonic clock. */
+interface Backoff {
+  range: typeof PASSING;
+  failures: number;
+  retryAt: number;
+  /** Set by `Retry-After`: nothing skips it. */
+  heldUntil: number;
+}
+
+const NO_BACKOFF: Backoff = { range: PASSING, failures: 0, retryAt: 0, heldUntil: 0 };
+
+/** The token of one identity and subject, shared by all Secrets that ask for it. */
+class SharedToken {
+  /** Of the first Secret that asked. The exchanges count as this namespace's; with an account it is the only one. */
+  readonly namespace: string;
+  token: { jwt: string; claims: Claims; arrivedAt: number; life: number } | undefined;
+  /** When the exchange began that brought the token. */
+  askedAt = -Infinity;
+  /** Until then the issuer is not asked again, whoever asks. */
+  settledUntil = 0;
+  /** From then on the token is due to be exchanged for the next. */
+  staleAt = 0;
+  /** Whether an exchange is under way, or waits for its turn. */
+  busy = false;
+  backoff = NO_BACKOFF;
+  /** The Secrets that wait for the next token. */
+  readonly waiting = new Set<Entry>();
+  /** What the subject token says of itself, for the message of a refusal. */
+  subject: Claims | undefined;
+  readonly identity: string;
+  readonly account: string | undefined;
+
+  constructor({ identity, account, namespace }: Facts) {
+    this.identity = identity;
+    this.account = account;
+    this.namespace = namespace;
+  }
+}
+
+/** A Secret that is looked after. */
+class Entry {
+  facts: Facts;
+  shared: SharedToken | undefined;
+  dueAt = Infinity;
+  timer: unknown;
+  wakeAt = Infinity;
+  queued = false;
+  patching = false;
+  backoff = NO_BACKOFF;
+  /** A user asks for a refresh, or has named another identity: the back-off is skipped, once. */
+  hurry = false;
+  hurriedAt = -Infinity;
+  requestedAt = 0;
+  /** The `refresh` value that the last write took off. */
+  satisfied: string | undefined;
+  wroteAt = -Infinity;
+  spacing = 0;
+  /** Whether it holds a token and that was told: then the next one is nothing to tell. */
+  settled: boolean;
+  /** The problem told last, as long as it stands. */
+  standing: { message: string; at: number } | undefined;
+
+  constructor(facts: Facts, settled: boolean) {
+    this.facts = facts;
+    this.settled = settled;
+  }
+}
+
+/** What is next for a Secret. */
+type Step = { do: "sleep"; until: number; problem?: Problem } | RefreshStep;
+type RefreshStep = { do: "exchange" | "patch"; shared: SharedToken; reason: RefreshReason };
+
+/** What is listed and watched in one go: a namespace, or the whole cluster. */
+interface Scope {
+  namespace: string | undefined;
+  version?: string;
+  synced?: boolean;
+  aliveAt: number;
+  timer?: unknown;
+}
+
+const OVERWRITTEN: Problem = {
+  reason: "Overwritten",
+  message: "somebody else keeps replacing the token, which is written again, but only every half a minute: have them " +
+    "leave the Secret's data alone (for GitOps tools see the README)",
+};
+
+function keyOf({ namespace, name }: { namespace: string; name: string }): string {
+  return `${namespace}/${name}`;
+}
+
+/** Whether a resource version is older than another: they are decimal numbers, of any length. */
+function isOlder(version: string, than: string): boolean {
+  return version.length === than.length ? version < than : version.length < than.length;
+}
+
+export type Controller = ReturnType<typeof createController>;
+
+/** The whole controller: lists, watches and refreshes from `start` to `stop`. */
+export function createController(config: Config, deps: Dependencies) {
+  const { api, clock, random, log } = deps;
+  const { monotonic } = clock;
+  const entries = new Map<string, Entry>();
+  const sharedTokens = new Map<string, SharedToken>();
+  const exchanges = createPool(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE, runExchange);
+  const patches = createPool(MAX_PATCHES, MAX_PATCHES, runPatch);
+  const scopes: Scope[] = config.namespaces.map((namespace) => ({ namespace, aliveAt: Infinity }));
+  const requests = new Set<AbortController>();
+  const counters = new Map<string, number>(INITIAL_COUNTERS.map((series) => [series, 0]));
+  const toldAt = new Map<string, number>();
+  let events = { endsAt: -Infinity, namespaces: [] as string[] };
+  /** Set by the issuer's 429: holds for all exchanges. */
+  let heldUntil = 0;
+  let progressAt = monotonic();
+  let clockOffset = clock.now() - progressAt;
+  let heartbeat: unknown;
+  let stopped = false;
+
+  // The watch
+
+  async function follow(scope: Scope): Promise<void> {
+    let failures = 0;
+    let wasGone = false;
+    while (!stopped) {
+      let openedAt = Infinity;
+      let error: Partial<ApiError> | undefined;
+      scope.aliveAt = monotonic();
+      try {
+        scope.version ??= await within(LIST_TIMEOUT_MS, (signal) => list(scope, signal));
+        openedAt = monotonic();
+        await within(MAX_TIMER_MS, (signal) => watch(scope, signal));
+      } catch (caught) {
+        error = caught as ApiError;
+      }
+      if (stopped) return;
+      const lived = monotonic() - openedAt;
+      const { status, reason, message = "it ended at once" } = error ?? {};
+      const isShort = lived < WATCH_SHORT_MS;
+      const isGone = status === 410;
+      const isFirstGone = isGone && !(wasGone && isShort);
+      wasGone = isGone;
+      // What the resource version led to, other than to come again, it would lead to again.
+      if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = undefined;
+      count(`watch_restarts_total{reason="${isGone ? "gone" : error ? "error" : isShort ? "short" : "ended"}"}`);
+      if (lived >= WATCH_GOOD_MS) failures = 0;
+      if (isFirstGone || !(error || isShort)) continue;
+      failures++;
+      const range = reason === "ECONNREFUSED" ? WATCH_CONNECTION_REFUSED : WATCH;
+      const delay = Math.max(drawDelay(range, failures), retryAfter(error));
+      log("warn", "watch failed", { namespace: scope.namespace, error: message, retryInMs: Math.round(delay) });
+      scope.aliveAt = monotonic() + delay;
+      await new Promise<void>((resolve) => scope.timer = clock.setTimeout(resolve, delay));
+    }
+  }
+
+  /** Takes over a whole list: what is not in it is gone, though its DELETED was missed. */
+  async function list(scope: Scope, signal: AbortSignal): Promise<string> {
+    const listed = new Set<string>();
+    let version = "";
+    for await (const page of api.list(scope.namespace, signal)) {
+      scope.aliveAt = monotonic();
+      version = page.resourceVersion;
+      for (const secret of page.items) listed.add(takeIn(secret, false));
+    }
+    for (const [key, entry] of entries) {
+      const isInScope = scope.namespace === undefined || scope.namespace === entry.facts.namespace;
+      if (isInScope && !listed.has(key)) forget(entry);
+    }
+    log("info", "listed", { namespace: scope.namespace, secrets: listed.size });
+    scope.synced = true;
+    return version;
+  }
+
+  /** Only schedules: while a record is handled nothing is read, and a dead connection goes unnoticed. */
+  async function watch(scope: Scope, signal: AbortSignal): Promise<void> {
+    const seconds = WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S);
+    for await (const event of api.watch(scope.namespace, scope.version!, seconds, signal)) {
+      scope.aliveAt = monotonic();
+      if (event.type === "DELETED") {
+        const known = entries.get(keyOf(event.secret.metadata));
+        if (known && !isOlder(event.resourceVersion, known.facts.resourceVersion)) forget(known);
+      } else if (event.type !== "BOOKMARK") {
+        takeIn(event.secret, true);
+      }
+      scope.version = event.resourceVersion;
+    }
+  }
+
+  /** Takes in a Secret as it is now; returns its key. `arrived`: a token that is new in it was written just now. */
+  function takeIn(secret: Secret, arrived: boolean): string {
+    const facts = observe(secret, config);
+    const key = keyOf(facts);
+    const known = entries.get(key);
+    if (known && isOlder(facts.resourceVersion, known.facts.resourceVersion)) return key;
+    const same = known?.facts.uid === facts.uid ? known : undefined;
+    if (known && !same) forget(known);
+    const before = same?.facts;
+    const entry = same ?? new Entry(facts, stateOf(facts, config.audience, clock.now()) === "valid");
+    entries.set(key, entry);
+    entry.facts = facts;
+    if (before && (before.identity !== facts.identity || before.account !== facts.account)) {
+      entry.shared?.waiting.delete(entry);
+      entry.shared = undefined;
+      entry.hurry = true;
+      entry.settled = false;
+    }
+    if (facts.refresh !== undefined && facts.refresh !== before?.refresh) {
+      entry.hurry ||= facts.refresh !== entry.satisfied;
+      entry.requestedAt = monotonic();
+    }
+    const token = soonestToExpire(facts.tokens);
+    if (token && token.fingerprint !== soonestToExpire(before?.tokens ?? [])?.fingerprint) {
+      const fraction = REFRESH_FRACTION + random() * REFRESH_SPREAD;
+      const own = entry.shared?.token;
+      entry.dueAt = own?.claims.fingerprint === token.fingerprint
+        ? own.arrivedAt + fraction * own.life
+        : monotonic() + refreshDelay(token, fraction, clock.now(), arrived);
+    }
+    consider(entry);
+    return key;
+  }
+
+  function forget(entry: Entry): void {
+    cancel(entry);
+    entry.shared?.waiting.delete(entry);
+    entries.delete(keyOf(entry.facts));
+  }
+
+  function cancel(entry: Entry): void {
+    clock.clearTimeout(entry.timer);
+    entry.wakeAt = Infinity;
+    if (entry.queued) patches.remove(entry);
+    entry.queued = false;
+  }
+
+  // The refresh
+
+  /** Decides what is next for a Secret, in place of what was decided before. */
+  function consider(entry: Entry): void {
+    cancel(entry);
+    if (entry.patching || stopped) return;
+    const step = nextStep(entry);
+    if (step.do === "sleep") {
+      if (step.problem) tell(entry, step.problem.reason, step.problem.message);
+      entry.wakeAt = step.until;
+      const delay = Math.min(Math.max(step.until - monotonic(), 0), MAX_TIMER_MS);
+      entry.timer = clock.setTimeout(() => consider(entry), delay);
+      return;
+    }
+    const { shared, reason } = step;
+    const failedLast = entry.backoff.failures + shared.backoff.failures > 0;
+    const current = reason === "due" || reason === "requested" ? soonestToExpire(entry.facts.tokens) : undefined;
+    const rank = (failedLast ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
+    if (step.do === "patch") {
+      entry.queued = true;
+      patches.add(entry, entry.facts.namespace, rank);
+      return;
+    }
+    shared.waiting.add(entry);
+    if (entry.hurry) hasHurried(entry);
+    if (shared.busy) return;
+    shared.busy = true;
+    exchanges.add(shared, shared.namespace, rank);
+  }
+
+  function nextStep(entry: Entry): Step {
+    const { facts, hurry, backoff } = entry;
+    const now = clock.now();
+    const tick = monotonic();
+    const sleep = (until: number, problem?: Problem): Step => ({ do: "sleep", until, problem });
+    const verdict = decide(facts, config.audience, now, now + entry.dueAt - tick, entry.satisfied);
+    if (verdict.action === "skip") return sleep(tick + EVENT_STANDING_MS, verdict.problem);
+    if (verdict.action === "wait") return sleep(entry.dueAt);
+
+    const { reason } = verdict;
+    const writableAt = entry.wroteAt + Math.min(entry.spacing, hurry ? SHORT_SPACING_MS : Infinity);
+    const retryAt = Math.max(backoff.heldUntil, hurry ? entry.hurriedAt + SHORT_SPACING_MS : backoff.retryAt);
+    if (Math.max(writableAt, retryAt) > tick) {
+      const isReplaced = writableAt > tick && !hurry && (reason === "missing" || reason === "identity-changed");
+      return sleep(Math.max(writableAt, retryAt), isReplaced ? OVERWRITTEN : undefined);
+    }
+
+    const shared = sharedFor(entry);
+    const { token, staleAt, settledUntil } = shared;
+    const heldAt = Math.max(settledUntil, shared.backoff.heldUntil, heldUntil);
+    const askableAt = hurry ? heldAt : Math.max(heldAt, shared.backoff.retryAt);
+    const isRecent = reason !== "requested" || shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
+    const isFresh = staleAt > tick && isRecent;
+    // While the issuer fails, the token in hand still serves those who have none.
+    const isNeeded = reason !== "due" && reason !== "requested" && askableAt > tick;
+    if (token && token.claims.expiresAt > now && (isFresh || settledUntil > tick || isNeeded)) {
+      const isHeld = facts.tokens.every((own) => own?.fingerprint === token.claims.fingerprint);
+      if (isHeld && reason !== "requested") return sleep(isFresh ? staleAt : askableAt);
+      const lastMoment = (soonestToExpire(facts.tokens)?.expiresAt ?? 0) - LAST_MOMENT_MS;
+      const isNoBetter = reason === "due" && token.claims.expiresAt - LAST_MOMENT_MS <= lastMoment;
+      return isNoBetter && lastMoment > now ? sleep(tick + lastMoment - now) : { do: "patch", shared, reason };
+    }
+    if (askableAt <= tick) return { do: "exchange", shared, reason };
+    shared.waiting.add(entry);
+    return sleep(askableAt);
+  }
+
+  function hasHurried(entry: Entry): void {
+    entry.hurry = false;
+    entry.hurriedAt = monotonic();
+  }
+
+  function sharedFor(entry: Entry): SharedToken {
+    const { identity, account, namespace } = entry.facts;
+    const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;
+    const shared = sharedTokens.get(key) ?? new SharedToken(entry.facts);
+    sharedTokens.set(key, shared);
+    return entry.shared = shared;
+  }
+
+  async function runExchange(shared: SharedToken): Promise<void> {
+    const { identity, account, waiting } = shared;
+    const askedAt = progress();
+    const isHurried = shared.backoff.retryAt > askedAt;
+    let error: Partial<StsError> | undefined;
+    try {
+      accept(shared, await within(EXCHANGE_TIMEOUT_MS, (signal) => mint(shared, signal)), askedAt);
+    } catch (caught) {
+      error = caught as StsError;
+    }
+    shared.busy = false;
+    if (stopped) return;
+    const endedAt = progress();
+    count("exchange_duration_seconds_count");
+    count("exchange_duration_seconds_sum", (endedAt - askedAt) / 1000);
+    const waited = [...waiting];
+    waiting.clear();
+    if (error) {
+      shared.backoff = fail(isHurried ? NO_BACKOFF : shared.backoff, error);
+      // Nobody who asks for one refresh after another makes us spin.
+      if (isHurried) shared.settledUntil = endedAt + SHORT_SPACING_MS;
+      if (error.status === 429) heldUntil = Math.max(heldUntil, shared.backoff.heldUntil);
+      log("warn", "exchange failed", { identity, account, error: error.message, secrets: waited.length });
+      for (const entry of waited) failed(entry, error, explain(error, shared));
+    }
+    for (const entry of waited) consider(entry);
+  }
+
+  /** Gets a subject token, and a registry token in return for it. */
+  async function mint(shared: SharedToken, signal: AbortSignal): Promise<string> {
+    const { identity, account, namespace } = shared;
+    const audience = new URL(config.issuer).hostname;
+    const subjectToken = account === undefined
+      ? deps.readSubjectToken()
+      : await api.requestToken(namespace, account, audience, SUBJECT_TOKEN_LIFE_S, signal);
+    shared.subject = tryDecode(subjectToken);
+    if (shared.subject && shared.subject.expiresAt <= clock.now()) {
+      throw new StsError("the subject token has expired: the kubelet has not renewed it");
+    }
+    return deps.exchange(subjectToken, identity, signal);
+  }
+
+  function accept(shared: SharedToken, jwt: string, askedAt: number): void {
+    const now = clock.now();
+    const arrivedAt = monotonic();
+    const { token } = shared;
+    // Issuers may give the same token again. That is no failure: they are asked again when it nears its end.
+    const again = token?.jwt === jwt && token.claims.expiresAt > now ? token : undefined;
+    const claims = again?.claims ?? verify(jwt, shared.identity, config.audience, now);
+    const life = refreshDelay(claims, 1, now, true);
+    const settle = Math.max(PASSING.baseMs, Math.min(SHORT_SPACING_MS, life / 2));
+    const lastMoment = claims.expiresAt - now - LAST_MOMENT_MS;
+    const staleAt = arrivedAt + (again ? Math.max(settle, lastMoment) : REFRESH_FRACTION * life);
+    const backoff = NO_BACKOFF;
+    const settledUntil = arrivedAt + settle;
+    Object.assign(shared, {
+      token: again ?? { jwt, claims, arrivedAt, life },
+      askedAt,
+      settledUntil,
+      staleAt,
+      backoff,
+    });
+  }
+
+  async function runPatch(entry: Entry): Promise<void> {
+    entry.queued = false;
+    const step = nextStep(entry);
+    if (step.do !== "patch") return consider(entry);
+    if (entry.hurry) hasHurried(entry);
+    entry.patching = true;
+    progress();
+    let secret: Secret | undefined;
+    try {
+      secret = await within(REQUEST_TIMEOUT_MS, (signal) => write(entry, step, signal));
+    } catch (error) {
+      secret = await patchFailed(entry, error as ApiError);
+    }
+    entry.patching = false;
+    progress();
+    // It may have been deleted meanwhile, or made anew.
+    if (stopped || entries.get(keyOf(entry.facts)) !== entry) return;
+    if (secret) takeIn(secret, true);
+    else consider(entry);
+  }
+
+  async function write(entry: Entry, { shared, reason }: RefreshStep, signal: AbortSignal): Promise<Secret> {
+    const { facts } = entry;
+    const { namespace, name, uid, resourceVersion, identity, refresh } = facts;
+    const { jwt, claims, life } = shared.token!;
+    const dockerConfig = facts.plain ? EMPTY_CONFIG : decodeConfig(await api.get(namespace, name, signal));
+    const data = Buffer.from(withToken(dockerConfig, config.registries, jwt)).toString("base64");
+    const expires = new Date(claims.expiresAt).toISOString();
+    const written = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires };
+    const annotations = refresh === undefined ? written : { ...written, [REFRESH_KEY]: null };
+    // A Secret that is not the one that was decided on, or not as it was, is a conflict.
+    const patch = { metadata: { uid, resourceVersion, annotations }, data: { [DATA_KEY]: data } };
+    const secret = await api.patch(namespace, name, patch, signal);
+    entry.wroteAt = monotonic();
+    entry.spacing = Math.min(WRITE_SPACING_MS, life / 2);
+    entry.satisfied = refresh;
+    entry.backoff = NO_BACKOFF;
+    entry.standing = undefined;
+    count('refreshes_total{result="success"}');
+    log("info", "token written", { namespace, name, identity, reason, expires });
+    if (!entry.settled) tell(entry, "TokenIssued", `the Secret holds a token of ${clean(identity)} until ${expires}`);
+    entry.settled = true;
+    return secret;
+  }
+
+  /** Returns the Secret as it is now, after a conflict. */
+  async function patchFailed(entry: Entry, error: Partial<ApiError>): Promise<Secret | undefined> {
+    const { namespace, name } = entry.facts;
+    if (error.status === 409) {
+      count('refreshes_total{result="conflict"}');
+      // Once is chance; after that somebody else writes all the time.
+      entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
+      try {
+        return await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal));
+      } catch (caught) {
+        error = caught as ApiError;
+      }
+    }
+    if (error.status === 404 && entries.get(keyOf(entry.facts)) === entry) forget(entry);
+    else if (!stopped) {
+      entry.backoff = fail(entry.backoff, error);
+      failed(entry, error, `the token could not be written: ${clean(`${error.message}`)}`);
+    }
+  }
+
+  function failed(entry: Entry, error: Partial<StsError>, message: string): void {
+    count(`refreshes_total{result="${error.refused ? "refused" : "failed"}"}`);
+    entry.settled = false;
+    tell(entry, "ExchangeFailed", message);
+  }
+
+  function fail({ range: lastRange, failures: before }: Backoff, error: Partial<StsError>): Backoff {
+    const range = error.refused ? REFUSED : PASSING;
+    const failures = range === lastRange ? before + 1 : 1;
+    const now = monotonic();
+    return { range, failures, retryAt: now + drawDelay(range, failures), heldUntil: now + retryAfter(error) };
+  }
+
+  function drawDelay({ baseMs, capMs }: typeof PASSING, failures: number): number {
+    return Math.min(capMs, baseMs * 2 ** (failures - 1)) * (0.5 + random() / 2);
+  }
+
+  /** In ms. The header bears seconds or a date. */
+  function retryAfter({ status = 0, retryAfter = "" }: Partial<ApiError> = {}): number {
+    if (status !== 429 && status < 500) return 0;
+    const ms = /^\d+$/.test(retryAfter) ? +retryAfter * 1000 : Date.parse(retryAfter) - clock.now();
+    return Math.min(Math.max(ms || 0, 0), MAX_RETRY_AFTER_MS);
+  }
+
+  /** Runs a request, which is ended after so long, or with the program. */
+  async function within<T>(ms: number, send: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    // One each: a signal that lived as long as the program would gather listeners.
+    const request = new AbortController();
+    const timer = clock.setTimeout(() => request.abort(new Error(`no answer within ${ms / 1000} s`)), ms);
+    requests.add(request);
+    try {
+      return await send(request.signal);
+    } finally {
+      clock.clearTimeout(timer);
+      requests.delete(request);
+    }
+  }
+
+  function progress(): number {
+    return progressAt = monotonic();
+  }
+
+  /** Now and then: notices a clock that was set or a machine that slept, and lets go of what is no longer used. */
+  function beat(): void {
+    const tick = monotonic();
+    const drift = clock.now() - tick - clockOffset;
+    if (Math.abs(drift) > MAX_DRIFT_MS) {
+      clockOffset += drift;
+      for (const shared of sharedTokens.values()) shared.staleAt -= Math.max(drift, 0);
+      for (const entry of entries.values()) {
+        entry.dueAt -= Math.max(drift, 0);
+        consider(entry);
+      }
+    }
+    const used = new Set(entries.values().map((entry) => entry.shared));
+    for (const [key, { busy, settledUntil, backoff }] of sharedTokens) {
+      const isAtRest = !busy && Math.max(settledUntil, backoff.retryAt, backoff.heldUntil) <= tick;
+      if (isAtRest && !used.has(sharedTokens.get(key))) sharedTokens.delete(key);
+    }
+    for (const [key, at] of toldAt) if (at <= tick - EVENT_SPACING_MS) toldAt.delete(key);
+    heartbeat = clock.setTimeout(beat, HEARTBEAT_MS);
+  }
+
+  // What is told
+
+  /** Logs and writes an event, if it is news or a problem that still stands. */
+  function tell(entry: Entry, reason: Problem["reason"] | "TokenIssued", message: string): void {
+    const { namespace, name, uid } = entry.facts;
+    const tick = monotonic();
+    const key = `${namespace}/${name} ${reason}`;
+    const stands = entry.standing?.message === message && entry.standing.at > tick - EVENT_STANDING_MS;
+    if (stands || (toldAt.get(key) ?? -Infinity) > tick - EVENT_SPACING_MS) return;
+    entry.standing = { message, at: tick };
+    toldAt.set(key, tick);
+    const type = reason === "TokenIssued" ? "Normal" : "Warning";
+    log(type === "Normal" ? "info" : "warn", reason, { namespace, name, message });
+    if (tick >= events.endsAt) events = { endsAt: tick + EVENT_WINDOW_MS, namespaces: [] };
+    const own = events.namespaces.filter((other) => other === namespace).length;
+    if (events.namespaces.length >= MAX_EVENTS || own >= MAX_EVENTS_OF_NAMESPACE) return count("events_dropped_total");
+    events.namespaces.push(namespace);
+    const event = {
+      apiVersion: "events.k8s.io/v1",
+      kind: "Event",
+      metadata: { generateName: "pull-secret-updater-", namespace },
+      eventTime: new Date(clock.now()).toISOString().replace("Z", "000Z"),
+      reportingController: `${PREFIX}/controller`,
+      reportingInstance: deps.instance,
+      action: "Refresh",
+      regarding: { apiVersion: "v1", kind: "Secret", namespace, name, uid },
+      reason,
+      type,
+      note: message.slice(0, MAX_NOTE_CHARS),
+    };
+    within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal)).catch((error) => {
+      if (stopped) return;
+      count("events_dropped_total");
+      log("warn", "event failed", { namespace, name, reason, error: error.message });
+    });
+  }
+
+  function count(series: string, by = 1): void {
+    counters.set(series, (counters.get(series) ?? 0) + by);
+  }
+
+  return {
+    /** Starts to list and watch. */
+    start(): void {
+      for (const scope of scopes) follow(scope);
+      beat();
+    },
+    /** Ends all requests and timers. */
+    stop(): void {
+      stopped = true;
+      for (const request of requests) request.abort(new Error("the program ends"));
+      for (const { timer } of [...scopes, ...entries.values(), { timer: heartbeat }]) clock.clearTimeout(timer);
+    },
+    /** Whether every first list is done. */
+    isReady: () => scopes.every(({ synced }) => synced),
+    /** Says why this process is stuck, if it is; that others are down, slow or hang is no reason. */
+    findStuck(): string | undefined {
+      const tick = monotonic();
+      const isOverdue = entries.values().some(({ wakeAt }) => wakeAt < tick - STUCK_WORK_MS);
+      const isDue = isOverdue || exchanges.isWaiting() || patches.isWaiting();
+      if (isDue && progressAt < tick - STUCK_WORK_MS) return "work is due, and none was done for a minute";
+      const isDeaf = scopes.some(({ aliveAt }) => aliveAt < tick - STUCK_WATCH_MS);
+      return isDeaf ? "a watch has neither tried nor received anything for 5 minutes" : undefined;
+    },
+    /** Told of each answer of the API server. */
+    countAnswer: (verb: string, code: string) => count(`api_requests_total{verb="${verb}",code="${code}"}`),
+    /** The metrics, in Prometheus' text format. */
+    renderMetrics(): string {
+      const now = clock.now();
+      const states = { valid: 0, missing: 0, expired: 0, skipped: 0 };
+      const expiries = new Map<string, number>();
+      for (const { facts } of entries.values()) {
+        states[stateOf(facts, config.audience, now)]++;
+        const labels = `namespace=${JSON.stringify(facts.namespace)},name=${JSON.stringify(facts.name)}`;
+        const token = expiries.size < MAX_EXPIRY_SERIES ? soonestToExpire(facts.tokens) : undefined;
+        if (token) expiries.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
+      }
+      const gauges = Object.entries(states).map(([state, size]) => [`secrets{state="${state}"}`, size] as const);
+      const samples = [[`build_info{version="${VERSION}"}`, 1] as const, ...gauges, ...expiries, ...counters];
+      return METRICS.flatMap(([name, type, help]) => [
+        `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n`,
+        ...samples.filter(([series]) => series.startsWith(name)).map((sample) =>
+          `${METRIC_PREFIX}${sample.join(" ")}\n`
+        ),
+      ]).join("");
+    },
+  };
+}
+
+const METRIC_PREFIX = "pull_secret_updater_";
+const METRICS = [
+  ["build_info", "gauge", "The version that runs."],
+  ["secrets", "gauge", "Selected Secrets by state."],
+  ["token_expiry_timestamp_seconds", "gauge", "When the token in a Secret expires."],
+  ["refreshes_total", "counter", "Refreshes of Secrets by result."],
+  ["exchange_duration_seconds", "summary", "How long exchanges took."],
+  ["api_requests_total", "counter", "Requests to the API server by verb and status."],
+  ["watch_restarts_total", "counter", "Lists and watches that ended, by reason."],
+  ["events_dropped_total", "counter", "Events that were not written."],
+] as const;
+/** So that a rate can be had of them from the first on. */
+const INITIAL_COUNTERS = [
+  ...["success", "failed", "refused", "conflict"].map((result) => `refreshes_total{result="${result}"}`),
+  "exchange_duration_seconds_sum",
+  "exchange_duration_seconds_count",
+  "events_dropped_total",
+];
+
+/** The message of a failed exchange; of a refusal, with what it takes to mend it. */
+function explain(error: Partial<StsError>, { identity, subject }: SharedToken): string {
+  const message = clean(`${error.message}`);
+  if (!(error instanceof StsError) || ![401, 403].includes(error.status ?? 0)) return message;
+  const { issuer = "?", subject: sub = "?", audiences = [] } = subject ?? {};
+  return `${message}. The subject token has iss=${clean(issuer)} sub=${clean(sub)} aud=${clean(audiences.join())}. ` +
+    "Bind the identity to it, or another by: chainctl iam identities create NAME --identity-issuer=ISS --subject=SUB " +
+    `--group=${identity.replace(/\/[^/]*$/, "")} --role=registry.pull`;
+}
+
+// ───── The program ─────
+
+const HELP = `Keeps image pull Secrets filled with registry tokens that have not expired.
+
+Usage: main.ts [--status | --status=json | --version | --help]
+
+Without a flag it runs until SIGTERM or SIGINT. Environment variables configure it: see the README.
+--status lists the selected Secrets; the exit status is 0 if all hold a valid token, 1 if any does not, 3 if it
+could not look.
+`;
+
+/** Prints what state the selected Secrets are in; returns the exit status. */
+async function printStatus(api: KubernetesApi, config: Config, asJson: boolean): Promise<number> {
+  const rows: Record<string, string>[] = [];
+  const now = Date.now();
+  for (const scope of config.namespaces) {
+    for await (const { items } of api.list(scope, AbortSignal.timeout(LIST_TIMEOUT_MS))) {
+      for (const facts of items.map((secret) => observe(secret, config))) {
+        const { namespace, name, identity, deleted, problem } = facts;
+        const state = stateOf(facts, config.audience, now);
+        const expires = soonestToExpire(facts.tokens)?.expiresAt;
+        const expiresIn = expires === undefined ? "" : `${Math.round((expires - now) / 1000)}s`;
+        const wrong = deleted ? "it is being deleted" : problem?.message ?? WRONG[state];
+        rows.push({ namespace, name, identity: clean(identity), state, expiresIn, problem: wrong });
+      }
+    }
+  }
+  const table = [["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"], ...rows.map(Object.values)];
+  const widths = table[0]!.map((_, column) => Math.max(...table.map((row) => row[column]!.length)));
+  const lines = table.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd());
+  const none = `no Secret has the label ${IDENTITY_KEY}`;
+  const text = rows.length === 0 ? none : lines.join("\n");
+  process.stdout.write(`${asJson ? JSON.stringify(rows, null, 2) : text}\n`);
+  return rows.every(({ state }) => state === "valid") ? 0 : 1;
+}
+
+const WRONG = {
+  valid: "",
+  missing: "no token of its identity: see its events and the controller's log",
+  expired: "not refreshed: see its events and the controller's log",
+  skipped: "",
+};
+
+/** Serves the probes and the metrics. */
+function serve(controller: Controller, port: number): Server {
+  const server = createServer(({ url }, response) => {
+    const stuck = controller.findStuck();
+    const answers: Record<string, [number, string]> = {
+      "/healthz": stuck === undefined ? [200, "ok\n"] : [503, `${stuck}\n`],
+      "/readyz": controller.isReady() ? [200, "ok\n"] : [503, "the first list is not done\n"],
+      "/metrics": [200, url === "/metrics" ? controller.renderMetrics() : ""],
+    };
+    const [status, text] = answers[url ?? ""] ?? [404, "there are /healthz, /readyz and /metrics\n"];
+    response.writeHead(status, { "content-type": "text/plain; version=0.0.4; charset=utf-8" }).end(text);
+  });
+  return server.listen(port);
+}
+
+/** The program: returns the exit status, or nothing while it runs. */
+async function main([flag = "", ...others]: string[]): Promise<number | undefined> {
+  if (!["", "--help", "--version", "--status", "--status=json"].includes(flag) || others.length > 0) {
+    const given = clean([flag, ...others].join(" "));
+    throw new ConfigError(`unknown argument "${given}": must be --status, --status=json, --version or --help`);
+  }
+  if (flag === "--help" || flag === "--version") {
+    process.stdout.write(flag === "--help" ? HELP : `${VERSION}\n`);
+    return 0;
+  }
+  const config = readConfig((name) => process.env[name]);
+  const log = createLog(config.logLevel, Date.now, (line) => process.stderr.write(line));
+  let controller: Controller | undefined;
+  const api = createClient({
+    ...config.api,
+    labelSelector: IDENTITY_KEY,
+    userAgent: USER_AGENT,
+    onAnswer: (verb, code) => controller?.countAnswer(verb, code),
+    onStale: (error) => log("warn", "file not read again", { error }),
+  });
+  if (flag !== "") {
+    try {
+      return await printStatus(api, config, flag === "--status=json");
+    } catch (error) {
+      process.stderr.write(`${clean((error as Error).message)}\n`);
+      return 3;
+    } finally {
+      api.close();
+    }
+  }
+  const { issuer, audience, subjectTokenFile } = config;
+  const dispatcher = issuerDispatcher(config.httpsProxy || undefined, config.noProxy);
+  const instance = `controller-${crypto.randomUUID().slice(0, 8)}`;
+  controller = createController(config, {
+    api,
+    readSubjectToken: () => readFileSync(subjectTokenFile, "utf8").trim(),
+    exchange: (subjectToken, identity, signal) =>
+      exchange({ issuer, subjectToken, identity, audience }, { dispatcher, userAgent: USER_AGENT, signal }),
+    clock: systemClock,
+    random: Math.random,
+    log,
+    instance,
+  });
+  const server = serve(controller, config.port);
+  server.on("error", ({ message }) => {
+    process.stderr.write(`PORT="${config.port}": must be a port that is free: ${message}\n`);
+    process.exit(2);
+  });
+  controller.start();
+  log("info", "started", { version: VERSION, instance, api: config.api.url, issuer });
+  for (const signal of ["SIGTERM", "SIGINT"]) {
+    process.on(signal, () => {
+      log("info", "stopped", { signal });
+      controller.stop();
+      process.exit(0);
+    });
+  }
+}
+
+if (import.meta.main ?? process.argv[1] === import.meta.filename) {
+  try {
+    process.exitCode = await main(process.argv.slice(2));
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exitCode = 2;
+  }
+}

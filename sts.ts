@@ -1,0 +1,170 @@
+/**
+ * The exchange of a subject token for a registry token at Chainguard's STS, and what a registry token says of itself.
+ * Nothing here checks a signature: the registry does, and a forged token in a Secret harms only those who put it there.
+ *
+ * The wire format is that of chainguard-dev/sdk; failures have the shape that grpc-gateway gives them.
+ */
+import { createHash } from "node:crypto";
+import { decodeJwt } from "jose/jwt/decode";
+import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from "undici";
+
+/** A token beyond this is not one of ours: real ones have 1 to 2 KiB. */
+const MAX_TOKEN_CHARS = 16 * 1024;
+/** The limit that the SDK sets for an answer. */
+const MAX_ANSWER_BYTES = 1024 * 1024;
+/** Registry tokens live up to an hour; a day leaves room, and bounds what a forged one can do. */
+const MAX_LIFE_MS = 24 * 3600_000;
+/** A token with less left is of no use by the time that it is written and read. */
+const MIN_LIFE_MS = 5_000;
+/** How far the issuer's clock may run ahead of ours. */
+const MAX_SKEW_MS = 60_000;
+/** A dead address must leave time to fail within the time that an exchange has. */
+const CONNECT_TIMEOUT_MS = 5_000;
+/** No instant beyond this fits into a `Date`. */
+const MAX_NUMERIC_DATE_S = 8.64e12;
+
+/** The UID of an identity ("UIDP"), of any depth. */
+export const IDENTITY = /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/;
+
+/** A failed exchange, or a token that is no good. Its message never holds a token or a raw body. */
+export class StsError extends Error {
+  override name = "StsError";
+  /** The HTTP status, if the issuer answered. */
+  declare readonly status?: number;
+  /** The gRPC code in the issuer's answer, or the error code of the connection. */
+  declare readonly code?: number | string;
+  /** The answer's `Retry-After` header, as it came. */
+  declare readonly retryAfter?: string;
+  /** Whether it takes a person to mend it (a refusal); otherwise it may pass by itself. */
+  declare readonly refused?: boolean;
+
+  constructor(message: string, { cause, ...fields }: Omit<Partial<StsError>, "message"> = {}) {
+    super(message, { cause });
+    Object.assign(this, fields);
+  }
+}
+
+export type Claims = ReturnType<typeof decode>;
+
+/** Decodes a JWT. Times are in milliseconds since the epoch. Throws a {@linkcode StsError} that says what is wrong. */
+export function decode(token: string) {
+  if (token.length > MAX_TOKEN_CHARS) throw new StsError("the token is longer than 16 KiB");
+  const { iss, sub, aud, iat, exp, act } = parsePayload(token);
+  if (typeof sub !== "string") throw new StsError("the token has no subject (sub)");
+  if (!isNumericDate(exp)) throw new StsError("the token has no expiry (exp)");
+  if (iat !== undefined && !(isNumericDate(iat) && iat < exp)) {
+    throw new StsError("the token's time of issue (iat) is not a time before its expiry");
+  }
+  const actor = (act as { sub?: unknown } | null | undefined)?.sub;
+  return {
+    /** SHA-256 of the whole token: tells two apart without keeping either. */
+    fingerprint: createHash("sha256").update(token).digest("base64url"),
+    issuer: typeof iss === "string" ? iss : "",
+    subject: sub,
+    /** The subject of the token that was exchanged for this one. */
+    actor: typeof actor === "string" ? actor : undefined,
+    audiences: [aud].flat().filter((audience) => typeof audience === "string"),
+    issuedAt: iat === undefined ? undefined : iat * 1000,
+    expiresAt: exp * 1000,
+  };
+}
+
+function parsePayload(token: string) {
+  try {
+    return decodeJwt(token);
+  } catch {
+    // Without the cause: a parser's message may quote the token.
+    throw new StsError("the token is not a JWT");
+  }
+}
+
+function isNumericDate(value: unknown): value is number {
+  return typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
+}
+
+/**
+ * Says what keeps a token from being a registry token of ours at the instant `now` (ms), if anything does. One that has
+ * expired passes: it *was* ours.
+ */
+export function findFlaw({ audiences, issuedAt, expiresAt }: Claims, audience: string, now: number) {
+  if (!audiences.includes(audience)) return `its audience is ${audiences}, not ${audience}`;
+  if (issuedAt !== undefined && issuedAt > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
+  if (expiresAt - Math.min(issuedAt ?? now, now) > MAX_LIFE_MS) return "it lives longer than a day";
+}
+
+/**
+ * Judges a token that the issuer gave for `identity`, at the instant `now` (ms); returns its claims or throws a
+ * {@linkcode StsError}. What passes here has no flaw in a Secret either, so that no answer of the issuer can have one
+ * written over and over.
+ */
+export function verify(token: string, identity: string, audience: string, now: number): Claims {
+  try {
+    const claims = decode(token);
+    const another = IDENTITY.test(claims.subject) && claims.subject !== identity;
+    const short = claims.expiresAt < now + MIN_LIFE_MS;
+    const flaw = findFlaw(claims, audience, now) ?? (another ? "it is another identity's" : undefined) ??
+      (short ? "it has expired, or does so within 5 s: compare the clocks" : undefined);
+    if (flaw === undefined) return claims;
+    throw new StsError(flaw);
+  } catch (error) {
+    const message = `the issuer gave a token that is no good: ${(error as StsError).message}`;
+    throw new StsError(message, { status: 200, refused: true });
+  }
+}
+
+/**
+ * The dispatcher for requests to the issuer. A proxy, and the hosts to be reached without it, are given here and not
+ * left to undici, which would read variables that the program has no right to.
+ */
+export function issuerDispatcher(httpsProxy: string | undefined, noProxy: string): Dispatcher {
+  const connect = { timeout: CONNECT_TIMEOUT_MS };
+  const options = { allowH2: false, maxResponseSize: MAX_ANSWER_BYTES, connect };
+  return httpsProxy === undefined
+    ? new Agent(options)
+    : new EnvHttpProxyAgent({ ...options, httpProxy: "", httpsProxy, noProxy });
+}
+
+/**
+ * Asks the STS for a token of `identity` for `audience` in return for the subject token. Redirects are not followed, so
+ * that the subject token reaches nobody else. Throws a {@linkcode StsError}. The token that it returns is yet to be
+ * judged: see {@linkcode verify}.
+ */
+export async function exchange(
+  { issuer, subjectToken, ...form }: { issuer: string; subjectToken: string; identity: string; audience: string },
+  options: { dispatcher: Dispatcher; userAgent: string; signal: AbortSignal },
+): Promise<string> {
+  const { userAgent, ...rest } = options;
+  const headers = {
+    authorization: `Bearer ${subjectToken}`,
+    "content-type": "application/x-www-form-urlencoded",
+    "user-agent": userAgent,
+  };
+  // In the body, so that the identity stands in nobody's log of URLs.
+  const body = new URLSearchParams({ aud: form.audience, identity: form.identity }).toString();
+  try {
+    const answer = await request(`${issuer}/sts/exchange`, { method: "POST", headers, body, ...rest });
+    return readAnswer(answer.statusCode, await answer.body.text(), `${answer.headers["retry-after"] ?? ""}`);
+  } catch (cause) {
+    if (cause instanceof StsError) throw cause;
+    const { code, message } = cause as { code?: string; message: string };
+    throw new StsError(`no answer of the issuer: ${message}`, { code, cause });
+  }
+}
+
+/** Interprets the STS's answer: returns the token, or throws a {@linkcode StsError}. */
+export function readAnswer(status: number, text: string, retryAfter: string): string {
+  let answer: { token?: unknown; code?: unknown; message?: unknown } | null = null;
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    // A proxy in between may answer with HTML: the status has to do.
+  }
+  if (status === 200) {
+    if (typeof answer?.token === "string" && answer.token !== "") return answer.token;
+    throw new StsError("the issuer answered 200 without a token: is ISSUER_URL right?", { status, refused: true });
+  }
+  const code = typeof answer?.code === "number" ? answer.code : undefined;
+  const message = typeof answer?.message === "string" ? answer.message : "not an answer of the STS";
+  const refused = status >= 400 && status < 500 && status !== 429;
+  throw new StsError(`the issuer answered ${status}: ${message}`, { status, code, retryAfter, refused });
+}
