@@ -85,6 +85,7 @@ export interface ClientOptions {
   onStale: (message: string) => void;
 }
 
+type SecretList = { items?: unknown; metadata?: { resourceVersion?: unknown; continue?: string } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
 /** The client of one API server. A namespace of undefined means all of them. */
@@ -122,15 +123,12 @@ export function createClient(options: ClientOptions) {
       "user-agent": userAgent,
       ...authorization,
     };
-    let answer;
-    try {
-      answer = await request(url + path, { ...options, headers, dispatcher: dispatcher() });
-    } catch (cause) {
+    const answer = await request(url + path, { ...options, headers, dispatcher: dispatcher() }).catch((cause) => {
       onAnswer(verb, "error");
       // The API server's certificate may have been replaced.
       ca?.expire(Infinity);
       throw noAnswer(verb, cause);
-    }
+    });
     const { statusCode: status, headers: { "retry-after": retryAfter } } = answer;
     onAnswer(verb, `${status}`);
     if (status < 300) return answer;
@@ -141,12 +139,7 @@ export function createClient(options: ClientOptions) {
   }
 
   async function json(verb: string, path: string, options: RequestOptions): Promise<unknown> {
-    const text = await readText(verb, (await send(verb, path, options)).body);
-    try {
-      return JSON.parse(text);
-    } catch {
-      throw invalid(`${verb}: the answer is not JSON`);
-    }
+    return parseJson(await readText(verb, (await send(verb, path, options)).body), `${verb}: the answer`);
   }
 
   return {
@@ -196,11 +189,8 @@ export function createClient(options: ClientOptions) {
     /** Requests a token of a service account (TokenRequest) for one audience, to live so many seconds. */
     async requestToken(namespace: string, account: string, audience: string, seconds: number, signal: AbortSignal) {
       const path = resourcePath("api", "v1", "namespaces", namespace, "serviceaccounts", account, "token");
-      const body = JSON.stringify({
-        apiVersion: "authentication.k8s.io/v1",
-        kind: "TokenRequest",
-        spec: { audiences: [audience], expirationSeconds: seconds },
-      });
+      const spec = { audiences: [audience], expirationSeconds: seconds };
+      const body = JSON.stringify({ apiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", spec });
       const answer = await json("create", path, { method: "POST", body, signal }) as { status?: { token?: unknown } };
       if (typeof answer.status?.token !== "string") throw invalid("create: the answer bears no token");
       return answer.status.token;
@@ -239,9 +229,12 @@ function openRotatingFile(path: string, maxAgeMs: number, onStale: (message: str
   };
 }
 
-interface SecretList {
-  items: unknown;
-  metadata: { resourceVersion: unknown; continue?: string };
+function parseJson(text: string, what: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw invalid(`${what} is not JSON`);
+  }
 }
 
 function invalid(message: string): ApiError {
@@ -320,13 +313,7 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
 }
 
 function parseWatchEvent(line: string): WatchEvent {
-  let record: { type?: unknown; object?: unknown } | null;
-  try {
-    record = JSON.parse(line);
-  } catch {
-    throw invalid("watch: a line is not JSON");
-  }
-  const { type, object } = record ?? {};
+  const { type, object } = (parseJson(line, "watch: a line") ?? {}) as { type?: unknown; object?: unknown };
   if (type === "ERROR") {
     const { code: status, message, reason } = parseStatus(JSON.stringify(object));
     throw new ApiError(`watch: the API server sent an error: ${message}`, { status, reason });

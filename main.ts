@@ -8,7 +8,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import process from "node:process";
-import { type ApiError, createClient, type KubernetesApi, type Secret } from "./k8s.ts";
+import { type ApiError, type ClientOptions, createClient, type KubernetesApi, type Secret } from "./k8s.ts";
 import { type Claims, decode, exchange, findFlaw, IDENTITY, issuerDispatcher, StsError, verify } from "./sts.ts";
 
 const VERSION = "0.1.0";
@@ -94,66 +94,57 @@ export class ConfigError extends Error {}
 const LOG_LEVELS = ["debug", "info", "warn", "error"];
 const BASE_URL = "an https URL (http to a loopback host only) without user, query and fragment";
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
-const HOST = /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?$/;
+const API_HOST = /^[\w.:-]+$/;
+const REGISTRY_HOST = /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?$/;
+const ACCOUNT_NAME = /^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
 const DNS_LABEL = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/;
 
 export type Config = ReturnType<typeof readConfig>;
 
 /** Reads the environment, once; throws a {@linkcode ConfigError}. A variable that is empty counts as unset. */
 export function readConfig(env: (name: string) => string | undefined) {
-  function read(name: string, fallback: string, isAllowed: (text: string) => boolean, allowed: string): string {
-    const text = env(name) || fallback;
+  function read(name: string, isAllowed: (text: string) => boolean, allowed: string, fallback = ""): string {
+    const text = (env(name) || fallback).replace(/\/+$/, "");
     if (isAllowed(text)) return text;
     // A URL may bear a password.
     throw new ConfigError(`${name}="${clean(text.replace(/\/\/[^/]*@/, "//…@"))}": must be ${allowed}`);
   }
   const listOf = (item: RegExp) => (text: string) => splitList(text).every((part) => item.test(part));
-  const readPort = (name: string, fallback: string) => read(name, fallback, isPort, "a port from 1 to 65535");
-
   const dir = env("SERVICE_ACCOUNT_DIR") || "/var/run/secrets/kubernetes.io/serviceaccount";
-  const [tokenFile, caFile, namespaceFile] = ["token", "ca.crt", "namespace"].map((name) => join(dir, name));
-  const api: { url: string; tokenFile?: string; caFile?: string } = { url: "", tokenFile, caFile };
+  const [tokenFile, caFile, namespaceFile] = [join(dir, "token"), join(dir, "ca.crt"), join(dir, "namespace")];
+  let api: Pick<ClientOptions, "url" | "tokenFile" | "caFile">;
   if (env("KUBERNETES_API")) {
-    api.url = read("KUBERNETES_API", "", isBaseUrl, BASE_URL).replace(/\/+$/, "");
-    const ifFound = (path = "") => api.url.startsWith("https:") && existsSync(path) ? path : undefined;
-    Object.assign(api, { tokenFile: ifFound(tokenFile), caFile: ifFound(caFile) });
+    const url = read("KUBERNETES_API", isBaseUrl, BASE_URL);
+    const ifUsed = (path: string) => url.startsWith("https:") && existsSync(path) ? path : undefined;
+    api = { url, tokenFile: ifUsed(tokenFile), caFile: ifUsed(caFile) };
   } else {
-    const url = (host: string) => `https://${host.includes(":") ? `[${host}]` : host}`;
-    const isHost = (host: string) => isBaseUrl(url(host)) && new URL(url(host)).pathname === "/";
-    const allowed = "the API server's host, as each Pod is given it; elsewhere set KUBERNETES_API";
-    const host = read("KUBERNETES_SERVICE_HOST", "", isHost, allowed);
-    api.url = `${url(host)}:${readPort("KUBERNETES_SERVICE_PORT", "")}`;
+    const allowed = "a host, as each Pod is given it (elsewhere set KUBERNETES_API)";
+    const host = read("KUBERNETES_SERVICE_HOST", (text) => API_HOST.test(text), allowed);
+    const port = read("KUBERNETES_SERVICE_PORT", isPort, "a port, as each Pod is given it");
+    api = { url: `https://${host.includes(":") ? `[${host}]` : host}:${port}`, tokenFile, caFile };
   }
-  const namespaces = env("WATCH_NAMESPACES") &&
-    splitList(read("WATCH_NAMESPACES", "", listOf(DNS_LABEL), "a comma list of namespaces"));
   return Object.freeze({
     api,
     /** One list and watch each; undefined is the whole cluster. */
-    namespaces: namespaces || [undefined],
+    namespaces: env("WATCH_NAMESPACES")
+      ? splitList(read("WATCH_NAMESPACES", listOf(DNS_LABEL), "a comma list of namespaces"))
+      : [undefined],
     /** The controller's own; elsewhere than in a Pod the name that the manifest gives it. */
-    ownNamespace: existsSync(namespaceFile!) ? readFileSync(namespaceFile!, "utf8").trim() : "pull-secret-updater",
-    issuer: read("ISSUER_URL", "https://issuer.enforce.dev", isBaseUrl, BASE_URL).replace(/\/+$/, ""),
-    audience: read("AUDIENCE", "cgr.dev", (text) => /^[!-~]+$/.test(text), "printable characters without spaces"),
-    registries: splitList(read("REGISTRIES", "cgr.dev", listOf(HOST), "a comma list of hosts")),
+    ownNamespace: existsSync(namespaceFile) ? readFileSync(namespaceFile, "utf8").trim() : "pull-secret-updater",
+    issuer: read("ISSUER_URL", isBaseUrl, BASE_URL, "https://issuer.enforce.dev"),
+    audience: read("AUDIENCE", (text) => /^[!-~]+$/.test(text), "printable characters without spaces", "cgr.dev"),
+    registries: splitList(read("REGISTRIES", listOf(REGISTRY_HOST), "a comma list of hosts", "cgr.dev")),
     subjectTokenFile: env("SUBJECT_TOKEN_FILE") || "/var/run/chainguard/oidc/oidc-token",
-    httpsProxy: env("HTTPS_PROXY") && read("HTTPS_PROXY", "", isHttpUrl, "an http or https URL"),
+    httpsProxy: env("HTTPS_PROXY") ? read("HTTPS_PROXY", isHttpUrl, "an http or https URL") : undefined,
     noProxy: env("NO_PROXY") ?? "",
-    port: +readPort("PORT", "8080"),
-    logLevel: read("LOG_LEVEL", "info", (text) => LOG_LEVELS.includes(text), LOG_LEVELS.join(", ")),
+    port: +read("PORT", isPort, "a port from 1 to 65535", "8080"),
+    logLevel: read("LOG_LEVEL", (text) => LOG_LEVELS.includes(text), `one of ${LOG_LEVELS.join(", ")}`, "info"),
   });
 }
 
-function splitList(text: string): string[] {
-  return [...new Set(text.split(",").map((part) => part.trim()))];
-}
-
-function isPort(text: string): boolean {
-  return /^\d{1,5}$/.test(text) && +text >= 1 && +text <= 65535;
-}
-
-function isHttpUrl(text: string): boolean {
-  return ["http:", "https:"].includes(URL.parse(text)?.protocol ?? "");
-}
+const splitList = (text: string) => [...new Set(text.split(",").map((part) => part.trim()))];
+const isPort = (text: string) => /^\d{1,5}$/.test(text) && +text >= 1 && +text <= 65535;
+const isHttpUrl = (text: string) => ["http:", "https:"].includes(URL.parse(text)?.protocol ?? "");
 
 function isBaseUrl(text: string): boolean {
   const { protocol, hostname = "", username, password } = URL.parse(text) ?? {};
@@ -170,24 +161,22 @@ function isBaseUrl(text: string): boolean {
 export function clean(text: string): string {
   const cleaned = text
     .replace(/\bbearer\s+\S+/gi, "[removed]")
-    .replace(/eyJ[\w-]*(\.[\w-]*){0,2}/g, "[removed]")
+    .replace(/eyJ[\w+/=-]*(\.[\w-]*){0,2}/g, "[removed]")
     // Any other long run with capitals; identities and names have none.
-    .replace(/[\w+=-]{40,}/g, (run) => /[A-Z]/.test(run) ? "[removed]" : run)
+    .replace(/[\w+/=-]{40,}/g, (run) => /[A-Z]/.test(run) ? "[removed]" : run)
     .replace(/[\p{C}\p{Zl}\p{Zp}]/gu, "\ufffd");
   return [...cleaned].slice(0, MAX_FOREIGN_CHARS).join("");
 }
 
-type Fields = Record<string, string | number | undefined>;
-export type Log = (level: "debug" | "info" | "warn" | "error", msg: string, fields: Fields) => void;
+export type Log = (level: "debug" | "info" | "warn" | "error", msg: string, fields: Record<string, unknown>) => void;
 
 /** Logs one JSON object a line, from the level `threshold` on. */
 export function createLog(threshold: string, now: () => number, write: (line: string) => void): Log {
   return (level, msg, fields) => {
     if (LOG_LEVELS.indexOf(level) < LOG_LEVELS.indexOf(threshold)) return;
-    const cleaned = Object.entries(fields).map((
-      [key, value],
-    ) => [key, typeof value === "string" ? clean(value) : value]);
-    write(JSON.stringify({ time: new Date(now()), level, msg, ...Object.fromEntries(cleaned) }) + "\n");
+    const record: Record<string, unknown> = { time: new Date(now()).toISOString(), level, msg };
+    for (const [key, value] of Object.entries(fields)) record[key] = typeof value === "string" ? clean(value) : value;
+    write(JSON.stringify(record) + "\n");
   };
 }
 
@@ -199,6 +188,16 @@ export interface Problem {
   message: string;
 }
 
+const INVALID_DOCKER_CONFIG: Problem = {
+  reason: "InvalidDockerConfig",
+  message:
+    `${DATA_KEY} is not a docker config, a JSON object whose auths is another: mend it, or set it to ${EMPTY_CONFIG}`,
+};
+const OVERWRITTEN: Problem = {
+  reason: "Overwritten",
+  message: "somebody else replaces the token, which is written again, but not at once: have them leave the data alone",
+};
+
 export type Facts = ReturnType<typeof observe>;
 
 /** Takes from a Secret what the verdict needs, and all that is kept of it. */
@@ -207,78 +206,66 @@ export function observe(secret: Secret, { registries, ownNamespace }: Pick<Confi
   const identity = annotations[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
   const account = annotations[ACCOUNT_KEY];
   const problem = findProblem(secret, identity, account, ownNamespace);
+  const config = problem ? undefined : readDockerConfig(secret, registries);
   return {
     namespace,
     name,
     uid,
     resourceVersion,
-    deleted: deletionTimestamp !== undefined,
+    isDeleted: deletionTimestamp !== undefined,
+    problem: problem ?? (config ? undefined : INVALID_DOCKER_CONFIG),
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
     refresh: annotations[REFRESH_KEY],
     /** The identity that the last token was written for. */
     tokenIdentity: annotations[TOKEN_IDENTITY_KEY],
-    ...(problem ? { problem, tokens: [], plain: false } : readDockerConfig(secret, registries)),
+    /** Of each registry; undefined is no token of ours. Registries with the same token count once. */
+    tokens: config?.tokens ?? [],
+    /** Whether the docker config has nothing but our entries: then it need not be read again to be written. */
+    isPlain: config?.isPlain ?? false,
   };
 }
 
-function findProblem(
-  secret: Secret,
-  identity: string,
-  account: string | undefined,
-  ownNamespace: string,
-): Problem | undefined {
+function findProblem(secret: Secret, identity: string, account: string | undefined, own: string): Problem | undefined {
   const { metadata: { namespace }, type, immutable } = secret;
   if (!IDENTITY.test(identity)) {
-    const message = `the identity "${clean(identity)}" is not a UID (40 hexadecimal digits, then / and 16 more for ` +
-      `each level): set the annotation ${IDENTITY_KEY} to one, or the label to one with . for /`;
+    const message = `the identity "${clean(identity)}" is not a UID (40 hexadecimal digits, then / and 16 for each ` +
+      `level): set the annotation ${IDENTITY_KEY} to one, or the label to one with . for /`;
     return { reason: "InvalidIdentity", message };
   }
-  if (account !== undefined && (!isAccountName(account) || namespace === ownNamespace)) {
-    const message =
-      `the service account "${clean(account)}" cannot be used: set the annotation ${ACCOUNT_KEY} to the ` +
-      "name of one of the Secret's namespace, which must not be the controller's, or take it off";
+  if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === own)) {
+    const message = `the service account "${clean(account)}" cannot be used: set the annotation ${ACCOUNT_KEY} to ` +
+      "one of the Secret's namespace, which must not be the controller's, or take it off";
     return { reason: "InvalidIdentity", message };
   }
   if (type === SECRET_TYPE && !immutable) return undefined;
   const message =
-    `the Secret is ${immutable ? "immutable" : `of type ${clean(`${type}`)}`}, which cannot be changed: ` +
+    `the Secret is ${immutable ? "immutable" : `of type ${clean(`${type}`)}`}, which no write can mend: ` +
     `delete it, and create it with type ${SECRET_TYPE} and without immutable`;
   return { reason: "UnsupportedSecret", message };
 }
 
-function isAccountName(name: string): boolean {
-  return name.length <= 253 && name.split(".").every((part) => /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(part));
-}
-
-/** What the registries hold (undefined is no token of ours), and whether the docker config is plain: has nothing else. */
+/** Returns nothing for a docker config that cannot be written again with a token in it. */
 function readDockerConfig(secret: Secret, registries: string[]) {
-  const none = { problem: undefined as Problem | undefined, tokens: [] as (Claims | undefined)[], plain: false };
   try {
     const text = decodeConfig(secret);
     const config: unknown = JSON.parse(text);
     const auths = isObject(config) ? config.auths ?? {} : undefined;
-    if (!isObject(config) || !isObject(auths)) throw new TypeError();
+    if (!isObject(config) || !isObject(auths)) return undefined;
     const others = Object.keys(auths).filter((host) => !registries.includes(host));
-    const plain = others.length === 0 && Object.keys(config).every((key) => key === "auths");
+    const isPlain = others.length === 0 && Object.keys(config).every((key) => key === "auths");
     // What cannot be written again is found here, before a token is asked for.
-    if (!plain) withToken(text, registries, "");
-    const found = new Set(
-      registries.map((host) => Object.hasOwn(auths, host) ? auths[host] : undefined).map(passwordOf),
-    );
-    return { ...none, tokens: [...found].map((password) => tryDecode(password)), plain };
+    if (!isPlain) withToken(text, registries, "");
+    const passwords = registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : "");
+    return { tokens: [...new Set(passwords)].map(decode), isPlain };
   } catch {
-    const message =
-      `${DATA_KEY} is not a docker config (a JSON object, its auths another), and is left as it is: mend it, ` +
-      `or set it to ${EMPTY_CONFIG}`;
-    return { ...none, problem: { reason: "InvalidDockerConfig" as const, message } };
+    return undefined;
   }
 }
 
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** Throws where the text is not UTF-8, which would not survive. */
 function decodeConfig({ data }: Secret): string {
@@ -287,40 +274,25 @@ function decodeConfig({ data }: Secret): string {
 }
 
 function passwordOf(entry: unknown): string {
-  const auth = isObject(entry) && typeof entry.auth === "string" ? Buffer.from(entry.auth, "base64").toString() : "";
+  const auth = isObject(entry) ? Buffer.from(`${entry.auth}`, "base64").toString() : "";
   return auth.startsWith("_token:") ? auth.slice("_token:".length) : "";
 }
 
-function tryDecode(token: string): Claims | undefined {
-  try {
-    return decode(token);
-  } catch {
-    return undefined;
-  }
-}
-
 // ES2026; not yet in the types.
-const { parse, rawJSON } = JSON as unknown as {
-  parse(text: string, reviver: (key: string, value: unknown, context: { source: string }) => unknown): unknown;
-  rawJSON(text: string): unknown;
-};
+const { rawJSON } = JSON as unknown as { rawJSON: (text: string) => unknown };
 
 /** Merges the token into a docker config, the rest of which stays equal, numbers to the last digit. */
 export function withToken(config: string, registries: string[], token: string): string {
-  const keepDigits = (_key: string, value: unknown, context: { source: string }) =>
-    typeof value === "number" ? rawJSON(context.source) : value;
-  const { auths, ...rest } = parse(config, keepDigits) as { auths?: object };
+  const keepDigits = (_key: string, value: unknown, context?: { source: string }) =>
+    typeof value === "number" ? rawJSON(context!.source) : value;
+  const { auths, ...rest } = JSON.parse(config, keepDigits);
   const auth = Buffer.from(`_token:${token}`).toString("base64");
   const ours = Object.fromEntries(registries.map((host) => [host, { auth }]));
   return JSON.stringify({ ...rest, auths: { ...auths, ...ours } });
 }
 
+/** Why a Secret is refreshed. */
 export type RefreshReason = "requested" | "missing" | "identity-changed" | "expired" | "due";
-
-export type Verdict =
-  | { action: "skip"; problem?: Problem }
-  | { action: "refresh"; reason: RefreshReason }
-  | { action: "wait"; until: number };
 
 /**
  * The verdict for a Secret at the instant `now`, in this order:
@@ -332,14 +304,14 @@ export type Verdict =
  * 5. a registry without a token of ours: refresh (missing)
  * 6. a token of another identity or service account: refresh (identity-changed)
  * 7. a token that has expired: refresh (expired)
- * 8. otherwise wait until `dueAt`, which was drawn for this Secret and token ({@linkcode refreshDelay}); then refresh (due)
+ * 8. otherwise wait until `dueAt`, drawn once for this Secret and token ({@linkcode refreshDelay}); then refresh (due)
  */
-export function decide(facts: Facts, audience: string, now: number, dueAt: number, satisfied?: string): Verdict {
-  if (facts.deleted || facts.problem) return { action: "skip", problem: facts.deleted ? undefined : facts.problem };
-  if (facts.refresh !== undefined && facts.refresh !== satisfied) return { action: "refresh", reason: "requested" };
+export function decide(facts: Facts, audience: string, now: number, dueAt: number, satisfied?: string) {
+  if (facts.isDeleted || facts.problem) return "skip";
+  if (facts.refresh !== undefined && facts.refresh !== satisfied) return "requested";
   const state = tokenState(facts, audience, now);
-  if (state !== "valid") return { action: "refresh", reason: state };
-  return dueAt <= now ? { action: "refresh", reason: "due" } : { action: "wait", until: dueAt };
+  if (state !== "valid") return state;
+  return dueAt <= now ? "due" : "wait";
 }
 
 /** Rules 5 to 7. */
@@ -368,13 +340,12 @@ export function refreshDelay({ issuedAt, expiresAt }: Claims, fraction: number, 
   return arrived ? fraction * Math.min(life, expiresAt - now) : issued + fraction * life - now;
 }
 
-function soonestToExpire(tokens: (Claims | undefined)[]): Claims | undefined {
-  return tokens.reduce((a, b) => a && b && a.expiresAt <= b.expiresAt ? a : b ?? a, undefined);
-}
+const soonestToExpire = (tokens: (Claims | undefined)[]) =>
+  tokens.reduce((a, b) => a && b && a.expiresAt <= b.expiresAt ? a : b ?? a, undefined);
 
 /** For metrics and `--status`. */
 function stateOf(facts: Facts, audience: string, now: number) {
-  if (facts.deleted || facts.problem) return "skipped";
+  if (facts.isDeleted || facts.problem) return "skipped";
   const state = tokenState(facts, audience, now);
   return state === "identity-changed" ? "missing" : state;
 }
@@ -400,8 +371,6 @@ export interface Dependencies {
   /** Uniform between 0 and 1, as `Math.random`. */
   random: () => number;
   log: Log;
-  /** Tells the replicas apart in events. */
-  instance: string;
 }
 
 /** Runs jobs, `limit` at once and `limitOfNamespace` of one namespace, those of the lowest rank first. */
@@ -431,21 +400,17 @@ function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) =>
   };
 }
 
-/** How long what failed is left alone. These times, and all that follow, are of the monotonic clock. */
-interface Backoff {
-  range: typeof PASSING;
-  failures: number;
-  retryAt: number;
-  /** Set by `Retry-After`: nothing skips it. */
-  heldUntil: number;
-}
-
-const NO_BACKOFF: Backoff = { range: PASSING, failures: 0, retryAt: 0, heldUntil: 0 };
+/**
+ * How long what failed is left alone: until `retryAt`, which a user's wish skips, and `heldUntil`, by `Retry-After`, which
+ * nothing does. These times, and all that follow, are of the monotonic clock.
+ */
+const NO_BACKOFF = { range: PASSING, failures: 0, retryAt: 0, heldUntil: 0 };
+type Backoff = typeof NO_BACKOFF;
 
 /** The token of one identity and subject, shared by all Secrets that ask for it. */
 class SharedToken {
-  /** Of the first Secret that asked. The exchanges count as this namespace's; with an account it is the only one. */
-  readonly namespace: string;
+  /** The namespace is that of the first Secret that asked, whose exchanges they count as. */
+  readonly asker: Pick<Facts, "identity" | "account" | "namespace">;
   token: { jwt: string; claims: Claims; arrivedAt: number; life: number } | undefined;
   /** When the exchange began that brought the token. */
   askedAt = -Infinity;
@@ -454,19 +419,15 @@ class SharedToken {
   /** From then on the token is due to be exchanged for the next. */
   staleAt = 0;
   /** Whether an exchange is under way, or waits for its turn. */
-  busy = false;
+  isBusy = false;
   backoff = NO_BACKOFF;
   /** The Secrets that wait for the next token. */
   readonly waiting = new Set<Entry>();
   /** What the subject token says of itself, for the message of a refusal. */
   subject: Claims | undefined;
-  readonly identity: string;
-  readonly account: string | undefined;
 
-  constructor({ identity, account, namespace }: Facts) {
-    this.identity = identity;
-    this.account = account;
-    this.namespace = namespace;
+  constructor(asker: SharedToken["asker"]) {
+    this.asker = asker;
   }
 }
 
@@ -477,11 +438,11 @@ class Entry {
   dueAt = Infinity;
   timer: unknown;
   wakeAt = Infinity;
-  queued = false;
-  patching = false;
+  isQueued = false;
+  isPatching = false;
   backoff = NO_BACKOFF;
   /** A user asks for a refresh, or has named another identity: the back-off is skipped, once. */
-  hurry = false;
+  isHurried = false;
   hurriedAt = -Infinity;
   requestedAt = 0;
   /** The `refresh` value that the last write took off. */
@@ -489,13 +450,13 @@ class Entry {
   wroteAt = -Infinity;
   spacing = 0;
   /** Whether it holds a token and that was told: then the next one is nothing to tell. */
-  settled: boolean;
+  isSettled: boolean;
   /** The problem told last, as long as it stands. */
   standing: { message: string; at: number } | undefined;
 
-  constructor(facts: Facts, settled: boolean) {
+  constructor(facts: Facts, isSettled: boolean) {
     this.facts = facts;
-    this.settled = settled;
+    this.isSettled = isSettled;
   }
 }
 
@@ -509,23 +470,13 @@ interface Scope {
   version?: string;
   synced?: boolean;
   aliveAt: number;
-  timer?: unknown;
 }
 
-const OVERWRITTEN: Problem = {
-  reason: "Overwritten",
-  message: "somebody else keeps replacing the token, which is written again, but only every half a minute: have them " +
-    "leave the Secret's data alone (for GitOps tools see the README)",
-};
-
-function keyOf({ namespace, name }: { namespace: string; name: string }): string {
-  return `${namespace}/${name}`;
-}
+const keyOf = ({ namespace, name }: { namespace: string; name: string }) => `${namespace}/${name}`;
 
 /** Whether a resource version is older than another: they are decimal numbers, of any length. */
-function isOlder(version: string, than: string): boolean {
-  return version.length === than.length ? version < than : version.length < than.length;
-}
+const isOlder = (version: string, than: string) =>
+  version.length === than.length ? version < than : version.length < than.length;
 
 export type Controller = ReturnType<typeof createController>;
 
@@ -533,13 +484,15 @@ export type Controller = ReturnType<typeof createController>;
 export function createController(config: Config, deps: Dependencies) {
   const { api, clock, random, log } = deps;
   const { monotonic } = clock;
+  /** Tells the replicas apart. */
+  const instance = `controller-${random().toString(36).slice(2, 10)}`;
   const entries = new Map<string, Entry>();
   const sharedTokens = new Map<string, SharedToken>();
   const exchanges = createPool(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE, runExchange);
   const patches = createPool(MAX_PATCHES, MAX_PATCHES, runPatch);
   const scopes: Scope[] = config.namespaces.map((namespace) => ({ namespace, aliveAt: Infinity }));
   const requests = new Set<AbortController>();
-  const counters = new Map<string, number>(INITIAL_COUNTERS.map((series) => [series, 0]));
+  const counters = new Map<string, number>();
   const toldAt = new Map<string, number>();
   let events = { endsAt: -Infinity, namespaces: [] as string[] };
   /** Set by the issuer's 429: holds for all exchanges. */
@@ -582,7 +535,7 @@ export function createController(config: Config, deps: Dependencies) {
       const delay = Math.max(drawDelay(range, failures), retryAfter(error));
       log("warn", "watch failed", { namespace: scope.namespace, error: message, retryInMs: Math.round(delay) });
       scope.aliveAt = monotonic() + delay;
-      await new Promise<void>((resolve) => scope.timer = clock.setTimeout(resolve, delay));
+      await new Promise<void>((resolve) => clock.setTimeout(resolve, delay));
     }
   }
 
@@ -632,13 +585,11 @@ export function createController(config: Config, deps: Dependencies) {
     entries.set(key, entry);
     entry.facts = facts;
     if (before && (before.identity !== facts.identity || before.account !== facts.account)) {
-      entry.shared?.waiting.delete(entry);
-      entry.shared = undefined;
-      entry.hurry = true;
-      entry.settled = false;
+      entry.isHurried = true;
+      entry.isSettled = false;
     }
     if (facts.refresh !== undefined && facts.refresh !== before?.refresh) {
-      entry.hurry ||= facts.refresh !== entry.satisfied;
+      entry.isHurried ||= facts.refresh !== entry.satisfied;
       entry.requestedAt = monotonic();
     }
     const token = soonestToExpire(facts.tokens);
@@ -655,15 +606,15 @@ export function createController(config: Config, deps: Dependencies) {
 
   function forget(entry: Entry): void {
     cancel(entry);
-    entry.shared?.waiting.delete(entry);
     entries.delete(keyOf(entry.facts));
   }
 
   function cancel(entry: Entry): void {
     clock.clearTimeout(entry.timer);
     entry.wakeAt = Infinity;
-    if (entry.queued) patches.remove(entry);
-    entry.queued = false;
+    entry.shared?.waiting.delete(entry);
+    if (entry.isQueued) patches.remove(entry);
+    entry.isQueued = false;
   }
 
   // The refresh
@@ -671,7 +622,7 @@ export function createController(config: Config, deps: Dependencies) {
   /** Decides what is next for a Secret, in place of what was decided before. */
   function consider(entry: Entry): void {
     cancel(entry);
-    if (entry.patching || stopped) return;
+    if (entry.isPatching || stopped) return;
     const step = nextStep(entry);
     if (step.do === "sleep") {
       if (step.problem) tell(entry, step.problem.reason, step.problem.message);
@@ -685,38 +636,36 @@ export function createController(config: Config, deps: Dependencies) {
     const current = reason === "due" || reason === "requested" ? soonestToExpire(entry.facts.tokens) : undefined;
     const rank = (failedLast ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
     if (step.do === "patch") {
-      entry.queued = true;
+      entry.isQueued = true;
       patches.add(entry, entry.facts.namespace, rank);
       return;
     }
     shared.waiting.add(entry);
-    if (entry.hurry) hasHurried(entry);
-    if (shared.busy) return;
-    shared.busy = true;
-    exchanges.add(shared, shared.namespace, rank);
+    if (entry.isHurried) hasHurried(entry);
+    if (!shared.isBusy) exchanges.add(shared, shared.asker.namespace, rank);
+    shared.isBusy = true;
   }
 
   function nextStep(entry: Entry): Step {
-    const { facts, hurry, backoff } = entry;
+    const { facts, isHurried, backoff } = entry;
     const now = clock.now();
     const tick = monotonic();
     const sleep = (until: number, problem?: Problem): Step => ({ do: "sleep", until, problem });
-    const verdict = decide(facts, config.audience, now, now + entry.dueAt - tick, entry.satisfied);
-    if (verdict.action === "skip") return sleep(tick + EVENT_STANDING_MS, verdict.problem);
-    if (verdict.action === "wait") return sleep(entry.dueAt);
+    const reason = decide(facts, config.audience, now, now + entry.dueAt - tick, entry.satisfied);
+    if (reason === "skip") return sleep(tick + EVENT_STANDING_MS, facts.isDeleted ? undefined : facts.problem);
+    if (reason === "wait") return sleep(entry.dueAt);
 
-    const { reason } = verdict;
-    const writableAt = entry.wroteAt + Math.min(entry.spacing, hurry ? SHORT_SPACING_MS : Infinity);
-    const retryAt = Math.max(backoff.heldUntil, hurry ? entry.hurriedAt + SHORT_SPACING_MS : backoff.retryAt);
+    const writableAt = entry.wroteAt + Math.min(entry.spacing, isHurried ? SHORT_SPACING_MS : Infinity);
+    const retryAt = Math.max(backoff.heldUntil, isHurried ? entry.hurriedAt + SHORT_SPACING_MS : backoff.retryAt);
     if (Math.max(writableAt, retryAt) > tick) {
-      const isReplaced = writableAt > tick && !hurry && (reason === "missing" || reason === "identity-changed");
+      const isReplaced = writableAt > tick && !isHurried && (reason === "missing" || reason === "identity-changed");
       return sleep(Math.max(writableAt, retryAt), isReplaced ? OVERWRITTEN : undefined);
     }
 
-    const shared = sharedFor(entry);
+    const shared = entry.shared = sharedFor(facts);
     const { token, staleAt, settledUntil } = shared;
     const heldAt = Math.max(settledUntil, shared.backoff.heldUntil, heldUntil);
-    const askableAt = hurry ? heldAt : Math.max(heldAt, shared.backoff.retryAt);
+    const askableAt = isHurried ? heldAt : Math.max(heldAt, shared.backoff.retryAt);
     const isRecent = reason !== "requested" || shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
     const isFresh = staleAt > tick && isRecent;
     // While the issuer fails, the token in hand still serves those who have none.
@@ -733,30 +682,23 @@ export function createController(config: Config, deps: Dependencies) {
     return sleep(askableAt);
   }
 
-  function hasHurried(entry: Entry): void {
-    entry.hurry = false;
-    entry.hurriedAt = monotonic();
-  }
+  const hasHurried = (entry: Entry) => Object.assign(entry, { isHurried: false, hurriedAt: monotonic() });
 
-  function sharedFor(entry: Entry): SharedToken {
-    const { identity, account, namespace } = entry.facts;
+  function sharedFor({ identity, account, namespace }: Facts): SharedToken {
     const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;
-    const shared = sharedTokens.get(key) ?? new SharedToken(entry.facts);
+    const shared = sharedTokens.get(key) ?? new SharedToken({ identity, account, namespace });
     sharedTokens.set(key, shared);
-    return entry.shared = shared;
+    return shared;
   }
 
   async function runExchange(shared: SharedToken): Promise<void> {
-    const { identity, account, waiting } = shared;
+    const { asker: { identity, account }, waiting } = shared;
     const askedAt = progress();
     const isHurried = shared.backoff.retryAt > askedAt;
-    let error: Partial<StsError> | undefined;
-    try {
-      accept(shared, await within(EXCHANGE_TIMEOUT_MS, (signal) => mint(shared, signal)), askedAt);
-    } catch (caught) {
-      error = caught as StsError;
-    }
-    shared.busy = false;
+    const error = await within(EXCHANGE_TIMEOUT_MS, (signal) => mint(shared, signal))
+      .then((jwt) => accept(shared, jwt, askedAt))
+      .catch((caught: StsError) => caught);
+    shared.isBusy = false;
     if (stopped) return;
     const endedAt = progress();
     count("exchange_duration_seconds_count");
@@ -776,54 +718,45 @@ export function createController(config: Config, deps: Dependencies) {
 
   /** Gets a subject token, and a registry token in return for it. */
   async function mint(shared: SharedToken, signal: AbortSignal): Promise<string> {
-    const { identity, account, namespace } = shared;
+    const { identity, account, namespace } = shared.asker;
     const audience = new URL(config.issuer).hostname;
     const subjectToken = account === undefined
       ? deps.readSubjectToken()
       : await api.requestToken(namespace, account, audience, SUBJECT_TOKEN_LIFE_S, signal);
-    shared.subject = tryDecode(subjectToken);
+    shared.subject = decode(subjectToken);
     if (shared.subject && shared.subject.expiresAt <= clock.now()) {
       throw new StsError("the subject token has expired: the kubelet has not renewed it");
     }
     return deps.exchange(subjectToken, identity, signal);
   }
 
-  function accept(shared: SharedToken, jwt: string, askedAt: number): void {
+  function accept(shared: SharedToken, jwt: string, askedAt: number): undefined {
     const now = clock.now();
     const arrivedAt = monotonic();
     const { token } = shared;
     // Issuers may give the same token again. That is no failure: they are asked again when it nears its end.
     const again = token?.jwt === jwt && token.claims.expiresAt > now ? token : undefined;
-    const claims = again?.claims ?? verify(jwt, shared.identity, config.audience, now);
+    const claims = again?.claims ?? verify(jwt, shared.asker.identity, config.audience, now);
     const life = refreshDelay(claims, 1, now, true);
     const settle = Math.max(PASSING.baseMs, Math.min(SHORT_SPACING_MS, life / 2));
     const lastMoment = claims.expiresAt - now - LAST_MOMENT_MS;
-    const staleAt = arrivedAt + (again ? Math.max(settle, lastMoment) : REFRESH_FRACTION * life);
-    const backoff = NO_BACKOFF;
-    const settledUntil = arrivedAt + settle;
-    Object.assign(shared, {
-      token: again ?? { jwt, claims, arrivedAt, life },
-      askedAt,
-      settledUntil,
-      staleAt,
-      backoff,
-    });
+    shared.token = again ?? { jwt, claims, arrivedAt, life };
+    shared.askedAt = askedAt;
+    shared.settledUntil = arrivedAt + settle;
+    shared.staleAt = arrivedAt + (again ? Math.max(settle, lastMoment) : REFRESH_FRACTION * life);
+    shared.backoff = NO_BACKOFF;
   }
 
   async function runPatch(entry: Entry): Promise<void> {
-    entry.queued = false;
+    entry.isQueued = false;
     const step = nextStep(entry);
     if (step.do !== "patch") return consider(entry);
-    if (entry.hurry) hasHurried(entry);
-    entry.patching = true;
+    if (entry.isHurried) hasHurried(entry);
+    entry.isPatching = true;
     progress();
-    let secret: Secret | undefined;
-    try {
-      secret = await within(REQUEST_TIMEOUT_MS, (signal) => write(entry, step, signal));
-    } catch (error) {
-      secret = await patchFailed(entry, error as ApiError);
-    }
-    entry.patching = false;
+    const secret = await within(REQUEST_TIMEOUT_MS, (signal) => write(entry, step, signal))
+      .catch((error: ApiError) => patchFailed(entry, error));
+    entry.isPatching = false;
     progress();
     // It may have been deleted meanwhile, or made anew.
     if (stopped || entries.get(keyOf(entry.facts)) !== entry) return;
@@ -835,7 +768,7 @@ export function createController(config: Config, deps: Dependencies) {
     const { facts } = entry;
     const { namespace, name, uid, resourceVersion, identity, refresh } = facts;
     const { jwt, claims, life } = shared.token!;
-    const dockerConfig = facts.plain ? EMPTY_CONFIG : decodeConfig(await api.get(namespace, name, signal));
+    const dockerConfig = facts.isPlain ? EMPTY_CONFIG : decodeConfig(await api.get(namespace, name, signal));
     const data = Buffer.from(withToken(dockerConfig, config.registries, jwt)).toString("base64");
     const expires = new Date(claims.expiresAt).toISOString();
     const written = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires };
@@ -850,8 +783,8 @@ export function createController(config: Config, deps: Dependencies) {
     entry.standing = undefined;
     count('refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason, expires });
-    if (!entry.settled) tell(entry, "TokenIssued", `the Secret holds a token of ${clean(identity)} until ${expires}`);
-    entry.settled = true;
+    if (!entry.isSettled) tell(entry, "TokenIssued", `the Secret holds a token of ${clean(identity)} until ${expires}`);
+    entry.isSettled = true;
     return secret;
   }
 
@@ -862,11 +795,10 @@ export function createController(config: Config, deps: Dependencies) {
       count('refreshes_total{result="conflict"}');
       // Once is chance; after that somebody else writes all the time.
       entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
-      try {
-        return await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal));
-      } catch (caught) {
-        error = caught as ApiError;
-      }
+      const answer = await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal))
+        .catch((caught: ApiError) => caught);
+      if (!(answer instanceof Error)) return answer;
+      error = answer;
     }
     if (error.status === 404 && entries.get(keyOf(entry.facts)) === entry) forget(entry);
     else if (!stopped) {
@@ -877,7 +809,7 @@ export function createController(config: Config, deps: Dependencies) {
 
   function failed(entry: Entry, error: Partial<StsError>, message: string): void {
     count(`refreshes_total{result="${error.refused ? "refused" : "failed"}"}`);
-    entry.settled = false;
+    entry.isSettled = false;
     tell(entry, "ExchangeFailed", message);
   }
 
@@ -888,9 +820,8 @@ export function createController(config: Config, deps: Dependencies) {
     return { range, failures, retryAt: now + drawDelay(range, failures), heldUntil: now + retryAfter(error) };
   }
 
-  function drawDelay({ baseMs, capMs }: typeof PASSING, failures: number): number {
-    return Math.min(capMs, baseMs * 2 ** (failures - 1)) * (0.5 + random() / 2);
-  }
+  const drawDelay = ({ baseMs, capMs }: typeof PASSING, failures: number) =>
+    Math.min(capMs, baseMs * 2 ** (failures - 1)) * (0.5 + random() / 2);
 
   /** In ms. The header bears seconds or a date. */
   function retryAfter({ status = 0, retryAfter = "" }: Partial<ApiError> = {}): number {
@@ -913,9 +844,7 @@ export function createController(config: Config, deps: Dependencies) {
     }
   }
 
-  function progress(): number {
-    return progressAt = monotonic();
-  }
+  const progress = () => progressAt = monotonic();
 
   /** Now and then: notices a clock that was set or a machine that slept, and lets go of what is no longer used. */
   function beat(): void {
@@ -930,8 +859,8 @@ export function createController(config: Config, deps: Dependencies) {
       }
     }
     const used = new Set(entries.values().map((entry) => entry.shared));
-    for (const [key, { busy, settledUntil, backoff }] of sharedTokens) {
-      const isAtRest = !busy && Math.max(settledUntil, backoff.retryAt, backoff.heldUntil) <= tick;
+    for (const [key, { isBusy, settledUntil, backoff }] of sharedTokens) {
+      const isAtRest = !isBusy && Math.max(settledUntil, backoff.retryAt, backoff.heldUntil) <= tick;
       if (isAtRest && !used.has(sharedTokens.get(key))) sharedTokens.delete(key);
     }
     for (const [key, at] of toldAt) if (at <= tick - EVENT_SPACING_MS) toldAt.delete(key);
@@ -950,7 +879,7 @@ export function createController(config: Config, deps: Dependencies) {
     entry.standing = { message, at: tick };
     toldAt.set(key, tick);
     const type = reason === "TokenIssued" ? "Normal" : "Warning";
-    log(type === "Normal" ? "info" : "warn", reason, { namespace, name, message });
+    if (type === "Warning") log("warn", reason, { namespace, name, message });
     if (tick >= events.endsAt) events = { endsAt: tick + EVENT_WINDOW_MS, namespaces: [] };
     const own = events.namespaces.filter((other) => other === namespace).length;
     if (events.namespaces.length >= MAX_EVENTS || own >= MAX_EVENTS_OF_NAMESPACE) return count("events_dropped_total");
@@ -961,18 +890,15 @@ export function createController(config: Config, deps: Dependencies) {
       metadata: { generateName: "pull-secret-updater-", namespace },
       eventTime: new Date(clock.now()).toISOString().replace("Z", "000Z"),
       reportingController: `${PREFIX}/controller`,
-      reportingInstance: deps.instance,
+      reportingInstance: instance,
       action: "Refresh",
       regarding: { apiVersion: "v1", kind: "Secret", namespace, name, uid },
       reason,
       type,
       note: message.slice(0, MAX_NOTE_CHARS),
     };
-    within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal)).catch((error) => {
-      if (stopped) return;
-      count("events_dropped_total");
-      log("warn", "event failed", { namespace, name, reason, error: error.message });
-    });
+    within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal))
+      .catch(({ message }) => log("warn", "event not written", { namespace, name, reason, error: message }));
   }
 
   function count(series: string, by = 1): void {
@@ -982,6 +908,7 @@ export function createController(config: Config, deps: Dependencies) {
   return {
     /** Starts to list and watch. */
     start(): void {
+      log("info", "started", { version: VERSION, instance, api: config.api.url, issuer: config.issuer });
       for (const scope of scopes) follow(scope);
       beat();
     },
@@ -989,18 +916,18 @@ export function createController(config: Config, deps: Dependencies) {
     stop(): void {
       stopped = true;
       for (const request of requests) request.abort(new Error("the program ends"));
-      for (const { timer } of [...scopes, ...entries.values(), { timer: heartbeat }]) clock.clearTimeout(timer);
+      for (const { timer } of [...entries.values(), { timer: heartbeat }]) clock.clearTimeout(timer);
     },
-    /** Whether every first list is done. */
-    isReady: () => scopes.every(({ synced }) => synced),
+    /** Says why not every first list is done, if so. */
+    findUnready: () => scopes.every(({ synced }) => synced) ? undefined : "the first list is not done",
     /** Says why this process is stuck, if it is; that others are down, slow or hang is no reason. */
     findStuck(): string | undefined {
       const tick = monotonic();
       const isOverdue = entries.values().some(({ wakeAt }) => wakeAt < tick - STUCK_WORK_MS);
       const isDue = isOverdue || exchanges.isWaiting() || patches.isWaiting();
       if (isDue && progressAt < tick - STUCK_WORK_MS) return "work is due, and none was done for a minute";
-      const isDeaf = scopes.some(({ aliveAt }) => aliveAt < tick - STUCK_WATCH_MS);
-      return isDeaf ? "a watch has neither tried nor received anything for 5 minutes" : undefined;
+      if (scopes.every(({ aliveAt }) => aliveAt >= tick - STUCK_WATCH_MS)) return undefined;
+      return "a watch has neither tried nor received anything for 5 minutes";
     },
     /** Told of each answer of the API server. */
     countAnswer: (verb: string, code: string) => count(`api_requests_total{verb="${verb}",code="${code}"}`),
@@ -1017,12 +944,11 @@ export function createController(config: Config, deps: Dependencies) {
       }
       const gauges = Object.entries(states).map(([state, size]) => [`secrets{state="${state}"}`, size] as const);
       const samples = [[`build_info{version="${VERSION}"}`, 1] as const, ...gauges, ...expiries, ...counters];
-      return METRICS.flatMap(([name, type, help]) => [
-        `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n`,
-        ...samples.filter(([series]) => series.startsWith(name)).map((sample) =>
-          `${METRIC_PREFIX}${sample.join(" ")}\n`
-        ),
-      ]).join("");
+      const lines = samples.map(([series, value]) => `${METRIC_PREFIX}${series} ${value}\n`);
+      return METRICS.map(([name, type, help]) => {
+        const own = lines.filter((line) => line.startsWith(METRIC_PREFIX + name));
+        return `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n${own.join("")}`;
+      }).join("");
     },
   };
 }
@@ -1038,16 +964,8 @@ const METRICS = [
   ["watch_restarts_total", "counter", "Lists and watches that ended, by reason."],
   ["events_dropped_total", "counter", "Events that were not written."],
 ] as const;
-/** So that a rate can be had of them from the first on. */
-const INITIAL_COUNTERS = [
-  ...["success", "failed", "refused", "conflict"].map((result) => `refreshes_total{result="${result}"}`),
-  "exchange_duration_seconds_sum",
-  "exchange_duration_seconds_count",
-  "events_dropped_total",
-];
-
 /** The message of a failed exchange; of a refusal, with what it takes to mend it. */
-function explain(error: Partial<StsError>, { identity, subject }: SharedToken): string {
+function explain(error: Partial<StsError>, { asker: { identity }, subject }: SharedToken): string {
   const message = clean(`${error.message}`);
   if (!(error instanceof StsError) || ![401, 403].includes(error.status ?? 0)) return message;
   const { issuer = "?", subject: sub = "?", audiences = [] } = subject ?? {};
@@ -1058,13 +976,12 @@ function explain(error: Partial<StsError>, { identity, subject }: SharedToken): 
 
 // ───── The program ─────
 
-const HELP = `Keeps image pull Secrets filled with registry tokens that have not expired.
+const HELP =
+  `Keeps image pull Secrets filled with registry tokens that have not expired; environment variables configure it.
 
 Usage: main.ts [--status | --status=json | --version | --help]
 
-Without a flag it runs until SIGTERM or SIGINT. Environment variables configure it: see the README.
---status lists the selected Secrets; the exit status is 0 if all hold a valid token, 1 if any does not, 3 if it
-could not look.
+--status lists the selected Secrets. Exit status: 0 all hold a valid token, 1 some do not, 3 it could not look.
 `;
 
 /** Prints what state the selected Secrets are in; returns the exit status. */
@@ -1074,11 +991,11 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean):
   for (const scope of config.namespaces) {
     for await (const { items } of api.list(scope, AbortSignal.timeout(LIST_TIMEOUT_MS))) {
       for (const facts of items.map((secret) => observe(secret, config))) {
-        const { namespace, name, identity, deleted, problem } = facts;
+        const { namespace, name, identity, problem } = facts;
         const state = stateOf(facts, config.audience, now);
         const expires = soonestToExpire(facts.tokens)?.expiresAt;
         const expiresIn = expires === undefined ? "" : `${Math.round((expires - now) / 1000)}s`;
-        const wrong = deleted ? "it is being deleted" : problem?.message ?? WRONG[state];
+        const wrong = problem?.message ?? (state === "valid" ? "" : "see its events and the controller's log");
         rows.push({ namespace, name, identity: clean(identity), state, expiresIn, problem: wrong });
       }
     }
@@ -1086,32 +1003,20 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean):
   const table = [["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"], ...rows.map(Object.values)];
   const widths = table[0]!.map((_, column) => Math.max(...table.map((row) => row[column]!.length)));
   const lines = table.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd());
-  const none = `no Secret has the label ${IDENTITY_KEY}`;
-  const text = rows.length === 0 ? none : lines.join("\n");
+  const text = rows.length === 0 ? `no Secret has the label ${IDENTITY_KEY}` : lines.join("\n");
   process.stdout.write(`${asJson ? JSON.stringify(rows, null, 2) : text}\n`);
   return rows.every(({ state }) => state === "valid") ? 0 : 1;
 }
 
-const WRONG = {
-  valid: "",
-  missing: "no token of its identity: see its events and the controller's log",
-  expired: "not refreshed: see its events and the controller's log",
-  skipped: "",
-};
-
 /** Serves the probes and the metrics. */
 function serve(controller: Controller, port: number): Server {
-  const server = createServer(({ url }, response) => {
-    const stuck = controller.findStuck();
-    const answers: Record<string, [number, string]> = {
-      "/healthz": stuck === undefined ? [200, "ok\n"] : [503, `${stuck}\n`],
-      "/readyz": controller.isReady() ? [200, "ok\n"] : [503, "the first list is not done\n"],
-      "/metrics": [200, url === "/metrics" ? controller.renderMetrics() : ""],
-    };
-    const [status, text] = answers[url ?? ""] ?? [404, "there are /healthz, /readyz and /metrics\n"];
-    response.writeHead(status, { "content-type": "text/plain; version=0.0.4; charset=utf-8" }).end(text);
-  });
-  return server.listen(port);
+  return createServer(({ url = "" }, response) => {
+    const isKnown = ["/healthz", "/readyz", "/metrics"].includes(url);
+    const isHealth = url === "/healthz";
+    const trouble = isHealth ? controller.findStuck() : url === "/readyz" ? controller.findUnready() : undefined;
+    response.writeHead(trouble ? 503 : isKnown ? 200 : 404, { "content-type": "text/plain; version=0.0.4" });
+    response.end(url === "/metrics" ? controller.renderMetrics() : `${trouble ?? (isKnown ? "ok" : "not found")}\n`);
+  }).listen(port);
 }
 
 /** The program: returns the exit status, or nothing while it runs. */
@@ -1126,7 +1031,7 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
   }
   const config = readConfig((name) => process.env[name]);
   const log = createLog(config.logLevel, Date.now, (line) => process.stderr.write(line));
-  let controller: Controller | undefined;
+  let controller: Controller | undefined = undefined;
   const api = createClient({
     ...config.api,
     labelSelector: IDENTITY_KEY,
@@ -1134,19 +1039,9 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
     onAnswer: (verb, code) => controller?.countAnswer(verb, code),
     onStale: (error) => log("warn", "file not read again", { error }),
   });
-  if (flag !== "") {
-    try {
-      return await printStatus(api, config, flag === "--status=json");
-    } catch (error) {
-      process.stderr.write(`${clean((error as Error).message)}\n`);
-      return 3;
-    } finally {
-      api.close();
-    }
-  }
+  if (flag !== "") return await printStatus(api, config, flag === "--status=json").finally(api.close);
   const { issuer, audience, subjectTokenFile } = config;
-  const dispatcher = issuerDispatcher(config.httpsProxy || undefined, config.noProxy);
-  const instance = `controller-${crypto.randomUUID().slice(0, 8)}`;
+  const dispatcher = issuerDispatcher(config.httpsProxy, config.noProxy);
   controller = createController(config, {
     api,
     readSubjectToken: () => readFileSync(subjectTokenFile, "utf8").trim(),
@@ -1155,30 +1050,23 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
     clock: systemClock,
     random: Math.random,
     log,
-    instance,
   });
-  const server = serve(controller, config.port);
-  server.on("error", ({ message }) => {
+  serve(controller, config.port).on("error", ({ message }) => {
     process.stderr.write(`PORT="${config.port}": must be a port that is free: ${message}\n`);
     process.exit(2);
   });
   controller.start();
-  log("info", "started", { version: VERSION, instance, api: config.api.url, issuer });
-  for (const signal of ["SIGTERM", "SIGINT"]) {
-    process.on(signal, () => {
-      log("info", "stopped", { signal });
-      controller.stop();
-      process.exit(0);
-    });
-  }
+  const stop = (signal: string) => {
+    log("info", "stopped", { signal });
+    controller.stop();
+    process.exit(0);
+  };
+  process.on("SIGTERM", stop).on("SIGINT", stop);
 }
 
 if (import.meta.main ?? process.argv[1] === import.meta.filename) {
-  try {
-    process.exitCode = await main(process.argv.slice(2));
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    process.stderr.write(`${error.message}\n`);
-    process.exitCode = 2;
-  }
+  main(process.argv.slice(2)).then((status) => process.exitCode = status, (error) => {
+    process.stderr.write(`${error instanceof ConfigError ? error.message : clean(`${error}`)}\n`);
+    process.exitCode = error instanceof ConfigError ? 2 : 3;
+  });
 }

@@ -31,8 +31,6 @@ export class StsError extends Error {
   override name = "StsError";
   /** The HTTP status, if the issuer answered. */
   declare readonly status?: number;
-  /** The gRPC code in the issuer's answer, or the error code of the connection. */
-  declare readonly code?: number | string;
   /** The answer's `Retry-After` header, as it came. */
   declare readonly retryAfter?: string;
   /** Whether it takes a person to mend it (a refusal); otherwise it may pass by itself. */
@@ -44,17 +42,19 @@ export class StsError extends Error {
   }
 }
 
-export type Claims = ReturnType<typeof decode>;
+export type Claims = NonNullable<ReturnType<typeof decode>>;
 
-/** Decodes a JWT. Times are in milliseconds since the epoch. Throws a {@linkcode StsError} that says what is wrong. */
+/** Decodes a JWT that has a subject and an expiry; returns nothing for any other text. Times are in ms since the epoch. */
 export function decode(token: string) {
-  if (token.length > MAX_TOKEN_CHARS) throw new StsError("the token is longer than 16 KiB");
-  const { iss, sub, aud, iat, exp, act } = parsePayload(token);
-  if (typeof sub !== "string") throw new StsError("the token has no subject (sub)");
-  if (!isNumericDate(exp)) throw new StsError("the token has no expiry (exp)");
-  if (iat !== undefined && !(isNumericDate(iat) && iat < exp)) {
-    throw new StsError("the token's time of issue (iat) is not a time before its expiry");
+  let payload;
+  try {
+    payload = token.length <= MAX_TOKEN_CHARS ? decodeJwt(token) : {};
+  } catch {
+    return undefined;
   }
+  const { iss, sub, aud, iat, exp, act } = payload;
+  if (typeof sub !== "string" || !isNumericDate(exp)) return undefined;
+  if (iat !== undefined && !(isNumericDate(iat) && iat < exp)) return undefined;
   const actor = (act as { sub?: unknown } | null | undefined)?.sub;
   return {
     /** SHA-256 of the whole token: tells two apart without keeping either. */
@@ -69,18 +69,7 @@ export function decode(token: string) {
   };
 }
 
-function parsePayload(token: string) {
-  try {
-    return decodeJwt(token);
-  } catch {
-    // Without the cause: a parser's message may quote the token.
-    throw new StsError("the token is not a JWT");
-  }
-}
-
-function isNumericDate(value: unknown): value is number {
-  return typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
-}
+const isNumericDate = (value: unknown) => typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
 
 /**
  * Says what keeps a token from being a registry token of ours at the instant `now` (ms), if anything does. One that has
@@ -98,18 +87,12 @@ export function findFlaw({ audiences, issuedAt, expiresAt }: Claims, audience: s
  * written over and over.
  */
 export function verify(token: string, identity: string, audience: string, now: number): Claims {
-  try {
-    const claims = decode(token);
-    const another = IDENTITY.test(claims.subject) && claims.subject !== identity;
-    const short = claims.expiresAt < now + MIN_LIFE_MS;
-    const flaw = findFlaw(claims, audience, now) ?? (another ? "it is another identity's" : undefined) ??
-      (short ? "it has expired, or does so within 5 s: compare the clocks" : undefined);
-    if (flaw === undefined) return claims;
-    throw new StsError(flaw);
-  } catch (error) {
-    const message = `the issuer gave a token that is no good: ${(error as StsError).message}`;
-    throw new StsError(message, { status: 200, refused: true });
-  }
+  const claims = decode(token);
+  let flaw = claims ? findFlaw(claims, audience, now) : "it is not a JWT with a subject and an expiry";
+  if (claims && IDENTITY.test(claims.subject) && claims.subject !== identity) flaw ??= "it is another identity's";
+  if (claims && claims.expiresAt < now + MIN_LIFE_MS) flaw ??= "it expires, or did, within 5 s: compare the clocks";
+  if (claims && flaw === undefined) return claims;
+  throw new StsError(`the issuer gave a token that is no good: ${flaw}`, { status: 200, refused: true });
 }
 
 /**
@@ -146,14 +129,13 @@ export async function exchange(
     return readAnswer(answer.statusCode, await answer.body.text(), `${answer.headers["retry-after"] ?? ""}`);
   } catch (cause) {
     if (cause instanceof StsError) throw cause;
-    const { code, message } = cause as { code?: string; message: string };
-    throw new StsError(`no answer of the issuer: ${message}`, { code, cause });
+    throw new StsError(`no answer of the issuer: ${(cause as Error).message}`, { cause });
   }
 }
 
 /** Interprets the STS's answer: returns the token, or throws a {@linkcode StsError}. */
 export function readAnswer(status: number, text: string, retryAfter: string): string {
-  let answer: { token?: unknown; code?: unknown; message?: unknown } | null = null;
+  let answer: { token?: unknown; message?: unknown } | null = null;
   try {
     answer = JSON.parse(text);
   } catch {
@@ -163,8 +145,7 @@ export function readAnswer(status: number, text: string, retryAfter: string): st
     if (typeof answer?.token === "string" && answer.token !== "") return answer.token;
     throw new StsError("the issuer answered 200 without a token: is ISSUER_URL right?", { status, refused: true });
   }
-  const code = typeof answer?.code === "number" ? answer.code : undefined;
   const message = typeof answer?.message === "string" ? answer.message : "not an answer of the STS";
   const refused = status >= 400 && status < 500 && status !== 429;
-  throw new StsError(`the issuer answered ${status}: ${message}`, { status, code, retryAfter, refused });
+  throw new StsError(`the issuer answered ${status}: ${message}`, { status, retryAfter, refused });
 }
