@@ -778,7 +778,7 @@ export function createController(config: Config, deps: Dependencies) {
     const secret = await api.patch(namespace, name, patch, signal);
     entry.wroteAt = monotonic();
     entry.spacing = Math.min(WRITE_SPACING_MS, life / 2);
-    entry.satisfied = refresh;
+    entry.satisfied = refresh ?? entry.satisfied;
     entry.backoff = NO_BACKOFF;
     entry.standing = undefined;
     count('refreshes_total{result="success"}');
