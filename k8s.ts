@@ -237,9 +237,7 @@ function parseJson(text: string, what: string): unknown {
   }
 }
 
-function invalid(message: string): ApiError {
-  return new ApiError(message, { reason: "InvalidAnswer" });
-}
+const invalid = (message: string) => new ApiError(message, { reason: "InvalidAnswer" });
 
 function noAnswer(verb: string, cause: unknown): ApiError {
   const { code, message } = cause as NodeJS.ErrnoException;

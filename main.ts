@@ -8,7 +8,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import process from "node:process";
-import { type ApiError, type ClientOptions, createClient, type KubernetesApi, type Secret } from "./k8s.ts";
+import { ApiError, type ClientOptions, createClient, type KubernetesApi, type Secret } from "./k8s.ts";
 import { type Claims, decode, exchange, findFlaw, IDENTITY, issuerDispatcher, StsError, verify } from "./sts.ts";
 
 const VERSION = "0.1.0";
@@ -82,7 +82,7 @@ const MAX_EVENTS_OF_NAMESPACE = 6;
 const EVENT_SPACING_MS = 5 * 60_000;
 const EVENT_STANDING_MS = 30 * 60_000;
 /** The API server takes notes of up to 1,024 bytes. */
-const MAX_NOTE_CHARS = 1000;
+const MAX_NOTE_BYTES = 1000;
 const MAX_FOREIGN_CHARS = 200;
 const MAX_EXPIRY_SERIES = 10_000;
 
@@ -104,17 +104,17 @@ export type Config = ReturnType<typeof readConfig>;
 /** Reads the environment, once; throws a {@linkcode ConfigError}. A variable that is empty counts as unset. */
 export function readConfig(env: (name: string) => string | undefined) {
   function read(name: string, isAllowed: (text: string) => boolean, allowed: string, fallback = ""): string {
-    const text = (env(name) || fallback).replace(/\/+$/, "");
+    const text = env(name) || fallback;
     if (isAllowed(text)) return text;
-    // A URL may bear a password.
-    throw new ConfigError(`${name}="${clean(text.replace(/\/\/[^/]*@/, "//…@"))}": must be ${allowed}`);
+    // A URL may bear a password, even one that is none.
+    throw new ConfigError(`${name}="${clean(text.replace(/.*@/s, "…@"))}": must be ${allowed}`);
   }
   const listOf = (item: RegExp) => (text: string) => splitList(text).every((part) => item.test(part));
   const dir = env("SERVICE_ACCOUNT_DIR") || "/var/run/secrets/kubernetes.io/serviceaccount";
   const [tokenFile, caFile, namespaceFile] = [join(dir, "token"), join(dir, "ca.crt"), join(dir, "namespace")];
   let api: Pick<ClientOptions, "url" | "tokenFile" | "caFile">;
   if (env("KUBERNETES_API")) {
-    const url = read("KUBERNETES_API", isBaseUrl, BASE_URL);
+    const url = read("KUBERNETES_API", isBaseUrl, BASE_URL).replace(/\/+$/, "");
     const ifUsed = (path: string) => url.startsWith("https:") && existsSync(path) ? path : undefined;
     api = { url, tokenFile: ifUsed(tokenFile), caFile: ifUsed(caFile) };
   } else {
@@ -131,7 +131,7 @@ export function readConfig(env: (name: string) => string | undefined) {
       : [undefined],
     /** The controller's own; elsewhere than in a Pod the name that the manifest gives it. */
     ownNamespace: existsSync(namespaceFile) ? readFileSync(namespaceFile, "utf8").trim() : "pull-secret-updater",
-    issuer: read("ISSUER_URL", isBaseUrl, BASE_URL, "https://issuer.enforce.dev"),
+    issuer: read("ISSUER_URL", isBaseUrl, BASE_URL, "https://issuer.enforce.dev").replace(/\/+$/, ""),
     audience: read("AUDIENCE", (text) => /^[!-~]+$/.test(text), "printable characters without spaces", "cgr.dev"),
     registries: splitList(read("REGISTRIES", listOf(REGISTRY_HOST), "a comma list of hosts", "cgr.dev")),
     subjectTokenFile: env("SUBJECT_TOKEN_FILE") || "/var/run/chainguard/oidc/oidc-token",
@@ -144,7 +144,7 @@ export function readConfig(env: (name: string) => string | undefined) {
 
 const splitList = (text: string) => [...new Set(text.split(",").map((part) => part.trim()))];
 const isPort = (text: string) => /^\d{1,5}$/.test(text) && +text >= 1 && +text <= 65535;
-const isHttpUrl = (text: string) => ["http:", "https:"].includes(URL.parse(text)?.protocol ?? "");
+const isHttpUrl = (text: string) => /^https?:/.test(text) && URL.canParse(text);
 
 function isBaseUrl(text: string): boolean {
   const { protocol, hostname = "", username, password } = URL.parse(text) ?? {};
@@ -217,6 +217,8 @@ export function observe(secret: Secret, { registries, ownNamespace }: Pick<Confi
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
+    /** Whether this namespace is the controller's, and its accounts' tokens may be the controller's. */
+    isOwn: namespace === ownNamespace,
     refresh: annotations[REFRESH_KEY],
     /** The identity that the last token was written for. */
     tokenIdentity: annotations[TOKEN_IDENTITY_KEY],
@@ -274,7 +276,8 @@ function decodeConfig({ data }: Secret): string {
 }
 
 function passwordOf(entry: unknown): string {
-  const auth = isObject(entry) ? Buffer.from(`${entry.auth}`, "base64").toString() : "";
+  const encoded = isObject(entry) && typeof entry.auth === "string" ? entry.auth : "";
+  const auth = Buffer.from(encoded, "base64").toString();
   return auth.startsWith("_token:") ? auth.slice("_token:".length) : "";
 }
 
@@ -322,11 +325,12 @@ function tokenState(facts: Facts, audience: string, now: number) {
   return tokens.some((token) => token!.expiresAt <= now) ? "expired" : "valid";
 }
 
-function isForAnother({ identity, account, namespace, tokenIdentity }: Facts, { subject, actor }: Claims): boolean {
+function isForAnother(facts: Facts, { subject, actor }: Claims): boolean {
+  const { identity, account, namespace, isOwn, tokenIdentity } = facts;
   if ((IDENTITY.test(subject) ? subject : tokenIdentity) !== identity) return true;
   const ofNamespace = `system:serviceaccount:${namespace}:`;
   // Without an account the controller's own subject is meant, which is none of this namespace.
-  if (account === undefined) return actor?.startsWith(ofNamespace) ?? false;
+  if (account === undefined) return !isOwn && actor?.startsWith(ofNamespace) === true;
   return actor !== undefined && actor !== ofNamespace + account;
 }
 
@@ -449,6 +453,8 @@ class Entry {
   satisfied: string | undefined;
   wroteAt = -Infinity;
   spacing = 0;
+  /** The spacing where nobody else replaced the token, which may have had little left when it was written. */
+  renewalSpacing = 0;
   /** Whether it holds a token and that was told: then the next one is nothing to tell. */
   isSettled: boolean;
   /** The problem told last, as long as it stands. */
@@ -641,7 +647,6 @@ export function createController(config: Config, deps: Dependencies) {
       return;
     }
     shared.waiting.add(entry);
-    if (entry.isHurried) hasHurried(entry);
     if (!shared.isBusy) exchanges.add(shared, shared.asker.namespace, rank);
     shared.isBusy = true;
   }
@@ -655,7 +660,8 @@ export function createController(config: Config, deps: Dependencies) {
     if (reason === "skip") return sleep(tick + EVENT_STANDING_MS, facts.isDeleted ? undefined : facts.problem);
     if (reason === "wait") return sleep(entry.dueAt);
 
-    const writableAt = entry.wroteAt + Math.min(entry.spacing, isHurried ? SHORT_SPACING_MS : Infinity);
+    const spacing = reason === "due" || reason === "expired" ? entry.renewalSpacing : entry.spacing;
+    const writableAt = entry.wroteAt + Math.min(spacing, isHurried ? SHORT_SPACING_MS : Infinity);
     const retryAt = Math.max(backoff.heldUntil, isHurried ? entry.hurriedAt + SHORT_SPACING_MS : backoff.retryAt);
     if (Math.max(writableAt, retryAt) > tick) {
       const isReplaced = writableAt > tick && !isHurried && (reason === "missing" || reason === "identity-changed");
@@ -682,7 +688,8 @@ export function createController(config: Config, deps: Dependencies) {
     return sleep(askableAt);
   }
 
-  const hasHurried = (entry: Entry) => Object.assign(entry, { isHurried: false, hurriedAt: monotonic() });
+  const hasHurried = (entry: Entry) =>
+    entry.isHurried && Object.assign(entry, { isHurried: false, hurriedAt: monotonic() });
 
   function sharedFor({ identity, account, namespace }: Facts): SharedToken {
     const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;
@@ -733,9 +740,8 @@ export function createController(config: Config, deps: Dependencies) {
   function accept(shared: SharedToken, jwt: string, askedAt: number): undefined {
     const now = clock.now();
     const arrivedAt = monotonic();
-    const { token } = shared;
     // Issuers may give the same token again. That is no failure: they are asked again when it nears its end.
-    const again = token?.jwt === jwt && token.claims.expiresAt > now ? token : undefined;
+    const again = shared.token?.jwt === jwt && shared.token.claims.expiresAt > now ? shared.token : undefined;
     const claims = again?.claims ?? verify(jwt, shared.asker.identity, config.audience, now);
     const life = refreshDelay(claims, 1, now, true);
     const settle = Math.max(PASSING.baseMs, Math.min(SHORT_SPACING_MS, life / 2));
@@ -751,24 +757,25 @@ export function createController(config: Config, deps: Dependencies) {
     entry.isQueued = false;
     const step = nextStep(entry);
     if (step.do !== "patch") return consider(entry);
-    if (entry.isHurried) hasHurried(entry);
     entry.isPatching = true;
     progress();
     const secret = await within(REQUEST_TIMEOUT_MS, (signal) => write(entry, step, signal))
       .catch((error: ApiError) => patchFailed(entry, error));
     entry.isPatching = false;
     progress();
-    // It may have been deleted meanwhile, or made anew.
-    if (stopped || entries.get(keyOf(entry.facts)) !== entry) return;
-    if (secret) takeIn(secret, true);
-    else consider(entry);
+    // It may have been deleted meanwhile or made anew; and what came of it was taken in, but not acted on.
+    const isKnown = () => !stopped && entries.get(keyOf(entry.facts)) === entry;
+    if (secret && isKnown()) takeIn(secret, true);
+    if (isKnown()) consider(entry);
   }
 
   async function write(entry: Entry, { shared, reason }: RefreshStep, signal: AbortSignal): Promise<Secret> {
     const { facts } = entry;
     const { namespace, name, uid, resourceVersion, identity, refresh } = facts;
-    const { jwt, claims, life } = shared.token!;
-    const dockerConfig = facts.isPlain ? EMPTY_CONFIG : decodeConfig(await api.get(namespace, name, signal));
+    const { jwt, claims, arrivedAt, life } = shared.token!;
+    const current = facts.isPlain ? undefined : await api.get(namespace, name, signal);
+    if (current && current.metadata.resourceVersion !== resourceVersion) throw new ApiError("", { status: 409 });
+    const dockerConfig = current ? decodeConfig(current) : EMPTY_CONFIG;
     const data = Buffer.from(withToken(dockerConfig, config.registries, jwt)).toString("base64");
     const expires = new Date(claims.expiresAt).toISOString();
     const written = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires };
@@ -778,9 +785,10 @@ export function createController(config: Config, deps: Dependencies) {
     const secret = await api.patch(namespace, name, patch, signal);
     entry.wroteAt = monotonic();
     entry.spacing = Math.min(WRITE_SPACING_MS, life / 2);
+    entry.renewalSpacing = Math.min(entry.spacing, (arrivedAt + life - entry.wroteAt) / 2);
     entry.satisfied = refresh ?? entry.satisfied;
     entry.backoff = NO_BACKOFF;
-    entry.standing = undefined;
+    hasHurried(entry);
     count('refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason, expires });
     if (!entry.isSettled) tell(entry, "TokenIssued", `the Secret holds a token of ${clean(identity)} until ${expires}`);
@@ -793,8 +801,9 @@ export function createController(config: Config, deps: Dependencies) {
     const { namespace, name } = entry.facts;
     if (error.status === 409) {
       count('refreshes_total{result="conflict"}');
-      // Once is chance; after that somebody else writes all the time.
-      entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
+      const backoff = fail(entry.backoff, error);
+      // Once is chance; after that somebody else writes all the time, and no hurry helps.
+      entry.backoff = { ...backoff, retryAt: 0, heldUntil: backoff.failures === 1 ? 0 : backoff.retryAt };
       const answer = await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal))
         .catch((caught: ApiError) => caught);
       if (!(answer instanceof Error)) return answer;
@@ -810,6 +819,7 @@ export function createController(config: Config, deps: Dependencies) {
   function failed(entry: Entry, error: Partial<StsError>, message: string): void {
     count(`refreshes_total{result="${error.refused ? "refused" : "failed"}"}`);
     entry.isSettled = false;
+    hasHurried(entry);
     tell(entry, "ExchangeFailed", message);
   }
 
@@ -895,15 +905,13 @@ export function createController(config: Config, deps: Dependencies) {
       regarding: { apiVersion: "v1", kind: "Secret", namespace, name, uid },
       reason,
       type,
-      note: message.slice(0, MAX_NOTE_CHARS),
+      note: Buffer.from(message).subarray(0, MAX_NOTE_BYTES).toString(),
     };
     within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal))
       .catch(({ message }) => log("warn", "event not written", { namespace, name, reason, error: message }));
   }
 
-  function count(series: string, by = 1): void {
-    counters.set(series, (counters.get(series) ?? 0) + by);
-  }
+  const count = (series: string, by = 1) => void counters.set(series, (counters.get(series) ?? 0) + by);
 
   return {
     /** Starts to list and watch. */
@@ -1025,10 +1033,8 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
     const given = clean([flag, ...others].join(" "));
     throw new ConfigError(`unknown argument "${given}": must be --status, --status=json, --version or --help`);
   }
-  if (flag === "--help" || flag === "--version") {
-    process.stdout.write(flag === "--help" ? HELP : `${VERSION}\n`);
-    return 0;
-  }
+  if (flag === "--help") return void process.stdout.write(HELP);
+  if (flag === "--version") return void process.stdout.write(`${VERSION}\n`);
   const config = readConfig((name) => process.env[name]);
   const log = createLog(config.logLevel, Date.now, (line) => process.stderr.write(line));
   let controller: Controller | undefined = undefined;
