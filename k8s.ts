@@ -23,7 +23,7 @@ const MAX_BODY_BYTES = 16 * 1024 * 1024;
 /** By how much a page that is too large is made smaller. */
 const PAGE_SHRINK = 4;
 
-/** A failed request. Its message holds the API server's own, never a header or a raw body. */
+/** A failed request. Its message may quote the API server's, and is to be cleaned where it is told. */
 export class ApiError extends Error {
   override name = "ApiError";
   /** The HTTP status, or the code of a watch's ERROR record; undefined if there was no answer. */
@@ -38,10 +38,9 @@ export class ApiError extends Error {
     Object.assign(this, fields);
   }
 
-  /** Whether it takes a person to mend it; otherwise it may pass by itself, as an expired token (401) does. */
+  /** Whether it takes a person to mend it; otherwise it may pass by itself, as an expired token's 401 or a proxy's 404. */
   get refused(): boolean {
-    const { status = 0 } = this;
-    return status >= 400 && status < 500 && ![401, 408, 409, 410, 429].includes(status);
+    return /^4/.test(`${this.status}`) && ![401, 404, 408, 409, 410, 429].includes(this.status!);
   }
 }
 
@@ -86,6 +85,7 @@ export interface ClientOptions {
 }
 
 type SecretList = { items?: unknown; metadata?: { resourceVersion?: unknown; continue?: string } };
+type TokenRequest = { status?: { token?: unknown } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
 /** The client of one API server. A namespace of undefined means all of them. */
@@ -104,18 +104,18 @@ export function createClient(options: ClientOptions) {
     const servername = url.includes("//[") ? "kubernetes.default.svc" : undefined;
     const connect = { ca: currentCa, servername, timeout: CONNECT_TIMEOUT_MS };
     // undici's HTTP/2 ping has no time-out for its answer: a dead connection would stall the watch.
-    const timeouts = { headersTimeout: SILENCE_TIMEOUT_MS, bodyTimeout: SILENCE_TIMEOUT_MS };
-    agent = new Agent({ allowH2: false, ...timeouts, connect });
+    agent = new Agent({ allowH2: false, headersTimeout: SILENCE_TIMEOUT_MS, bodyTimeout: SILENCE_TIMEOUT_MS, connect });
     agentCa = currentCa;
     // Not awaited: this waits for the watch that still runs on it.
     old?.close();
     return agent;
   }
 
-  /** Sends a request, and once more after a 401 if the token was not just read. Throws unless the answer is a 2xx. */
+  /** Sends a request, and once more after a 401 if there may be another token by now. Throws unless the answer is a 2xx. */
   async function send(verb: string, path: string, options: RequestOptions): Promise<Dispatcher.ResponseData> {
     const startedAt = performance.now();
-    const authorization = token && { authorization: `Bearer ${token.read()}` };
+    const sent = token?.read();
+    const authorization = sent && { authorization: `Bearer ${sent}` };
     const contentType = options.method === "PATCH" ? "application/merge-patch+json" : "application/json";
     const headers = {
       accept: "application/json",
@@ -133,7 +133,7 @@ export function createClient(options: ClientOptions) {
     onAnswer(verb, `${status}`);
     if (status < 300) return answer;
     const { message, reason } = parseStatus(await readText(verb, answer.body));
-    if (status === 401 && token?.expire(startedAt)) return send(verb, path, options);
+    if (status === 401 && (token?.expire(startedAt) || token?.read() !== sent)) return send(verb, path, options);
     const fields = { status, reason, retryAfter: `${retryAfter ?? ""}` };
     throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, fields);
   }
@@ -191,8 +191,8 @@ export function createClient(options: ClientOptions) {
       const path = resourcePath("api", "v1", "namespaces", namespace, "serviceaccounts", account, "token");
       const spec = { audiences: [audience], expirationSeconds: seconds };
       const body = JSON.stringify({ apiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", spec });
-      const answer = await json("create", path, { method: "POST", body, signal }) as { status?: { token?: unknown } };
-      if (typeof answer.status?.token !== "string") throw invalid("create: the answer bears no token");
+      const answer = await json("create", path, { method: "POST", body, signal }) as TokenRequest | null;
+      if (typeof answer?.status?.token !== "string") throw invalid("create: the answer bears no token");
       return answer.status.token;
     },
 
@@ -208,11 +208,11 @@ function openRotatingFile(path: string, maxAgeMs: number, onStale: (message: str
   return {
     read(): string {
       if (content !== undefined && performance.now() < readAt + maxAgeMs) return content;
+      readAt = performance.now();
       try {
         const text = readFileSync(path, "utf8").trim();
         if (text === "") throw new Error("it is empty");
         content = text;
-        readAt = performance.now();
       } catch (cause) {
         const { code, message } = cause as NodeJS.ErrnoException;
         if (content === undefined) throw new ApiError(`${path}: ${message}`, { reason: code, cause });

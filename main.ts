@@ -212,7 +212,8 @@ export function observe(secret: Secret, { registries, ownNamespace }: Pick<Confi
     name,
     uid,
     resourceVersion,
-    isDeleted: deletionTimestamp !== undefined,
+    /** Being deleted, or no longer selected: a read may tell sooner than the watch. */
+    isGone: deletionTimestamp !== undefined || labels?.[IDENTITY_KEY] === undefined,
     problem: problem ?? (config ? undefined : INVALID_DOCKER_CONFIG),
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
@@ -257,8 +258,6 @@ function readDockerConfig(secret: Secret, registries: string[]) {
     if (!isObject(config) || !isObject(auths)) return undefined;
     const others = Object.keys(auths).filter((host) => !registries.includes(host));
     const isPlain = others.length === 0 && Object.keys(config).every((key) => key === "auths");
-    // What cannot be written again is found here, before a token is asked for.
-    if (!isPlain) withToken(text, registries, "");
     const passwords = registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : "");
     return { tokens: [...new Set(passwords)].map(decode), isPlain };
   } catch {
@@ -310,7 +309,7 @@ export type RefreshReason = "requested" | "missing" | "identity-changed" | "expi
  * 8. otherwise wait until `dueAt`, drawn once for this Secret and token ({@linkcode refreshDelay}); then refresh (due)
  */
 export function decide(facts: Facts, audience: string, now: number, dueAt: number, satisfied?: string) {
-  if (facts.isDeleted || facts.problem) return "skip";
+  if (facts.isGone || facts.problem) return "skip";
   if (facts.refresh !== undefined && facts.refresh !== satisfied) return "requested";
   const state = tokenState(facts, audience, now);
   if (state !== "valid") return state;
@@ -349,7 +348,7 @@ const soonestToExpire = (tokens: (Claims | undefined)[]) =>
 
 /** For metrics and `--status`. */
 function stateOf(facts: Facts, audience: string, now: number) {
-  if (facts.isDeleted || facts.problem) return "skipped";
+  if (facts.isGone || facts.problem) return "skipped";
   const state = tokenState(facts, audience, now);
   return state === "identity-changed" ? "missing" : state;
 }
@@ -476,6 +475,7 @@ interface Scope {
   version?: string;
   synced?: boolean;
   aliveAt: number;
+  timer?: unknown;
 }
 
 const keyOf = ({ namespace, name }: { namespace: string; name: string }) => `${namespace}/${name}`;
@@ -488,8 +488,7 @@ export type Controller = ReturnType<typeof createController>;
 
 /** The whole controller: lists, watches and refreshes from `start` to `stop`. */
 export function createController(config: Config, deps: Dependencies) {
-  const { api, clock, random, log } = deps;
-  const { monotonic } = clock;
+  const { api, clock, clock: { monotonic }, random, log } = deps;
   /** Tells the replicas apart. */
   const instance = `controller-${random().toString(36).slice(2, 10)}`;
   const entries = new Map<string, Entry>();
@@ -541,7 +540,7 @@ export function createController(config: Config, deps: Dependencies) {
       const delay = Math.max(drawDelay(range, failures), retryAfter(error));
       log("warn", "watch failed", { namespace: scope.namespace, error: message, retryInMs: Math.round(delay) });
       scope.aliveAt = monotonic() + delay;
-      await new Promise<void>((resolve) => clock.setTimeout(resolve, delay));
+      await new Promise<void>((resolve) => scope.timer = clock.setTimeout(resolve, delay));
     }
   }
 
@@ -583,21 +582,19 @@ export function createController(config: Config, deps: Dependencies) {
     const facts = observe(secret, config);
     const key = keyOf(facts);
     const known = entries.get(key);
-    if (known && isOlder(facts.resourceVersion, known.facts.resourceVersion)) return key;
+    if (arrived && known && isOlder(facts.resourceVersion, known.facts.resourceVersion)) return key;
     const same = known?.facts.uid === facts.uid ? known : undefined;
     if (known && !same) forget(known);
     const before = same?.facts;
     const entry = same ?? new Entry(facts, stateOf(facts, config.audience, clock.now()) === "valid");
     entries.set(key, entry);
     entry.facts = facts;
-    if (before && (before.identity !== facts.identity || before.account !== facts.account)) {
-      entry.isHurried = true;
-      entry.isSettled = false;
-    }
-    if (facts.refresh !== undefined && facts.refresh !== before?.refresh) {
-      entry.isHurried ||= facts.refresh !== entry.satisfied;
-      entry.requestedAt = monotonic();
-    }
+    const isRenamed = before && (before.identity !== facts.identity || before.account !== facts.account);
+    const { refresh } = facts;
+    const isAsked = refresh !== undefined && refresh !== before?.refresh && refresh !== entry.satisfied;
+    if (isRenamed) entry.isSettled = false;
+    if (isAsked) entry.requestedAt = monotonic();
+    if (isRenamed || isAsked) entry.isHurried = true;
     const token = soonestToExpire(facts.tokens);
     if (token && token.fingerprint !== soonestToExpire(before?.tokens ?? [])?.fingerprint) {
       const fraction = REFRESH_FRACTION + random() * REFRESH_SPREAD;
@@ -643,10 +640,10 @@ export function createController(config: Config, deps: Dependencies) {
     const rank = (failedLast ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
     if (step.do === "patch") {
       entry.isQueued = true;
-      patches.add(entry, entry.facts.namespace, rank);
-      return;
+      return patches.add(entry, entry.facts.namespace, rank);
     }
     shared.waiting.add(entry);
+    if (entry.isHurried) entry.hurriedAt = monotonic();
     if (!shared.isBusy) exchanges.add(shared, shared.asker.namespace, rank);
     shared.isBusy = true;
   }
@@ -657,7 +654,7 @@ export function createController(config: Config, deps: Dependencies) {
     const tick = monotonic();
     const sleep = (until: number, problem?: Problem): Step => ({ do: "sleep", until, problem });
     const reason = decide(facts, config.audience, now, now + entry.dueAt - tick, entry.satisfied);
-    if (reason === "skip") return sleep(tick + EVENT_STANDING_MS, facts.isDeleted ? undefined : facts.problem);
+    if (reason === "skip") return sleep(tick + EVENT_STANDING_MS, facts.isGone ? undefined : facts.problem);
     if (reason === "wait") return sleep(entry.dueAt);
 
     const spacing = reason === "due" || reason === "expired" ? entry.renewalSpacing : entry.spacing;
@@ -670,8 +667,8 @@ export function createController(config: Config, deps: Dependencies) {
 
     const shared = entry.shared = sharedFor(facts);
     const { token, staleAt, settledUntil } = shared;
-    const heldAt = Math.max(settledUntil, shared.backoff.heldUntil, heldUntil);
-    const askableAt = isHurried ? heldAt : Math.max(heldAt, shared.backoff.retryAt);
+    const ownHold = isHurried ? shared.backoff.heldUntil : Math.max(shared.backoff.heldUntil, shared.backoff.retryAt);
+    const askableAt = Math.max(settledUntil, heldUntil, ownHold);
     const isRecent = reason !== "requested" || shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
     const isFresh = staleAt > tick && isRecent;
     // While the issuer fails, the token in hand still serves those who have none.
@@ -688,6 +685,8 @@ export function createController(config: Config, deps: Dependencies) {
     return sleep(askableAt);
   }
 
+  const isKnown = (entry: Entry) => !stopped && entries.get(keyOf(entry.facts)) === entry;
+
   const hasHurried = (entry: Entry) =>
     entry.isHurried && Object.assign(entry, { isHurried: false, hurriedAt: monotonic() });
 
@@ -701,6 +700,11 @@ export function createController(config: Config, deps: Dependencies) {
   async function runExchange(shared: SharedToken): Promise<void> {
     const { asker: { identity, account }, waiting } = shared;
     const askedAt = progress();
+    // While it waited for its turn those who asked may have left, or the issuer may have asked for a pause.
+    if (waiting.size === 0 || heldUntil > askedAt) {
+      shared.isBusy = false;
+      return [...waiting].forEach(consider);
+    }
     const isHurried = shared.backoff.retryAt > askedAt;
     const error = await within(EXCHANGE_TIMEOUT_MS, (signal) => mint(shared, signal))
       .then((jwt) => accept(shared, jwt, askedAt))
@@ -714,13 +718,18 @@ export function createController(config: Config, deps: Dependencies) {
     waiting.clear();
     if (error) {
       shared.backoff = fail(isHurried ? NO_BACKOFF : shared.backoff, error);
+      if (error instanceof StsError && error.status === 429) heldUntil = Math.max(heldUntil, shared.backoff.heldUntil);
       // Nobody who asks for one refresh after another makes us spin.
-      if (isHurried) shared.settledUntil = endedAt + SHORT_SPACING_MS;
-      if (error.status === 429) heldUntil = Math.max(heldUntil, shared.backoff.heldUntil);
+      if (isHurried) shared.backoff.heldUntil = Math.max(shared.backoff.heldUntil, endedAt + SHORT_SPACING_MS);
       log("warn", "exchange failed", { identity, account, error: error.message, secrets: waited.length });
-      for (const entry of waited) failed(entry, error, explain(error, shared));
     }
-    for (const entry of waited) consider(entry);
+    const message = error ? explain(error, shared) : "";
+    for (const entry of waited) {
+      if (error) failed(entry, error, message);
+      // Served: only the spacing of writes holds it up now.
+      else entry.hurriedAt = -Infinity;
+      consider(entry);
+    }
   }
 
   /** Gets a subject token, and a registry token in return for it. */
@@ -731,25 +740,23 @@ export function createController(config: Config, deps: Dependencies) {
       ? deps.readSubjectToken()
       : await api.requestToken(namespace, account, audience, SUBJECT_TOKEN_LIFE_S, signal);
     shared.subject = decode(subjectToken);
-    if (shared.subject && shared.subject.expiresAt <= clock.now()) {
-      throw new StsError("the subject token has expired: the kubelet has not renewed it");
-    }
+    const isOver = shared.subject && shared.subject.expiresAt <= clock.now();
+    if (isOver) throw new StsError("the subject token has expired: the kubelet has not renewed it");
     return deps.exchange(subjectToken, identity, signal);
   }
 
   function accept(shared: SharedToken, jwt: string, askedAt: number): undefined {
     const now = clock.now();
     const arrivedAt = monotonic();
-    // Issuers may give the same token again. That is no failure: they are asked again when it nears its end.
+    // Issuers may give the same token again. That is no failure: they are asked again after half of what is left of it.
     const again = shared.token?.jwt === jwt && shared.token.claims.expiresAt > now ? shared.token : undefined;
     const claims = again?.claims ?? verify(jwt, shared.asker.identity, config.audience, now);
     const life = refreshDelay(claims, 1, now, true);
     const settle = Math.max(PASSING.baseMs, Math.min(SHORT_SPACING_MS, life / 2));
-    const lastMoment = claims.expiresAt - now - LAST_MOMENT_MS;
     shared.token = again ?? { jwt, claims, arrivedAt, life };
     shared.askedAt = askedAt;
     shared.settledUntil = arrivedAt + settle;
-    shared.staleAt = arrivedAt + (again ? Math.max(settle, lastMoment) : REFRESH_FRACTION * life);
+    shared.staleAt = arrivedAt + (again ? Math.max(settle, life / 2) : REFRESH_FRACTION * life);
     shared.backoff = NO_BACKOFF;
   }
 
@@ -764,9 +771,8 @@ export function createController(config: Config, deps: Dependencies) {
     entry.isPatching = false;
     progress();
     // It may have been deleted meanwhile or made anew; and what came of it was taken in, but not acted on.
-    const isKnown = () => !stopped && entries.get(keyOf(entry.facts)) === entry;
-    if (secret && isKnown()) takeIn(secret, true);
-    if (isKnown()) consider(entry);
+    if (secret && isKnown(entry)) takeIn(secret, true);
+    if (isKnown(entry)) consider(entry);
   }
 
   async function write(entry: Entry, { shared, reason }: RefreshStep, signal: AbortSignal): Promise<Secret> {
@@ -778,8 +784,7 @@ export function createController(config: Config, deps: Dependencies) {
     const dockerConfig = current ? decodeConfig(current) : EMPTY_CONFIG;
     const data = Buffer.from(withToken(dockerConfig, config.registries, jwt)).toString("base64");
     const expires = new Date(claims.expiresAt).toISOString();
-    const written = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires };
-    const annotations = refresh === undefined ? written : { ...written, [REFRESH_KEY]: null };
+    const annotations = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires, [REFRESH_KEY]: null };
     // A Secret that is not the one that was decided on, or not as it was, is a conflict.
     const patch = { metadata: { uid, resourceVersion, annotations }, data: { [DATA_KEY]: data } };
     const secret = await api.patch(namespace, name, patch, signal);
@@ -801,19 +806,16 @@ export function createController(config: Config, deps: Dependencies) {
     const { namespace, name } = entry.facts;
     if (error.status === 409) {
       count('refreshes_total{result="conflict"}');
-      const backoff = fail(entry.backoff, error);
       // Once is chance; after that somebody else writes all the time, and no hurry helps.
-      entry.backoff = { ...backoff, retryAt: 0, heldUntil: backoff.failures === 1 ? 0 : backoff.retryAt };
-      const answer = await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal))
-        .catch((caught: ApiError) => caught);
-      if (!(answer instanceof Error)) return answer;
-      error = answer;
+      entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
+      hasHurried(entry);
+      return await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal)).catch(() => undefined);
     }
-    if (error.status === 404 && entries.get(keyOf(entry.facts)) === entry) forget(entry);
-    else if (!stopped) {
-      entry.backoff = fail(entry.backoff, error);
-      failed(entry, error, `the token could not be written: ${clean(`${error.message}`)}`);
-    }
+    if (!isKnown(entry)) return undefined;
+    entry.backoff = fail(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
+    if (!(error instanceof ApiError)) entry.facts = { ...entry.facts, problem: INVALID_DOCKER_CONFIG };
+    // If it is gone, the watch tells.
+    else if (error.status !== 404) failed(entry, error, `the token could not be written: ${clean(error.message)}`);
   }
 
   function failed(entry: Entry, error: Partial<StsError>, message: string): void {
@@ -862,7 +864,10 @@ export function createController(config: Config, deps: Dependencies) {
     const drift = clock.now() - tick - clockOffset;
     if (Math.abs(drift) > MAX_DRIFT_MS) {
       clockOffset += drift;
-      for (const shared of sharedTokens.values()) shared.staleAt -= Math.max(drift, 0);
+      for (const shared of sharedTokens.values()) {
+        shared.staleAt -= Math.max(drift, 0);
+        if (shared.token) shared.token.arrivedAt -= Math.max(drift, 0);
+      }
       for (const entry of entries.values()) {
         entry.dueAt -= Math.max(drift, 0);
         consider(entry);
@@ -924,7 +929,7 @@ export function createController(config: Config, deps: Dependencies) {
     stop(): void {
       stopped = true;
       for (const request of requests) request.abort(new Error("the program ends"));
-      for (const { timer } of [...entries.values(), { timer: heartbeat }]) clock.clearTimeout(timer);
+      for (const { timer } of [...scopes, ...entries.values(), { timer: heartbeat }]) clock.clearTimeout(timer);
     },
     /** Says why not every first list is done, if so. */
     findUnready: () => scopes.every(({ synced }) => synced) ? undefined : "the first list is not done",

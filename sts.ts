@@ -26,7 +26,7 @@ const MAX_NUMERIC_DATE_S = 8.64e12;
 /** The UID of an identity ("UIDP"), of any depth. */
 export const IDENTITY = /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/;
 
-/** A failed exchange, or a token that is no good. Its message never holds a token or a raw body. */
+/** A failed exchange, or a token that is no good. Its message may quote the issuer's, and is to be cleaned where it is told. */
 export class StsError extends Error {
   override name = "StsError";
   /** The HTTP status, if the issuer answered. */
@@ -100,11 +100,9 @@ export function verify(token: string, identity: string, audience: string, now: n
  * left to undici, which would read variables that the program has no right to.
  */
 export function issuerDispatcher(httpsProxy: string | undefined, noProxy: string): Dispatcher {
-  const connect = { timeout: CONNECT_TIMEOUT_MS };
-  const options = { allowH2: false, maxResponseSize: MAX_ANSWER_BYTES, connect };
-  return httpsProxy === undefined
-    ? new Agent(options)
-    : new EnvHttpProxyAgent({ ...options, httpProxy: "", httpsProxy, noProxy });
+  const options = { allowH2: false, maxResponseSize: MAX_ANSWER_BYTES, connect: { timeout: CONNECT_TIMEOUT_MS } };
+  if (httpsProxy === undefined) return new Agent(options);
+  return new EnvHttpProxyAgent({ ...options, httpProxy: "", httpsProxy, noProxy });
 }
 
 /**
