@@ -15,7 +15,7 @@ const UNDICI = `
   import api from "undici/lib/api/index.js";
   export function request(url, { dispatcher, ...options }) {
     const { origin, pathname, search } = new URL(url);
-    return api.request.call(dispatcher, { ...options, origin, path: pathname + search });
+    return api.request.call(dispatcher, { method: "GET", ...options, origin, path: pathname + search });
   }
 `;
 
