@@ -807,12 +807,13 @@ export function createController(config: Config, deps: Dependencies) {
     if (error.status === 409) {
       count('refreshes_total{result="conflict"}');
       // Once is chance; after that somebody else writes all the time, and no hurry helps.
+      if (entry.backoff.failures > 0) hasHurried(entry);
       entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
-      hasHurried(entry);
       return await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal)).catch(() => undefined);
     }
     if (!isKnown(entry)) return undefined;
     entry.backoff = fail(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
+    hasHurried(entry);
     if (!(error instanceof ApiError)) entry.facts = { ...entry.facts, problem: INVALID_DOCKER_CONFIG };
     // If it is gone, the watch tells.
     else if (error.status !== 404) failed(entry, error, `the token could not be written: ${clean(error.message)}`);
