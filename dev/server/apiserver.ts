@@ -170,16 +170,18 @@ export class ApiServer extends Listener<ApiRequest> {
     seconds = 3600,
   ): Promise<string> {
     const now = Math.floor(Date.now() / 1000);
+    // One that has expired was issued before that.
+    const issuedAt = seconds < 0 ? now + seconds - TOKEN_MIN_S : now;
     const account = this.#registry.store.get("serviceaccounts", namespace, name);
     const serviceaccount = { name, uid: account?.metadata.uid };
     return await this.#key.sign({
       aud: [audiences].flat(),
       exp: now + seconds,
-      iat: now,
+      iat: issuedAt,
       iss: this.issuer,
       jti: randomUUID(),
       "kubernetes.io": { namespace, serviceaccount },
-      nbf: now,
+      nbf: issuedAt,
       sub: `system:serviceaccount:${namespace}:${name}`,
     });
   }

@@ -58,6 +58,8 @@ export abstract class Listener<R extends LoggedRequest, F extends Fault = Fault>
   async refuse(): Promise<void> {
     const closed = new Promise<unknown>((done) => this.#server.close(done));
     this.#server.closeAllConnections();
+    // Those in the midst of a TLS handshake are not among them.
+    for (const socket of this.#sockets.values()) socket.destroy();
     await closed;
   }
 
