@@ -158,14 +158,14 @@ function isBaseUrl(text: string): boolean {
  * Makes foreign text fit for a log, an event or a table: nothing like a token, no control and bidirectional characters,
  * 200 characters at most.
  */
-export function clean(text: string): string {
+export function clean(text: string, limit = MAX_FOREIGN_CHARS): string {
   const cleaned = text
-    .replace(/\bbearer\s+\S+/gi, "[removed]")
+    .replace(/\bbearer\s+[\w.~+/=-]{8,}/gi, "[removed]")
     .replace(/eyJ[\w+/=-]*(\.[\w-]*){0,2}/g, "[removed]")
     // Any other long run with capitals; identities and names have none.
     .replace(/[\w+/=-]{40,}/g, (run) => /[A-Z]/.test(run) ? "[removed]" : run)
     .replace(/[\p{C}\p{Zl}\p{Zp}]/gu, "\ufffd");
-  return [...cleaned].slice(0, MAX_FOREIGN_CHARS).join("");
+  return [...cleaned].slice(0, limit).join("");
 }
 
 export type Log = (level: "debug" | "info" | "warn" | "error", msg: string, fields: Record<string, unknown>) => void;
@@ -174,9 +174,9 @@ export type Log = (level: "debug" | "info" | "warn" | "error", msg: string, fiel
 export function createLog(threshold: string, now: () => number, write: (line: string) => void): Log {
   return (level, msg, fields) => {
     if (LOG_LEVELS.indexOf(level) < LOG_LEVELS.indexOf(threshold)) return;
-    const record: Record<string, unknown> = { time: new Date(now()).toISOString(), level, msg };
-    for (const [key, value] of Object.entries(fields)) record[key] = typeof value === "string" ? clean(value) : value;
-    write(JSON.stringify(record) + "\n");
+    const tidy = (key: string, value: unknown) =>
+      typeof value === "string" ? clean(value, key === "message" ? MAX_NOTE_BYTES : undefined) : value;
+    write(JSON.stringify({ time: new Date(now()).toISOString(), level, msg, ...fields }, tidy) + "\n");
   };
 }
 
@@ -190,8 +190,7 @@ export interface Problem {
 
 const INVALID_DOCKER_CONFIG: Problem = {
   reason: "InvalidDockerConfig",
-  message:
-    `${DATA_KEY} is not a docker config, a JSON object whose auths is another: mend it, or set it to ${EMPTY_CONFIG}`,
+  message: `${DATA_KEY} is not a JSON object whose auths is one too: mend it, or set it to ${EMPTY_CONFIG}`,
 };
 const OVERWRITTEN: Problem = {
   reason: "Overwritten",
@@ -741,7 +740,9 @@ export function createController(config: Config, deps: Dependencies) {
       : await api.requestToken(namespace, account, audience, SUBJECT_TOKEN_LIFE_S, signal);
     shared.subject = decode(subjectToken);
     const isOver = shared.subject && shared.subject.expiresAt <= clock.now();
-    if (isOver) throw new StsError("the subject token has expired: the kubelet has not renewed it");
+    if (isOver) {
+      throw new StsError("the subject token has expired: the kubelet has not renewed it (elsewhere: make another)");
+    }
     return deps.exchange(subjectToken, identity, signal);
   }
 
@@ -985,7 +986,7 @@ function explain(error: Partial<StsError>, { asker: { identity }, subject }: Sha
   const { issuer = "?", subject: sub = "?", audiences = [] } = subject ?? {};
   return `${message}. The subject token has iss=${clean(issuer)} sub=${clean(sub)} aud=${clean(audiences.join())}. ` +
     "Bind the identity to it, or another by: chainctl iam identities create NAME --identity-issuer=ISS --subject=SUB " +
-    `--group=${identity.replace(/\/[^/]*$/, "")} --role=registry.pull`;
+    `--parent=${identity.replace(/\/[^/]*$/, "")} --role=registry.pull`;
 }
 
 // ───── The program ─────
@@ -1078,7 +1079,7 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
 
 if (import.meta.main ?? process.argv[1] === import.meta.filename) {
   main(process.argv.slice(2)).then((status) => process.exitCode = status, (error) => {
-    process.stderr.write(`${error instanceof ConfigError ? error.message : clean(`${error}`)}\n`);
+    process.stderr.write(`${error instanceof ConfigError ? error.message : clean(error.message)}\n`);
     process.exitCode = error instanceof ConfigError ? 2 : 3;
   });
 }
