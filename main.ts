@@ -160,7 +160,7 @@ function isBaseUrl(text: string): boolean {
  */
 export function clean(text: string, limit = MAX_FOREIGN_CHARS): string {
   const cleaned = text
-    .replace(/\bbearer\s+[\w.~+/=-]{8,}/gi, "[removed]")
+    .replace(/\bbearer\s+\S+/gi, "[removed]")
     .replace(/eyJ[\w+/=-]*(\.[\w-]*){0,2}/g, "[removed]")
     // Any other long run with capitals; identities and names have none.
     .replace(/[\w+/=-]{40,}/g, (run) => /[A-Z]/.test(run) ? "[removed]" : run)
