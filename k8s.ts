@@ -150,9 +150,8 @@ export function createClient(options: ClientOptions) {
       while (next !== undefined) {
         try {
           const query = { labelSelector, limit, ...(next !== "" && { continue: next }) };
-          const { items, metadata } = await json("list", secretsPath(namespace), { query, signal }) as Partial<
-            SecretList
-          >;
+          const answer = await json("list", secretsPath(namespace), { query, signal }) as SecretList | null;
+          const { items, metadata } = answer ?? {};
           if (!Array.isArray(items) || typeof metadata?.resourceVersion !== "string") throw invalid("list: not a list");
           yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
           next = metadata.continue || undefined;

@@ -1001,17 +1001,17 @@ Usage: main.ts [--status | --status=json | --version | --help]
 
 /** Prints what state the selected Secrets are in; returns the exit status. */
 async function printStatus(api: KubernetesApi, config: Config, asJson: boolean): Promise<number> {
-  const rows: Record<string, string>[] = [];
+  const rows: Record<string, string | undefined>[] = [];
   const now = Date.now();
   for (const scope of config.namespaces) {
     for await (const { items } of api.list(scope, AbortSignal.timeout(LIST_TIMEOUT_MS))) {
       for (const facts of items.map((secret) => observe(secret, config))) {
-        const { namespace, name, identity, problem } = facts;
+        const [namespace, name, identity] = [facts.namespace, facts.name, facts.identity].map((text) => clean(text));
         const state = stateOf(facts, config.audience, now);
         const expires = soonestToExpire(facts.tokens)?.expiresAt;
         const expiresIn = expires === undefined ? "" : `${Math.round((expires - now) / 1000)}s`;
-        const wrong = problem?.message ?? (state === "valid" ? "" : "see its events and the controller's log");
-        rows.push({ namespace, name, identity: clean(identity), state, expiresIn, problem: wrong });
+        const wrong = facts.problem?.message ?? (state === "valid" ? "" : "see its events and the controller's log");
+        rows.push({ namespace, name, identity, state, expiresIn, problem: wrong });
       }
     }
   }
@@ -1064,11 +1064,10 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
     random: Math.random,
     log,
   });
-  serve(controller, config.port).on("error", ({ message }) => {
+  serve(controller, config.port).on("listening", controller.start).on("error", ({ message }) => {
     process.stderr.write(`PORT="${config.port}": must be a port that is free: ${message}\n`);
     process.exit(2);
   });
-  controller.start();
   const stop = (signal: string) => {
     log("info", "stopped", { signal });
     controller.stop();

@@ -1,0 +1,129 @@
+/** Runs the real program as a process of its own, on either runtime, and keeps all that it says. */
+import { Buffer } from "node:buffer";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+
+export const RUNTIMES = ["node", "deno"] as const;
+export type Runtime = typeof RUNTIMES[number];
+
+const ROOT = join(import.meta.dirname!, "..");
+/** Below the range that the kernel takes the ports of clients from: nobody else gets one in between. */
+const FIRST_PORT = 20_000 + process.pid * 100 % 12_000;
+/** Programs that start at the same time: more would only make each other slow. */
+const MAX_STARTING = 2;
+
+export interface LogRecord {
+  time: string;
+  level: string;
+  msg: string;
+  [field: string]: unknown;
+}
+
+export type Program = Awaited<ReturnType<typeof startProgram>>;
+
+let nextPort = FIRST_PORT;
+
+export async function findPort(): Promise<number> {
+  for (;;) {
+    const port = nextPort++;
+    const server = createServer().listen(port);
+    const isFree = await Promise.race([
+      once(server, "listening").then(() => true),
+      new Promise<false>((done) => server.once("error", () => done(false))),
+    ]);
+    if (!isFree) continue;
+    server.close();
+    await once(server, "close");
+    return port;
+  }
+}
+
+const waiting: (() => void)[] = [];
+let starting = 0;
+
+async function takeTurn(): Promise<() => void> {
+  if (starting >= MAX_STARTING) await new Promise<void>((done) => waiting.push(done));
+  else starting++;
+  let isOver = false;
+  return () => {
+    if (isOver) return;
+    isOver = true;
+    const next = waiting.shift();
+    if (next) next();
+    else starting--;
+  };
+}
+
+/** On Deno with the rights that `deno task start` gives. */
+function commandOf(runtime: Runtime): string[] {
+  const own = join(ROOT, "node_modules", ".bin", runtime);
+  const command = existsSync(own) ? own : runtime;
+  if (runtime === "node") return [command, "main.ts"];
+  const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start.split(" ");
+  return [command, ...words.slice(words.indexOf("deno") + 1)];
+}
+
+/** Starts main.ts from source; `settings` is its whole environment. */
+export async function startProgram(runtime: Runtime, settings: Record<string, string>, args: string[] = []) {
+  const [command = "", ...rest] = commandOf(runtime);
+  const { PATH = "", HOME = "" } = process.env;
+  const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1", ...settings };
+  const endTurn = await takeTurn();
+  const child = spawn(command, [...rest, ...args], { cwd: ROOT, env, stdio: ["ignore", "pipe", "pipe"] });
+  const lines: string[] = [];
+  const output: Buffer[] = [];
+  createInterface(child.stderr).on("line", (line) => {
+    lines.push(line);
+    endTurn();
+  });
+  child.stdout.on("data", (chunk) => output.push(chunk));
+  const exited = once(child, "close").then(([code, signal]) => {
+    endTurn();
+    return (code ?? signal) as number | string;
+  });
+  return {
+    /** What it wrote on stderr. */
+    lines,
+    /** What it wrote on stderr, read; fails at a line that is not a record. */
+    log: (): LogRecord[] => lines.map((line) => JSON.parse(line)),
+    stdout: () => Buffer.concat(output).toString(),
+    /** The exit status, or the signal that ended it, once both of its outputs are read. */
+    exited,
+    kill(signal: NodeJS.Signals): void {
+      // Deno's `child.kill` has the signal reported where the program ended by itself, upon it.
+      if (child.exitCode === null && child.signalCode === null) process.kill(child.pid!, signal);
+    },
+  };
+}
+
+const WINDOW = 16;
+
+/**
+ * Finds a part of one of the tokens in a text, as it is or in base64, even twice: 16 characters of a segment are
+ * enough. Returns the first found.
+ */
+export function findToken(text: string, tokens: Iterable<string>): string | undefined {
+  const known = new Set<string>();
+  for (const run of text.match(/[\w+/=-]{16,}/g) ?? []) {
+    for (let at = 0; at + WINDOW <= run.length; at++) known.add(run.slice(at, at + WINDOW));
+  }
+  for (const token of tokens) {
+    const segments = token.split(".");
+    const encoded = encodings(token);
+    for (const form of [...segments, ...encoded, ...encoded.flatMap(encodings)]) {
+      for (let at = 0; at + WINDOW <= form.length; at++) {
+        if (known.has(form.slice(at, at + WINDOW))) return form.slice(at, at + WINDOW);
+      }
+    }
+  }
+}
+
+/** Base64 of a text at each of the three places that it can have within a longer one, its edges left out. */
+function encodings(text: string): string[] {
+  return ["", "-", "--"].map((before) => Buffer.from(before + text).toString("base64").slice(4, -4));
+}

@@ -1,0 +1,943 @@
+/** The client of the API server, over real loopback HTTPS against the stand-in. */
+import { assert, assertEquals, assertIsError, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import fc from "fast-check";
+import { decodeJwt } from "jose/jwt/decode";
+import { Buffer } from "node:buffer";
+import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { type AddressInfo, connect as connectTcp, createServer, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, afterEach, describe, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { inspect } from "node:util";
+import { ApiError, createClient, parseWatch, type WatchEvent } from "./k8s.ts";
+import { type ApiServerOptions, errorEvent, startApiServer } from "./dev/server/apiserver.ts";
+import { makeAuthority } from "./dev/server/certificates.ts";
+
+const LABEL = "pull-secret-updater.chainguard.dev/identity";
+const USER = "system:serviceaccount:pull-secret-updater:controller";
+const TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJvbmUgb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1maXJzdA";
+const NEXT_TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ0d28gb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1zZWNvbmQ";
+const MIB = 1024 * 1024;
+/** Connections for requests that come one after the other: undici opens one more where it has not noticed an end yet. */
+const FEW = 2;
+const TEXT = "日本é😀";
+
+const authority = makeAuthority();
+const api = await startServer();
+const cleanups: (() => unknown)[] = [];
+
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+  api.faults.clear();
+  api.tokens = new Map([[TOKEN, USER]]);
+  api.requests.length = 0;
+});
+after(() => api.close());
+
+function startServer(options: ApiServerOptions = {}) {
+  return startApiServer({ certificate: authority.issue(), tokens: new Map([[TOKEN, USER]]), ...options });
+}
+
+/** A server for one test, which may change its certificate. */
+async function startOwnServer(options: ApiServerOptions = {}) {
+  const server = await startServer(options);
+  cleanups.push(() => server.close());
+  return server;
+}
+
+interface Credentials {
+  token?: string;
+  ca?: string;
+}
+
+/** A client with a service-account folder of its own; undefined credentials are not used at all. */
+function connect(url = api.url, { token, ca }: Credentials = { token: TOKEN, ca: authority.certificate }) {
+  const folder = mkdtempSync(join(tmpdir(), "k8s-test-"));
+  const files = { token: join(folder, "token"), ca: join(folder, "ca.crt") };
+  if (token !== undefined) writeFileSync(files.token, token);
+  if (ca !== undefined) writeFileSync(files.ca, ca);
+  const answers: string[] = [];
+  const stale: string[] = [];
+  const client = createClient({
+    url,
+    tokenFile: token === undefined ? undefined : files.token,
+    caFile: ca === undefined ? undefined : files.ca,
+    labelSelector: LABEL,
+    userAgent: "pull-secret-updater/test",
+    onAnswer: (verb, code) => answers.push(`${verb} ${code}`),
+    onStale: (message) => stale.push(message),
+  });
+  cleanups.push(client.close, () => rmSync(folder, { recursive: true }));
+  return { ...client, files, answers, stale };
+}
+
+const anySignal = () => new AbortController().signal;
+
+/** Passes bytes on to a port, and counts the connections. */
+async function startRelay(port: number) {
+  const sockets = new Set<Socket>();
+  const relay = { url: "", opened: 0, open: () => sockets.size };
+  const server = createServer((socket) => {
+    relay.opened++;
+    sockets.add(socket);
+    const upstream = connectTcp(port, "127.0.0.1");
+    socket.pipe(upstream).pipe(socket);
+    socket.on("error", () => {}).on("close", () => {
+      sockets.delete(socket);
+      upstream.destroy();
+    });
+    upstream.on("error", () => {}).on("close", () => socket.destroy());
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  relay.url = `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  cleanups.push(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  return relay;
+}
+
+const portOf = (url: string) => +new URL(url).port;
+
+async function until(isSo: () => boolean, what: string): Promise<void> {
+  const end = Date.now() + 3_000;
+  while (!isSo()) {
+    assert(Date.now() < end, `it never came to this: ${what}`);
+    await sleep(5);
+  }
+}
+
+/** Lets the client's clock, which tells the age of files, run ahead. */
+function advanceClock(ms: number): void {
+  const real = performance.now;
+  performance.now = () => real.call(performance) + ms;
+  cleanups.push(() => performance.now = real);
+}
+
+/** How a request failed: always with an ApiError, in which no token is to be found. */
+async function failure(request: Promise<unknown>): Promise<ApiError> {
+  const error = await request.then(() => undefined, (caught) => caught);
+  assertIsError(error, ApiError);
+  assertNoToken(error);
+  return error;
+}
+
+function assertNoToken(error: Error): void {
+  const seen = [inspect(error, { depth: Infinity, showHidden: true }), JSON.stringify(error)];
+  for (let each: unknown = error; each instanceof Error; each = each.cause) seen.push(each.message, `${each.stack}`);
+  const text = seen.join("\n");
+  for (const token of [TOKEN, NEXT_TOKEN]) {
+    for (let at = 0; at + 16 <= token.length; at++) {
+      const part = token.slice(at, at + 16);
+      assert(!text.includes(part), `a part of the token, ${part}, is in the error: ${text.slice(0, 200)}`);
+    }
+  }
+}
+
+async function listAll(client: Pick<ReturnType<typeof connect>, "list">, namespace?: string, signal = anySignal()) {
+  const names: string[] = [];
+  for await (const { items } of client.list(namespace, signal)) {
+    names.push(...items.map(({ metadata }) => metadata.name));
+  }
+  return names;
+}
+
+/** Reads a watch to its end. */
+async function readAll(events: AsyncIterable<WatchEvent>) {
+  const seen: string[] = [];
+  try {
+    for await (const event of events) seen.push(brief(event));
+  } catch (error) {
+    assertIsError(error, ApiError);
+    assertNoToken(error);
+    return { seen, error };
+  }
+  return { seen, error: undefined };
+}
+
+function brief(event: WatchEvent): string {
+  return event.type === "BOOKMARK"
+    ? `BOOKMARK ${event.resourceVersion}`
+    : `${event.type} ${event.secret.metadata.name}`;
+}
+
+let namespaces = 0;
+
+/** A namespace of its own for each test, with so many labelled Secrets. */
+function createSecrets(count: number, server = api): string {
+  const namespace = `team-${++namespaces}`;
+  server.createNamespace(namespace);
+  for (let index = 0; index < count; index++) createSecret(namespace, `pull-${index}`, server);
+  return namespace;
+}
+
+function createSecret(namespace: string, name: string, server = api) {
+  const type = "kubernetes.io/dockerconfigjson";
+  const metadata = { namespace, name, labels: { [LABEL]: "" }, annotations: { text: TEXT } };
+  return server.createSecret({ metadata, type, stringData: { ".dockerconfigjson": "{}" } });
+}
+
+const added = (name: string) => ({
+  type: "ADDED",
+  object: { metadata: { namespace: "team", name, uid: "u", resourceVersion: "7" } },
+});
+
+describe("the bearer token", () => {
+  test("is sent trimmed, with every request, to an API server over TLS", async () => {
+    const client = connect(api.url, { token: `\n${TOKEN}\n`, ca: authority.certificate });
+    const namespace = createSecrets(1);
+    await listAll(client, namespace);
+    await client.get(namespace, "pull-0", anySignal());
+    assertEquals(api.requests.map(({ headers }) => headers.authorization), Array(2).fill(`Bearer ${TOKEN}`));
+  });
+
+  test("is never sent where there is no file of it", async () => {
+    api.tokens = undefined;
+    await listAll(connect(api.url, { ca: authority.certificate }));
+    assertEquals(api.requests.map(({ headers }) => headers.authorization), [undefined]);
+  });
+
+  test("is read anew once it is 60 s old", async () => {
+    const client = connect();
+    await listAll(client);
+    api.tokens!.set(NEXT_TOKEN, USER);
+    writeFileSync(client.files.token, NEXT_TOKEN);
+    advanceClock(59_000);
+    await listAll(client);
+    advanceClock(2_000);
+    await listAll(client);
+    const sent = api.requests.map(({ headers }) => headers.authorization);
+    assertEquals(sent, [TOKEN, TOKEN, NEXT_TOKEN].map((token) => `Bearer ${token}`));
+  });
+
+  test("is read anew after a 401, and the request sent once more", async () => {
+    const client = connect();
+    await listAll(client);
+    api.tokens = new Map([[NEXT_TOKEN, USER]]);
+    writeFileSync(client.files.token, NEXT_TOKEN);
+    await listAll(client);
+    assertEquals(client.answers, ["list 200", "list 401", "list 200"]);
+  });
+
+  test("is not tried a third time after a second 401", async () => {
+    const client = connect();
+    await listAll(client);
+    api.tokens = new Map();
+    const error = await failure(listAll(client));
+    assertEquals([error.status, error.reason, error.refused], [401, "Unauthorized", false]);
+    assertEquals(client.answers, ["list 200", "list 401", "list 401"]);
+  });
+
+  test("is not tried again after a 401 if it was read for that very request", async () => {
+    api.tokens = new Map();
+    const client = connect();
+    assertEquals((await failure(listAll(client))).status, 401);
+    assertEquals(client.answers, ["list 401"]);
+  });
+
+  test("is tried once more by each of the requests that were under way with the old one", async () => {
+    const client = connect();
+    await listAll(client);
+    api.tokens = new Map([[NEXT_TOKEN, USER]]);
+    writeFileSync(client.files.token, NEXT_TOKEN);
+    await Promise.all([listAll(client), listAll(client), listAll(client)]);
+  });
+
+  for (const [state, spoil] of [["empty", "\n"], ["missing", undefined]] as const) {
+    test(`is kept when its file is found ${state}, which is told`, async () => {
+      const client = connect();
+      await listAll(client);
+      if (spoil === undefined) rmSync(client.files.token);
+      else writeFileSync(client.files.token, spoil);
+      advanceClock(61_000);
+      await listAll(client);
+      assertEquals(api.requests.at(-1)?.headers.authorization, `Bearer ${TOKEN}`);
+      assertEquals(client.stale.length, 1);
+      assertStringIncludes(client.stale[0]!, client.files.token);
+      writeFileSync(client.files.token, NEXT_TOKEN);
+      api.tokens!.set(NEXT_TOKEN, USER);
+      advanceClock(61_000);
+      await listAll(client);
+      assertEquals(api.requests.at(-1)?.headers.authorization, `Bearer ${NEXT_TOKEN}`);
+    });
+
+    test(`fails a request, without sending it, when its file is ${state} from the start`, async () => {
+      const client = connect(api.url, { token: "\n", ca: authority.certificate });
+      if (spoil === undefined) rmSync(client.files.token);
+      const error = await failure(listAll(client));
+      assertStringIncludes(error.message, client.files.token);
+      assertEquals([error.status, error.refused, api.requests.length], [undefined, false, 0]);
+      writeFileSync(client.files.token, TOKEN);
+      await listAll(client);
+    });
+  }
+
+  test("is in no error when it cannot stand in a header", async () => {
+    for (const token of [`${TOKEN}\n${TOKEN}`, `${TOKEN}\u0000`, `${TOKEN}é😀`]) {
+      await failure(listAll(connect(api.url, { token, ca: authority.certificate })));
+    }
+    assertEquals(api.requests, []);
+  });
+});
+
+describe("TLS", () => {
+  test("refuses an API server whose certificate another CA signed", async () => {
+    const error = await failure(listAll(connect(api.url, { token: TOKEN, ca: makeAuthority().certificate })));
+    assertMatch(`${error.reason}`, /UNABLE_TO_VERIFY|SELF_SIGNED|UNKNOWN_ISSUER|UNABLE_TO_GET_ISSUER/);
+    assertEquals([error.status, error.refused, api.requests.length], [undefined, false, 0]);
+  });
+
+  test("refuses, without a CA of its own, an API server that the system's roots do not know", async () => {
+    await failure(listAll(connect(api.url, { token: TOKEN })));
+    assertEquals(api.requests.length, 0);
+  });
+
+  test("refuses a certificate for another host", async () => {
+    const server = await startOwnServer({ certificate: authority.issue(["elsewhere.example"]) });
+    const error = await failure(listAll(connect(server.url)));
+    assertEquals([error.reason, server.requests.length], ["ERR_TLS_CERT_ALTNAME_INVALID", 0]);
+  });
+
+  test("expects the API server's own name where the address is of IPv6", async (t) => {
+    const certificate = authority.issue(["kubernetes.default.svc"]);
+    const server = await startServer({ certificate, host: "::1" }).catch(() => undefined);
+    if (!server) return t.skip("there is no IPv6 here");
+    cleanups.push(() => server.close());
+    await listAll(connect(server.url));
+    assertEquals(server.count("list"), 1);
+  });
+
+  test("takes up a new ca.crt after a failed connection; a running watch goes on", async () => {
+    const server = await startOwnServer();
+    const namespace = createSecrets(0, server);
+    const client = connect(server.url);
+    const watch = client.watch(namespace, server.resourceVersion, 60, anySignal());
+    const first = watch.next();
+    await until(() => server.openWatches === 1, "the watch is open");
+    const other = makeAuthority();
+    server.useCertificate(other.issue());
+    writeFileSync(client.files.ca, other.certificate);
+    await failure(listAll(client));
+    await listAll(client);
+    createSecret(namespace, "late", server);
+    assertEquals(brief((await first).value!), "ADDED late");
+    assertEquals([server.count("watch"), server.openWatches], [1, 1]);
+  });
+
+  test("takes up a new ca.crt once the old one is five minutes old; a running watch goes on", async () => {
+    const server = await startOwnServer();
+    const namespace = createSecrets(0, server);
+    const client = connect(server.url);
+    const watch = client.watch(namespace, server.resourceVersion, 60, anySignal());
+    const first = watch.next();
+    await until(() => server.openWatches === 1, "the watch is open");
+    const other = makeAuthority();
+    server.useCertificate(other.issue());
+    writeFileSync(client.files.ca, other.certificate);
+    advanceClock(5 * 60_000 + 1_000);
+    await listAll(client);
+    createSecret(namespace, "late", server);
+    assertEquals(brief((await first).value!), "ADDED late");
+    assertEquals(client.answers, ["watch 200", "list 200"]);
+  });
+
+  test("keeps its connections where ca.crt was written anew with the same bytes", async () => {
+    const relay = await startRelay(portOf(api.url));
+    const client = connect(relay.url);
+    await listAll(client);
+    writeFileSync(client.files.ca, authority.certificate);
+    advanceClock(5 * 60_000 + 1_000);
+    await listAll(client);
+    await sleep(50);
+    assertEquals(relay.open(), relay.opened);
+  });
+
+  test("keeps the CA when its file is found empty or missing, which is told", async () => {
+    const client = connect();
+    await listAll(client);
+    writeFileSync(client.files.ca, "");
+    advanceClock(5 * 60_000 + 1_000);
+    await listAll(client);
+    rmSync(client.files.ca);
+    advanceClock(5 * 60_000 + 1_000);
+    await listAll(client);
+    assertEquals(client.stale.length, 2);
+    for (const message of client.stale) assertStringIncludes(message, client.files.ca);
+  });
+});
+
+describe("each request", () => {
+  test("names the program, asks for JSON and tells of its answer", async () => {
+    const namespace = createSecrets(1);
+    const client = connect();
+    api.createServiceAccount(namespace, "puller");
+    await listAll(client, namespace);
+    await client.get(namespace, "pull-0", anySignal());
+    await client.patch(namespace, "pull-0", {}, anySignal());
+    await client.requestToken(namespace, "puller", "audience", 600, anySignal());
+    await failure(client.get(namespace, "none", anySignal()));
+    api.faults.add({ verb: "watch", close: 0 });
+    await readAll(client.watch(namespace, "0", 60, anySignal()));
+    for (const { headers } of api.requests) {
+      assertEquals([headers["user-agent"], headers.accept], ["pull-secret-updater/test", "application/json"]);
+    }
+    const answers = ["list 200", "get 200", "patch 200", "create 201", "get 404", "watch 200"];
+    assertEquals(client.answers, answers);
+  });
+
+  test("tells of no answer as `error`, with the code of the connection as reason", async () => {
+    const server = await startOwnServer();
+    await server.close();
+    const client = connect(server.url);
+    const error = await failure(listAll(client));
+    assertEquals([error.reason, error.status, error.refused], ["ECONNREFUSED", undefined, false]);
+    assertEquals(client.answers, ["list error"]);
+  });
+
+  test("fails with an ApiError when the connection is reset, before or in the midst of the answer", async () => {
+    const namespace = createSecrets(1);
+    const client = connect();
+    for (const fault of [{ reset: true }, { cut: 0 }, { cut: 0.5 }]) {
+      api.faults.add(fault);
+      const error = await failure(client.get(namespace, "pull-0", anySignal()));
+      assertMatch(`${error.reason}`, /^(UND_ERR_SOCKET|ECONNRESET)$/);
+      assertEquals([error.status, error.refused], [undefined, false]);
+    }
+  });
+
+  test("ends at once when it is aborted before there are headers, and its connection too", async () => {
+    const relay = await startRelay(portOf(api.url));
+    const client = connect(relay.url);
+    api.faults.add({ hang: true });
+    const controller = new AbortController();
+    const request = failure(client.get("team", "any", controller.signal));
+    await until(() => api.requests.length === 1, "the request has arrived");
+    const abortedAt = performance.now();
+    controller.abort(new Error("enough"));
+    assertStringIncludes((await request).message, "enough");
+    assert(performance.now() - abortedAt < 500, "it took its time");
+    await until(() => relay.open() === 0, "the connection is closed");
+  });
+
+  test("ends at once when it is aborted in the midst of the body, and its connection too", async () => {
+    const relay = await startRelay(portOf(api.url));
+    const client = connect(relay.url);
+    const namespace = createSecrets(1);
+    api.faults.add({ stall: 0.5 });
+    const controller = new AbortController();
+    const request = failure(client.get(namespace, "pull-0", controller.signal));
+    await until(() => client.answers.length === 1, "there are headers");
+    controller.abort(new Error("enough"));
+    await request;
+    await until(() => relay.open() === 0, "the connection is closed");
+  });
+
+  test("is not sent when it was aborted before", async () => {
+    await failure(connect().get("team", "any", AbortSignal.abort(new Error("enough"))));
+    assertEquals(api.requests.length, 0);
+  });
+
+  test("leaves its connection to the next one, whatever the answer was", async () => {
+    const relay = await startRelay(portOf(api.url));
+    const client = connect(relay.url);
+    for (const status of [400, 403, 404, 409, 422, 429, 500, 503]) {
+      api.faults.add({ status });
+      await failure(client.get("team", "any", anySignal()));
+    }
+    api.faults.add({ status: 502, body: "<html>".repeat(10_000) });
+    await failure(client.get("team", "any", anySignal()));
+    await listAll(client);
+    assert(relay.opened <= FEW, `${relay.opened} connections`);
+  });
+
+  test("bears the API server's status, message, reason and Retry-After in its error", async () => {
+    const client = connect();
+    const notFound = await failure(client.get("team", "none", anySignal()));
+    assertEquals([notFound.status, notFound.reason], [404, "NotFound"]);
+    assertStringIncludes(notFound.message, 'secrets "none" not found');
+    api.faults.add({ status: 429, headers: { "retry-after": "7" } });
+    const tooMany = await failure(client.get("team", "none", anySignal()));
+    assertEquals([tooMany.status, tooMany.retryAfter], [429, "7"]);
+    const date = "Wed, 21 Oct 2026 07:28:00 GMT";
+    api.faults.add({ status: 503, headers: { "retry-after": date } });
+    const unavailable = await failure(client.get("team", "none", anySignal()));
+    assertEquals([unavailable.status, unavailable.retryAfter], [503, date]);
+  });
+
+  test("never has a body that is no Status in its error", async () => {
+    const client = connect();
+    for (const body of ["<html>a proxy's page</html>", "", "null", "42", '"a proxy\'s page"', "[]"]) {
+      api.faults.add({ status: 502, body });
+      const error = await failure(client.get("team", "any", anySignal()));
+      assertEquals([error.status, error.refused], [502, false]);
+      assert(!inspect(error, { depth: Infinity, showHidden: true }).includes("proxy's page"));
+    }
+  });
+
+  test("follows no redirect", async () => {
+    const elsewhere = await startOwnServer();
+    const client = connect();
+    for (const status of [301, 302, 303, 307, 308]) {
+      api.faults.add({ status, headers: { location: `${elsewhere.url}/api/v1/secrets` } });
+      assertEquals((await failure(listAll(client))).status, status);
+    }
+    assertEquals(elsewhere.requests, []);
+  });
+
+  test("fails with an ApiError when the answer is not what was asked for", async () => {
+    const client = connect();
+    for (const body of ["", "{", "<html></html>", "null", "42", '"text"', "[]", "{}", '{"metadata":null}']) {
+      const requests = {
+        list: () => listAll(client),
+        get: () => client.get("team", "any", anySignal()),
+        patch: () => client.patch("team", "any", {}, anySignal()),
+        token: () => client.requestToken("team", "any", "audience", 600, anySignal()),
+      };
+      for (const [name, send] of Object.entries(requests)) {
+        api.faults.add({ status: 200, body });
+        const error = await send().catch((caught) => caught);
+        assertIsError(error, ApiError);
+        assertEquals([name, body, error.reason], [name, body, "InvalidAnswer"]);
+      }
+    }
+  });
+
+  test("stays in its place in the path, whatever the names in it are", async () => {
+    const client = connect();
+    const names = ["a/b", "../x", "..;", "%2e%2e", "%2f", "a?b=c", "a#b", "\\..\\", "é😀", " ", "\n", "a%00", "//host"];
+    for (const name of names) {
+      const encoded = encodeURIComponent(name);
+      const requests: [() => Promise<unknown>, string][] = [
+        [() => client.get(name, name, anySignal()), `/api/v1/namespaces/${encoded}/secrets/${encoded}`],
+        [() => client.patch(name, name, {}, anySignal()), `/api/v1/namespaces/${encoded}/secrets/${encoded}`],
+        [() => listAll(client, name), `/api/v1/namespaces/${encoded}/secrets`],
+        [() => client.createEvent(name, {}, anySignal()), `/apis/events.k8s.io/v1/namespaces/${encoded}/events`],
+        [
+          () => client.requestToken(name, name, "a", 600, anySignal()),
+          `/api/v1/namespaces/${encoded}/serviceaccounts/${encoded}/token`,
+        ],
+      ];
+      for (const [send, path] of requests) {
+        api.faults.add({ status: 404 });
+        await failure(send());
+        assertEquals(api.requests.at(-1)?.path, path);
+      }
+    }
+  });
+
+  test("is not sent with a name that cannot stay in its place", async () => {
+    const client = connect();
+    for (const name of ["", ".", ".."]) {
+      await failure(client.get(name, "any", anySignal()));
+      await failure(client.get("team", name, anySignal()));
+      await failure(client.patch("team", name, {}, anySignal()));
+      await failure(listAll(client, name));
+      await failure(client.createEvent(name, {}, anySignal()));
+      await failure(client.requestToken("team", name, "audience", 600, anySignal()));
+    }
+    assertEquals(api.requests, []);
+  });
+
+  test("is refused, for a person to mend, by these statuses only", () => {
+    const refused = (status?: number) => new ApiError("", { status }).refused;
+    for (const status of [400, 403, 405, 406, 413, 415, 422]) assert(refused(status), `${status}`);
+    for (const status of [undefined, 200, 301, 401, 404, 408, 409, 410, 429, 500, 502, 503, 504]) {
+      assert(!refused(status), `${status}`);
+    }
+  });
+
+  test("ends when the client is closed", async () => {
+    const client = connect();
+    const watch = readAll(client.watch(createSecrets(0), api.resourceVersion, 60, anySignal()));
+    await until(() => api.openWatches === 1, "the watch is open");
+    client.close();
+    assert((await watch).error);
+    await until(() => api.openWatches === 0, "the watch is closed");
+  });
+});
+
+describe("the list", () => {
+  test("asks for the selected Secrets, at any resource version, 500 at a time, and follows `continue`", async () => {
+    const namespace = createSecrets(1_203);
+    api.createSecret({ metadata: { namespace, name: "unlabelled" } });
+    const names = await listAll(connect(), namespace);
+    assertEquals(names.length, 1_203);
+    assertEquals(new Set(names).size, 1_203);
+    assert(!names.includes("unlabelled"));
+    for (const { path, query } of api.requests) {
+      assertEquals(path, `/api/v1/namespaces/${namespace}/secrets`);
+      assertEquals([query.get("labelSelector"), query.get("limit")], [LABEL, "500"]);
+      assert(!query.has("resourceVersion") && !query.has("watch"));
+    }
+    assertEquals(api.requests.map(({ query }) => query.has("continue")), [false, true, true]);
+  });
+
+  test("bears the resource version to watch from, the same on every page", async () => {
+    const namespace = createSecrets(501);
+    const versions = new Set<string>();
+    const { resourceVersion } = api;
+    for await (const page of connect().list(namespace, anySignal())) versions.add(page.resourceVersion);
+    assertEquals([...versions], [resourceVersion]);
+  });
+
+  test("is of the whole cluster where no namespace is named", async () => {
+    const server = await startOwnServer();
+    createSecrets(1, server);
+    createSecrets(1, server);
+    assertEquals((await listAll(connect(server.url))).length, 2);
+    assertEquals(server.requests[0]?.path, "/api/v1/secrets");
+  });
+
+  test("makes a page smaller until it is within 16 MiB", async () => {
+    const namespace = createSecrets(0);
+    const blob = Buffer.alloc(700 * 1024, 1).toString("base64");
+    for (let index = 0; index < 24; index++) {
+      const metadata = { namespace, name: `large-${index}`, labels: { [LABEL]: "" } };
+      api.createSecret({ metadata, data: { blob } });
+    }
+    const names = await listAll(connect(), namespace);
+    assertEquals(new Set(names).size, 24);
+    assertEquals(names.length, 24);
+    assertEquals(api.requests.map(({ query }) => query.get("limit")), ["500", "125", "32", "8", "8", "8"]);
+    for (const { name } of api.secrets(namespace).map(({ metadata }) => metadata)) api.deleteSecret(namespace, name);
+  });
+
+  test("asks for a page that was too large again, from the same place", async () => {
+    const namespace = createSecrets(600);
+    const relay = await startRelay(portOf(api.url));
+    const match = (request: { query: URLSearchParams }) => request.query.has("continue");
+    api.faults.add({ verb: "list", match, body: "x".repeat(40 * MIB) });
+    assertEquals(new Set(await listAll(connect(relay.url), namespace)).size, 600);
+    const [, second, third] = api.requests.map(({ query }) => query);
+    assertEquals(second?.get("continue"), third?.get("continue"));
+    assertEquals([second?.get("limit"), third?.get("limit")], ["500", "125"]);
+    await until(() => relay.open() === 1, "the connection of the page that was given up is closed");
+  });
+
+  test("gives up a single Secret that is too large", async () => {
+    api.faults.add({ verb: "list", times: Infinity, body: "x".repeat(17 * MIB) });
+    const error = await failure(listAll(connect(), createSecrets(1)));
+    assertEquals(error.reason, "BodyTooLarge");
+    assertEquals(api.requests.map(({ query }) => query.get("limit")), ["500", "125", "32", "8", "2", "1"]);
+  });
+
+  test("fails with a 410 when `continue` has expired", async () => {
+    const client = connect();
+    const pages = client.list(createSecrets(501), anySignal());
+    assertEquals((await pages.next()).value?.items.length, 500);
+    api.expire();
+    const error = await failure(pages.next());
+    assertEquals([error.status, error.reason, error.refused], [410, "Expired", false]);
+  });
+});
+
+describe("the watch", () => {
+  test("asks for the selected Secrets from a resource version on, with bookmarks, for so many seconds", async () => {
+    const namespace = createSecrets(0);
+    const { resourceVersion } = api;
+    api.faults.add({ verb: "watch", close: 0 });
+    await readAll(connect().watch(namespace, resourceVersion, 73, anySignal()));
+    const [{ path, query } = api.requests[0]!] = api.requests;
+    assertEquals(path, `/api/v1/namespaces/${namespace}/secrets`);
+    assertEquals([query.get("labelSelector"), query.get("resourceVersion")], [LABEL, resourceVersion]);
+    assertEquals([query.get("timeoutSeconds"), query.get("allowWatchBookmarks")], ["73", "true"]);
+    assert(["1", "true"].includes(`${query.get("watch")}`));
+  });
+
+  test("gives each change as it happens, with its resource version", async () => {
+    const namespace = createSecrets(0);
+    const controller = new AbortController();
+    const watch = connect().watch(namespace, api.resourceVersion, 60, controller.signal);
+    const next = async () => (await watch.next()).value!;
+    createSecret(namespace, "one");
+    const added = await next();
+    assertEquals([brief(added), added.resourceVersion], ["ADDED one", api.resourceVersion]);
+    assertEquals("secret" in added && added.secret.metadata.annotations?.text, TEXT);
+    api.patchSecret(namespace, "one", { metadata: { annotations: { text: "another" } } });
+    assertEquals(brief(await next()), "MODIFIED one");
+    api.patchSecret(namespace, "one", { metadata: { labels: { [LABEL]: null } } });
+    const unlabelled = await next();
+    assertEquals([brief(unlabelled), unlabelled.resourceVersion], ["DELETED one", api.resourceVersion]);
+    createSecret(namespace, "two");
+    api.deleteSecret(namespace, "two");
+    assertEquals([brief(await next()), brief(await next())], ["ADDED two", "DELETED two"]);
+    controller.abort();
+    await failure(watch.next());
+  });
+
+  test("gives bookmarks, for the resource version in them", async () => {
+    const server = await startOwnServer({ bookmarkInterval: 20 });
+    const watch = connect(server.url).watch(createSecrets(0, server), server.resourceVersion, 60, anySignal());
+    createSecrets(0, server);
+    for (let index = 0; index < 2; index++) {
+      assertEquals(brief((await watch.next()).value!), `BOOKMARK ${server.resourceVersion}`);
+    }
+    await watch.return(undefined);
+  });
+
+  test("puts characters and lines together that come in pieces, some milliseconds apart", async () => {
+    const lines = ["one", "two", "日本é😀"].map((name) => `${JSON.stringify(added(name))}\n`);
+    api.faults.add({ verb: "watch", lines: [lines.join("")], close: 2_500, split: { bytes: 1, ms: 2 } });
+    const watch = connect().watch(createSecrets(0), "1", 60, anySignal());
+    for (const name of ["one", "two", "日本é😀"]) assertEquals(brief((await watch.next()).value!), `ADDED ${name}`);
+    await watch.return(undefined);
+  });
+
+  test("gives a line of more than a megabyte whole", async () => {
+    const namespace = createSecrets(0);
+    const watch = connect().watch(namespace, api.resourceVersion, 60, anySignal());
+    const first = watch.next();
+    const blob = Buffer.alloc(MIB - 1_000, 1).toString("base64");
+    api.createSecret({ metadata: { namespace, name: "large", labels: { [LABEL]: "" } }, data: { blob } });
+    const event = (await first).value!;
+    assertEquals("secret" in event && event.secret.data?.blob, blob);
+    await watch.return(undefined);
+    api.deleteSecret(namespace, "large");
+  });
+
+  test("fails when the connection is cut in the midst of a line, which is dropped", async () => {
+    const namespace = createSecrets(2);
+    api.faults.add({ verb: "watch", cut: 1.5 });
+    const { seen, error } = await readAll(connect().watch(namespace, "0", 60, anySignal()));
+    assertEquals(seen, ["ADDED pull-0"]);
+    assertMatch(`${error?.reason}`, /^(UND_ERR_SOCKET|ECONNRESET)$/);
+    assertEquals(error?.status, undefined);
+  });
+
+  test("ends without an error where the API server ends it; part of a line is dropped", async () => {
+    const lines = [added("one"), JSON.stringify(added("two")).slice(0, -9)];
+    api.faults.add({ verb: "watch", lines, close: 0 });
+    const { seen, error } = await readAll(connect().watch(createSecrets(0), "1", 60, anySignal()));
+    assertEquals([seen, error], [["ADDED one"], undefined]);
+  });
+
+  const badLines: [what: string, line: string | object][] = [
+    ["is not JSON", "{garbage\n"],
+    ["is empty", "\n"],
+    ["is null", "null\n"],
+    ["is a number", "42\n"],
+    ["is a list", "[]\n"],
+    ["has no type", { object: added("x").object }],
+    ["has an unknown type", { ...added("x"), type: "RENAMED" }],
+    ["has no object", { type: "ADDED" }],
+    ["has an object without metadata", { type: "MODIFIED", object: {} }],
+    ["has an object without a uid", {
+      type: "DELETED",
+      object: { metadata: { namespace: "n", name: "x", resourceVersion: "1" } },
+    }],
+    ["has an object whose version is no string", {
+      type: "ADDED",
+      object: { metadata: { ...added("x").object.metadata, resourceVersion: 7 } },
+    }],
+    ["is a bookmark without a version", { type: "BOOKMARK", object: { metadata: {} } }],
+    ["is a bookmark without an object", { type: "BOOKMARK" }],
+    ["is a bookmark of null", { type: "BOOKMARK", object: null }],
+  ];
+
+  test("fails at a record that is none, with a message for each way; those before it count", async () => {
+    const client = connect();
+    const messages = new Set<string>();
+    for (const [what, line] of badLines) {
+      api.faults.add({ verb: "watch", lines: [added("one"), line, added("two")], close: 0 });
+      const { seen, error } = await readAll(client.watch("team", "1", 60, anySignal()));
+      assertEquals([what, seen, error?.reason], [what, ["ADDED one"], "InvalidAnswer"]);
+      assertEquals([what, error?.status, error?.refused], [what, undefined, false]);
+      messages.add(`${error?.message}`);
+    }
+    assert(messages.size >= 4, [...messages].join("\n"));
+  });
+
+  test("fails at an ERROR record, with the code, reason and message in it", async () => {
+    const client = connect();
+    const records: [object, number | undefined, string | undefined][] = [
+      [errorEvent(410), 410, "Expired"],
+      [errorEvent(410, "Gone"), 410, "Gone"],
+      [errorEvent(429), 429, "TooManyRequests"],
+      [errorEvent(500), 500, "InternalError"],
+      [{ type: "ERROR", object: { code: 410 } }, 410, undefined],
+      [{ type: "ERROR", object: null }, undefined, undefined],
+      [{ type: "ERROR" }, undefined, undefined],
+      [{ type: "ERROR", object: "text" }, undefined, undefined],
+    ];
+    for (const [record, status, reason] of records) {
+      api.faults.add({ verb: "watch", lines: [added("one"), record, added("two")], close: 0 });
+      const { seen, error } = await readAll(client.watch("team", "1", 60, anySignal()));
+      assertEquals([seen, error?.status, error?.reason], [["ADDED one"], status, reason]);
+    }
+    api.faults.add({ verb: "watch", lines: [errorEvent(500)], close: 0 });
+    const { error } = await readAll(client.watch("team", "1", 60, anySignal()));
+    assertStringIncludes(error!.message, "etcdserver: leader changed");
+  });
+
+  test("fails with 410 when the version is too old, be it told by the status or by a record", async () => {
+    const server = await startOwnServer();
+    const namespace = createSecrets(1, server);
+    server.expire();
+    for (const expiredAs of ["status", "event"] as const) {
+      server.expiredAs = expiredAs;
+      const { seen, error } = await readAll(connect(server.url).watch(namespace, "1", 60, anySignal()));
+      assertEquals([seen, error?.status, error?.reason], [[], 410, "Expired"]);
+    }
+  });
+
+  test("fails once nothing has come for ten seconds more than it was to last", async () => {
+    const relay = await startRelay(portOf(api.url));
+    // Nine seconds less than none: silence counts as death after one.
+    api.faults.add({ verb: "watch", lines: [added("one")], stall: 1 });
+    const openedAt = performance.now();
+    const { seen, error } = await readAll(connect(relay.url).watch(createSecrets(0), "1", -9, anySignal()));
+    const lived = performance.now() - openedAt;
+    assertEquals([seen, error?.reason], [["ADDED one"], "UND_ERR_BODY_TIMEOUT"]);
+    assert(lived > 900 && lived < 3_000, `${lived} ms`);
+    await until(() => relay.open() === 0, "the connection is closed");
+  });
+
+  test("lives on as long as something comes", async () => {
+    const line = `${JSON.stringify(added("one"))}\n`;
+    api.faults.add({ verb: "watch", lines: [line.repeat(5)], split: { bytes: line.length, ms: 300 } });
+    const { seen, error } = await readAll(connect().watch(createSecrets(0), api.resourceVersion, -9, anySignal()));
+    assertEquals([seen.length, error], [5, undefined]);
+  });
+
+  test("ends at once when it is aborted, and its connection too", async () => {
+    const relay = await startRelay(portOf(api.url));
+    const controller = new AbortController();
+    const watch = readAll(connect(relay.url).watch(createSecrets(0), api.resourceVersion, 60, controller.signal));
+    await until(() => api.openWatches === 1, "the watch is open");
+    const abortedAt = performance.now();
+    controller.abort(new Error("enough"));
+    assertStringIncludes((await watch).error!.message, "enough");
+    assert(performance.now() - abortedAt < 500, "it took its time");
+    await until(() => relay.open() === 0, "the connection is closed");
+  });
+
+  test("closes its connection when nobody reads on", async () => {
+    const relay = await startRelay(portOf(api.url));
+    for await (const event of connect(relay.url).watch(createSecrets(1), "0", 60, anySignal())) {
+      assertEquals(brief(event), "ADDED pull-0");
+      break;
+    }
+    await until(() => relay.open() === 0, "the connection is closed");
+  });
+
+  test("leaks no connection, however often it is opened", async () => {
+    const relay = await startRelay(portOf(api.url));
+    const client = connect(relay.url);
+    api.faults.add({ verb: "watch", close: 0, times: 30 });
+    const namespace = createSecrets(0);
+    for (let index = 0; index < 30; index++) await readAll(client.watch(namespace, "1", 60, anySignal()));
+    assert(relay.opened <= FEW, `${relay.opened} connections`);
+  });
+
+  test("gives the same records however its body is cut", async () => {
+    const record = fc.oneof(
+      fc.string({ unit: "binary" }).map((name) => ({
+        type: "MODIFIED",
+        object: { metadata: { namespace: "n", name, uid: "u", resourceVersion: "1" } },
+      })),
+      fc.nat().map((version) => ({ type: "BOOKMARK", object: { metadata: { resourceVersion: `${version}` } } })),
+    );
+    await fc.assert(fc.asyncProperty(fc.array(record), fc.array(fc.nat(40)), async (records, sizes) => {
+      const body = Buffer.from(records.map((each) => `${JSON.stringify(each)}\n`).join(""));
+      async function* cut() {
+        let at = 0;
+        for (const size of [...sizes, body.length]) yield body.subarray(at, at += size);
+      }
+      const seen: unknown[] = [];
+      for await (const { type, ...event } of parseWatch(cut())) {
+        seen.push({ type, object: "secret" in event ? event.secret : { metadata: event } });
+      }
+      assertEquals(seen, records);
+    }));
+  });
+
+  test("fails with an ApiError, or not at all, whatever its body is", async () => {
+    await fc.assert(fc.asyncProperty(fc.array(fc.uint8Array({ maxLength: 60 })), async (chunks) => {
+      async function* body() {
+        yield* chunks;
+      }
+      const iterator = parseWatch(body());
+      const error = await (async () => {
+        for await (const event of iterator) assertNotEquals(event, undefined);
+      })().catch((caught) => caught);
+      assert(error === undefined || error instanceof ApiError, `${error}`);
+    }));
+  });
+});
+
+describe("writing", () => {
+  test("merges a patch, under the program's name as field manager", async () => {
+    const namespace = createSecrets(1);
+    const { uid, resourceVersion } = api.secret(namespace, "pull-0")!.metadata;
+    const patch = { metadata: { uid, resourceVersion, annotations: { text: null, new: TEXT } } };
+    const secret = await connect().patch(namespace, "pull-0", patch, anySignal());
+    assertEquals(secret.metadata.annotations, { new: TEXT });
+    assertEquals(secret.metadata.resourceVersion, api.resourceVersion);
+    const [{ method, query, headers, body } = api.requests[0]!] = api.requests;
+    assertEquals([method, query.get("fieldManager")], ["PATCH", "pull-secret-updater"]);
+    assertEquals(headers["content-type"], "application/merge-patch+json");
+    assertEquals(JSON.parse(body), patch);
+  });
+
+  test("fails with a 409 where the Secret is not as it was, or another", async () => {
+    const namespace = createSecrets(1);
+    const { uid, resourceVersion } = api.secret(namespace, "pull-0")!.metadata;
+    api.patchSecret(namespace, "pull-0", { metadata: { annotations: { text: "another" } } });
+    const client = connect();
+    const patches = [{ uid, resourceVersion }, { uid: "another", resourceVersion }];
+    for (const metadata of patches) {
+      const error = await failure(client.patch(namespace, "pull-0", { metadata }, anySignal()));
+      assertEquals([error.status, error.reason, error.refused], [409, "Conflict", false]);
+    }
+  });
+
+  test("never creates a Secret that is gone", async () => {
+    const namespace = createSecrets(0);
+    assertEquals((await failure(connect().patch(namespace, "none", {}, anySignal()))).status, 404);
+    assertEquals(api.secrets(namespace), []);
+  });
+
+  test("creates an event in the namespace, of events.k8s.io", async () => {
+    const namespace = createSecrets(0);
+    const event = {
+      apiVersion: "events.k8s.io/v1",
+      kind: "Event",
+      metadata: { generateName: "pull-secret-updater-", namespace },
+      eventTime: "2026-01-01T00:00:00.000000Z",
+      reportingController: "pull-secret-updater.chainguard.dev/controller",
+      reportingInstance: "controller-1",
+      action: "Refresh",
+      regarding: { apiVersion: "v1", kind: "Secret", namespace, name: "any", uid: "u" },
+      reason: "TokenIssued",
+      type: "Normal",
+      note: TEXT,
+    };
+    await connect().createEvent(namespace, event, anySignal());
+    assertEquals(api.events(namespace).map(({ note }) => note), [TEXT]);
+    assertEquals(api.requests[0]?.headers["content-type"], "application/json");
+  });
+
+  test("requests a token of a service account for one audience and so many seconds", async () => {
+    const namespace = createSecrets(0);
+    api.createServiceAccount(namespace, "puller");
+    const token = await connect().requestToken(namespace, "puller", "issuer.example", 600, anySignal());
+    const { aud, sub, iat = 0, exp = 0 } = decodeJwt(token);
+    assertEquals(aud as unknown, ["issuer.example"]);
+    assertEquals([sub, exp - iat], [`system:serviceaccount:${namespace}:puller`, 600]);
+    const { apiVersion, kind, spec } = JSON.parse(api.requests[0]!.body);
+    assertEquals([apiVersion, kind], ["authentication.k8s.io/v1", "TokenRequest"]);
+    assertEquals(spec, { audiences: ["issuer.example"], expirationSeconds: 600 });
+  });
+
+  test("fails where a token request is refused, with the API server's reason", async () => {
+    const namespace = createSecrets(0);
+    const client = connect();
+    const error = await failure(client.requestToken(namespace, "none", "audience", 600, anySignal()));
+    assertEquals([error.status, error.reason], [404, "NotFound"]);
+    api.faults.add({ status: 403 });
+    const forbidden = await failure(client.requestToken(namespace, "none", "audience", 600, anySignal()));
+    assertEquals([forbidden.status, forbidden.refused], [403, true]);
+  });
+});
