@@ -643,10 +643,22 @@ export function createController(config: Config, deps: Dependencies) {
     }
     shared.waiting.add(entry);
     if (entry.isHurried) entry.hurriedAt = monotonic();
-    if (!shared.isBusy) exchanges.add(shared, shared.asker.namespace, rank);
+    if (shared.isBusy) return;
     shared.isBusy = true;
+    exchanges.add(shared, shared.asker.namespace, rank);
   }
 
+  /**
+   * What is next for a Secret, by the first of these that holds:
+   *
+   * 1. the verdict is to skip or to wait: sleep
+   * 2. the spacing of its writes, or its own back-off, is not over: sleep
+   * 3. a token in hand will do: write it, unless the Secret has it already, or has one that lives longer
+   * 4. the issuer may be asked: exchange
+   * 5. otherwise wait for the next token, and sleep until the issuer may be asked
+   *
+   * A user's wish (`isHurried`) shortens the spacing and skips the back-offs, but nothing that `Retry-After` asks for.
+   */
   function nextStep(entry: Entry): Step {
     const { facts, isHurried, backoff } = entry;
     const now = clock.now();
@@ -670,7 +682,7 @@ export function createController(config: Config, deps: Dependencies) {
     const askableAt = Math.max(settledUntil, heldUntil, ownHold);
     const isRecent = reason !== "requested" || shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
     const isFresh = staleAt > tick && isRecent;
-    // While the issuer fails, the token in hand still serves those who have none.
+    // While the issuer fails or is not to be asked, the token in hand still serves those who have none.
     const isNeeded = reason !== "due" && reason !== "requested" && askableAt > tick;
     if (token && token.claims.expiresAt > now && (isFresh || settledUntil > tick || isNeeded)) {
       const isHeld = facts.tokens.every((own) => own?.fingerprint === token.claims.fingerprint);
