@@ -8,8 +8,9 @@ import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 
-export const RUNTIMES = ["node", "deno"] as const;
-export type Runtime = typeof RUNTIMES[number];
+export type Runtime = "node" | "deno";
+/** The one that runs this. */
+export const RUNTIME: Runtime = process.versions.deno ? "deno" : "node";
 
 const ROOT = join(import.meta.dirname!, "..");
 /** Below the range that the kernel takes the ports of clients from: nobody else gets one in between. */

@@ -1,6 +1,5 @@
 /**
- * The real program as a process of its own, on both runtimes whichever runs this, against the stand-ins over loopback
- * HTTPS. Whatever a program writes, at any level, is searched for tokens and control characters when it has ended.
+ * The real program as a process of its own, on the runtime that runs this, against the stand-ins over loopback HTTPS. Whatever a program writes, at any level, is searched for tokens and control characters when it has ended.
  */
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Buffer } from "node:buffer";
@@ -14,7 +13,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { findPort, findToken, type Program, type Runtime, RUNTIMES, startProgram } from "./program.ts";
+import { findPort, findToken, type Program, RUNTIME, type Runtime, startProgram } from "./program.ts";
 import { type ApiRequest, errorEvent, startApiServer } from "./server/apiserver.ts";
 import { makeAuthority } from "./server/certificates.ts";
 import type { Fault, LoggedRequest } from "./server/faults.ts";
@@ -193,7 +192,7 @@ const queue: (() => void)[] = [];
 let busy = 0;
 
 function scenario(title: string, kind: Kind, run: (runtime: Runtime) => Promise<void>, skip?: string): void {
-  for (const runtime of RUNTIMES) add(`${title} (${runtime})`, kind, () => run(runtime), skip);
+  add(title, kind, () => run(RUNTIME), skip);
 }
 
 function add(title: string, kind: Kind, run: () => Promise<void>, skip?: string): void {
