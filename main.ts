@@ -994,6 +994,7 @@ const METRICS = [
 /** The message of a failed exchange; of a refusal, with what it takes to mend it. */
 function explain(error: Partial<StsError>, { asker: { identity }, subject }: SharedToken): string {
   const message = clean(`${error.message}`);
+  if (error instanceof ApiError && error.refused) return `${message}; it takes create on serviceaccounts/token`;
   if (!(error instanceof StsError) || ![401, 403].includes(error.status ?? 0)) return message;
   const { issuer = "?", subject: sub = "?", audiences = [] } = subject ?? {};
   return `${message}. The subject token has iss=${clean(issuer)} sub=${clean(sub)} aud=${clean(audiences.join())}. ` +

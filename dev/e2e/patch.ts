@@ -1,0 +1,51 @@
+/**
+ * All that deploy.yaml is changed by for this cluster: the image's name, where issuer.enforce.dev is (there is no DNS), and
+ * the private CA that the issuer's certificate is signed by. kustomize, as users have it, puts it in.
+ */
+import * as fs from "node:fs";
+import { join } from "node:path";
+import { type Context, NAMESPACE, ROOT } from "./context.ts";
+
+const CA_FOLDER = "/etc/private-ca";
+
+export async function patchedManifest(context: Context, image: string): Promise<string> {
+  const { work, address, ca, kubectl } = context;
+  const container = {
+    name: "controller",
+    image,
+    env: [{ name: "NODE_EXTRA_CA_CERTS", value: `${CA_FOLDER}/ca.crt` }],
+    volumeMounts: [{ name: "private-ca", mountPath: CA_FOLDER, readOnly: true }],
+  };
+  const patch = {
+    apiVersion: "apps/v1",
+    kind: "Deployment",
+    metadata: { namespace: NAMESPACE, name: "controller" },
+    spec: {
+      template: {
+        spec: {
+          hostAliases: [{ ip: address, hostnames: ["issuer.enforce.dev"] }],
+          containers: [container],
+          volumes: [{ name: "private-ca", configMap: { name: "private-ca" } }],
+        },
+      },
+    },
+  };
+  const authority = {
+    apiVersion: "v1",
+    kind: "ConfigMap",
+    metadata: { namespace: NAMESPACE, name: "private-ca" },
+    data: { "ca.crt": ca },
+  };
+  const folder = join(work, "deploy");
+  const write = (name: string, value: unknown) => fs.writeFileSync(join(folder, name), JSON.stringify(value));
+  fs.mkdirSync(folder, { recursive: true });
+  fs.copyFileSync(join(ROOT, "deploy.yaml"), join(folder, "deploy.yaml"));
+  write("ca.yaml", authority);
+  write("patch.yaml", patch);
+  write("kustomization.yaml", {
+    resources: ["deploy.yaml", "ca.yaml"],
+    patches: [{ path: "patch.yaml" }],
+    sortOptions: { order: "fifo" },
+  });
+  return await kubectl(["kustomize", folder]);
+}

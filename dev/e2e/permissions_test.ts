@@ -1,0 +1,516 @@
+/**
+ * What Deno grants the program in its Pod. Programs run here with deploy.yaml's flags as they stand, but for what
+ * `Pod.flags` replaces: the real one does all its work with them, and others do nothing else.
+ */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { createServer, type RequestListener, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { networkInterfaces, tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import process from "node:process";
+import { after, before, describe, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { pathToFileURL } from "node:url";
+import { parseAllDocuments } from "yaml";
+import { type ApiServer, startApiServer } from "../server/apiserver.ts";
+import { makeAuthority } from "../server/certificates.ts";
+import { type Issuer, startIssuer } from "../server/issuer.ts";
+
+const ROOT = join(import.meta.dirname!, "../..");
+const BIN = join(ROOT, "node_modules/.bin");
+const PATH = BIN + delimiter + process.env.PATH;
+const DENO = join(BIN, "deno");
+const PREFIX = "pull-secret-updater.chainguard.dev";
+const UID = `${"0a".repeat(20)}/${"1b".repeat(8)}`;
+const UNTIL_MS = 10_000;
+/** Deno asks its update server within 0.2 s: long enough to tell that it does not. */
+const SILENCE_MS = 1_500;
+const hasIPv6 = Object.values(networkInterfaces()).flat().some((address) => address?.address === "::1");
+
+const work = mkdtempSync(join(tmpdir(), "permissions-"));
+const accountDir = join(work, "serviceaccount");
+const oidcDir = join(work, "oidc");
+const caFile = join(work, "ca.crt");
+const home = join(work, "home");
+const bundle = join(work, "out/main.js");
+const authority = makeAuthority();
+/** What ends when the tests do, however they went. */
+const toEnd: (() => unknown)[] = [];
+
+interface Container {
+  args: string[];
+  env: { name: string; value: string }[];
+}
+const { args, env } = readContainer(readFileSync(join(ROOT, "deploy.yaml"), "utf8"));
+const variables = listOf("--allow-env");
+
+before(() => {
+  for (const dir of [accountDir, oidcDir, home]) mkdirSync(dir);
+  writeFileSync(caFile, authority.certificate);
+  writeFileSync(join(accountDir, "ca.crt"), authority.certificate);
+  writeFileSync(join(accountDir, "namespace"), "pull-secret-updater");
+  // The bundle's paths are relative to the working folder.
+  symlinkSync(join(ROOT, "main.ts"), join(work, "main.ts"));
+  execFileSync("node", [join(ROOT, "dev/bundle.ts")], { cwd: work, env: { ...process.env, PATH } });
+});
+
+after(() => {
+  for (const end of toEnd) end();
+  rmSync(work, { recursive: true });
+});
+
+// ───── The Pod ─────
+
+function readContainer(manifest: string): Container {
+  const objects = parseAllDocuments(manifest).map((document) => document.toJS());
+  const [deployment, ...others] = objects.filter(({ kind }) => kind === "Deployment");
+  assertEquals(others, []);
+  const [container] = deployment.spec.template.spec.containers;
+  return container;
+}
+
+/** The values of a flag. */
+function listOf(flag: string): string[] {
+  const found = args.filter((arg) => arg.startsWith(`${flag}=`));
+  assertEquals(found.length, 1, `${flag} stands once`);
+  return found[0]!.slice(flag.length + 1).split(",");
+}
+
+/** Where things are here that are elsewhere in a Pod. */
+interface Pod {
+  /** Of the API server, as Kubernetes injects them. */
+  apiHost: string;
+  apiPort: number;
+  /** Of the issuer, `localhost` here: a name, as the real one's. */
+  issuerPort: number;
+  /** Of the probes. */
+  port: number;
+  program: string;
+}
+
+/** What stands in the manifest for an IPv4 cluster. */
+const API = "$(KUBERNETES_SERVICE_HOST):$(KUBERNETES_SERVICE_PORT)";
+
+/** The manifest's arguments, expanded as the kubelet does it. Each replacement must be found. */
+function argumentsOf({ apiHost, apiPort, issuerPort, port, program }: Pod, manifest = args): string[] {
+  const replacements = {
+    "$(KUBERNETES_SERVICE_HOST)": apiHost,
+    "$(KUBERNETES_SERVICE_PORT)": `${apiPort}`,
+    "issuer.enforce.dev:443": `localhost:${issuerPort}`,
+    "0.0.0.0:8080": `0.0.0.0:${port}`,
+    "[::]:8080": `[::]:${port}`,
+    "/var/run/secrets/kubernetes.io/serviceaccount": accountDir,
+    "/var/run/chainguard/oidc": oidcDir,
+    "/main.js": program,
+  };
+  let text = manifest.join("\n");
+  for (const [from, to] of Object.entries(replacements)) {
+    assertEquals(text.split(from).length, 2, `${from} stands once in the arguments`);
+    text = text.replace(from, to);
+  }
+  return text.split("\n");
+}
+
+function environmentOf({ apiHost, apiPort, issuerPort, port }: Pod): Record<string, string> {
+  return {
+    // Deno can keep nothing, as on a Pod's read-only root.
+    DENO_DIR: "/dev/null/deno",
+    HOME: home,
+    ...Object.fromEntries(env.map(({ name, value }) => [name, value])),
+    KUBERNETES_SERVICE_HOST: apiHost,
+    KUBERNETES_SERVICE_PORT: `${apiPort}`,
+    // These are what is elsewhere.
+    ISSUER_URL: `https://localhost:${issuerPort}`,
+    PORT: `${port}`,
+    SERVICE_ACCOUNT_DIR: accountDir,
+    SUBJECT_TOKEN_FILE: join(oidcDir, "oidc-token"),
+    NODE_EXTRA_CA_CERTS: caFile,
+    NO_COLOR: "1",
+  };
+}
+
+/** A program that runs, or has ended. */
+interface Running {
+  child: ChildProcess;
+  output: { stdout: string; stderr: string };
+  /** The exit status, or the signal. */
+  ended: Promise<number | string>;
+}
+
+function start(args: string[], environment: Record<string, string>): Running {
+  const child = spawn(DENO, args, { env: environment, stdio: ["ignore", "pipe", "pipe"] });
+  toEnd.push(() => child.kill("SIGKILL"));
+  const output = { stdout: "", stderr: "" };
+  child.stdout.setEncoding("utf8").on("data", (text) => output.stdout += text);
+  child.stderr.setEncoding("utf8").on("data", (text) => output.stderr += text);
+  const ended = new Promise<number | string>((resolve, reject) => {
+    child.on("error", reject).on("close", (code, signal) => resolve(code ?? signal!));
+  });
+  return { child, output, ended };
+}
+
+const startIn = (pod: Pod, args = argumentsOf(pod)) => start(args, environmentOf(pod));
+
+async function until(what: string, check: () => unknown, { output }: Running): Promise<void> {
+  for (const deadline = Date.now() + UNTIL_MS; !await check(); await sleep(20)) {
+    assert(Date.now() < deadline, `${what}: not so after ${UNTIL_MS / 1000} s\n${output.stdout}${output.stderr}`);
+  }
+}
+
+function portOf(server: Server): number {
+  return (server.address() as AddressInfo).port;
+}
+
+async function listen(handler: RequestListener): Promise<Server> {
+  const server = createServer(handler);
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  toEnd.push(() => server.close());
+  return server;
+}
+
+async function freePort(): Promise<number> {
+  const server = await listen(() => {});
+  const port = portOf(server);
+  await new Promise((done) => server.close(done));
+  return port;
+}
+
+// ───── The program itself ─────
+
+/** The stand-ins, with one Secret to fill. */
+async function startCluster(apiHost: string): Promise<{ api: ApiServer; issuer: Issuer; pod: Pod }> {
+  const api = await startApiServer({ host: apiHost, certificate: authority.issue(), tokens: new Map() });
+  const issuer = await startIssuer({ host: "localhost", certificate: authority.issue(), keys: api.jwks });
+  toEnd.push(() => api.close(), () => issuer.close());
+  const account = ["pull-secret-updater", "controller"] as const;
+  api.createServiceAccount(...account);
+  issuer.bind(UID, api.issuer, ...account);
+  writeFileSync(join(accountDir, "token"), await api.serviceAccountToken(...account, api.issuer));
+  writeFileSync(join(oidcDir, "oidc-token"), await api.serviceAccountToken(...account, "localhost"));
+  api.createSecret({
+    metadata: { namespace: "team", name: "pull-secret", labels: { [`${PREFIX}/identity`]: UID.replace("/", ".") } },
+    type: "kubernetes.io/dockerconfigjson",
+    stringData: { ".dockerconfigjson": "{}" },
+  });
+  const [apiPort, issuerPort] = [+new URL(api.url).port, +new URL(issuer.url).port];
+  return { api, issuer, pod: { apiHost, apiPort, issuerPort, port: await freePort(), program: bundle } };
+}
+
+async function worksIn({ api, issuer, pod }: Awaited<ReturnType<typeof startCluster>>, args?: string[]): Promise<void> {
+  const program = startIn(pod, args);
+  const isFilled = () => api.secret("team", "pull-secret")?.metadata.annotations?.[`${PREFIX}/token-expires`];
+  await until("the Secret is filled", isFilled, program);
+  for (const host of hasIPv6 ? ["127.0.0.1", "[::1]"] : ["127.0.0.1"]) {
+    for (const path of ["/healthz", "/readyz", "/metrics"]) {
+      const { status, body } = await fetch(`http://${host}:${pod.port}${path}`);
+      await body?.cancel();
+      assertEquals(status, 200, `${host} ${path}`);
+    }
+  }
+  await until("the event is written", () => api.events("team").length > 0, program);
+  assert(issuer.count("exchange") > 0);
+  // Deno's child.kill() would take the signal for the end.
+  process.kill(program.child.pid!, "SIGTERM");
+  assertEquals(await program.ended, 0);
+  const levels = program.output.stderr.trim().split("\n").map((line) => JSON.parse(line).level);
+  assertEquals(levels.filter((level) => level !== "info"), [], program.output.stderr);
+}
+
+test("the program does all its work with the manifest's rights, on IPv4 and IPv6", async () => {
+  await worksIn(await startCluster("127.0.0.1"));
+});
+
+test("on an IPv6 cluster Deno refuses the manifest's flags", async () => {
+  const program = startIn({ apiHost: "fd00::1", apiPort: 443, issuerPort: 1, port: await freePort(), program: bundle });
+  assertEquals(await program.ended, 1);
+  assertMatch(program.output.stderr, /ipv6 addresses must be enclosed in square brackets: 'fd00::1:443'/);
+});
+
+test("on an IPv6 cluster the program works with brackets in the flags", { skip: !hasIPv6 }, async () => {
+  const bracketed = API.replace("$(KUBERNETES_SERVICE_HOST)", "[$(KUBERNETES_SERVICE_HOST)]");
+  const cluster = await startCluster("::1");
+  await worksIn(cluster, argumentsOf(cluster.pod, args.map((arg) => arg.replace(API, bracketed))));
+});
+
+test("the manifest grants the variables that the program reads, and no other", () => {
+  const source = readFileSync(join(ROOT, "main.ts"), "utf8");
+  const read = [...source.matchAll(/\b(?:env|read)\("([A-Z_]+)"/g)].map(([, name]) => name!);
+  assertEquals(variables, [...new Set(read)].sort());
+});
+
+test("the program's text names nothing to import but Node's own modules", () => {
+  // What it names, though it be in a literal import() only, Deno loads beforehand and without a right.
+  const graph = JSON.parse(execFileSync(DENO, ["info", "--json", bundle], { encoding: "utf8" }));
+  const url = pathToFileURL(bundle).href;
+  const { dependencies }: GraphModule = graph.modules.find(({ specifier }: GraphModule) => specifier === url);
+  // Those without code are of types, in comments.
+  const named = dependencies.filter(({ code }) => code).map(({ specifier }) => specifier);
+  assert(named.includes("node:fs"));
+  assertEquals(named.filter((name) => !name.startsWith("node:")), []);
+});
+
+interface GraphModule {
+  specifier: string;
+  dependencies: { specifier: string; code?: object }[];
+}
+
+// ───── Other programs with its rights ─────
+
+/**
+ * What is tried, as JavaScript, and how it ends. `other` is the URL of a server that is none of those granted. `at` hides
+ * a specifier from Deno, which loads what it finds in a program's text beforehand and without a right.
+ */
+const ATTEMPTS: Record<string, [code: string, end: RegExp][]> = {
+  "read a file that is not granted": [
+    ["Deno.readTextFileSync('/etc/passwd')", /read access to "\/etc\/passwd"/],
+    ["fs.readFileSync(import.meta.filename)", /read access to ".*probe.js"/],
+    ["fs.readFileSync('/proc/self/environ')", /read access to/],
+    ["fs.readdirSync('/')", /read access to "\/"/],
+    ["fs.statSync('/etc')", /read access to "\/etc"/],
+    ["fs.readFileSync(`${granted}/../other`)", /read access to ".*\/other"/],
+    ["fetch('file:///etc/passwd')", /read access to/],
+    ["import(at('file:///etc/passwd'))", /read access to/],
+    ["import(at('file:///etc/hostname'), { with: { type: 'text' } })", /read access to/],
+    ["import(at('file:///etc/x.json'), { with: { type: 'json' } })", /read access to/],
+    ["createRequire(import.meta.url)(at('/etc/passwd'))", /read access to/],
+    ["new DatabaseSync('/etc/x.db')", /read access to/],
+    ["process.loadEnvFile('/etc/environment')", /env access|read access/],
+    ["fs.readFileSync(`${granted}/token`, 'utf8')", /^done: /],
+  ],
+  "reach another host": [
+    ["connection(port, '127.0.0.1')", /net access to "127\.0\.0\.1:\d+"/],
+    ["connection(port, '0.0.0.0')", /net access to "0\.0\.0\.0:\d+"/],
+    ["connection(port, '::ffff:127.0.0.1')", /net access to "127\.0\.0\.1:\d+"/],
+    ["connection(port, 'localhost')", /getaddrinfo EPERM localhost/],
+    ["connection(443, 'example.com')", /getaddrinfo EPERM example\.com/],
+    ["connection('/var/run/docker.sock')", /read access to/],
+    ["Deno.connect({ hostname: '127.0.0.1', port })", /net access to/],
+    ["Deno.connectTls({ hostname: '127.0.0.1', port })", /net access to/],
+    ["dns.lookup('example.com')", /getaddrinfo EPERM/],
+    ["Deno.resolveDns('example.com', 'A')", /net access to/],
+    ["fetch(other)", /net access to/],
+    ["fetch(other.replace('http:', 'https:'))", /net access to/],
+    ["fetch(redirecting)", /net access to/],
+    ["request(other)", /net access to/],
+    ["request(other.replace('http:', 'https:'))", /net access to/],
+    ["request(other, { dispatcher: new ProxyAgent(other) })", /net access to/],
+    ["new Promise((_, no) => http2.connect(other).on('error', no))", /net access to/],
+    ["new Promise((_, no) => new WebSocket(other).onerror = (e) => no(e.error))", /net access to/],
+  ],
+  "import code from elsewhere": [
+    ["import(at(`${other}x.js`))", /--no-remote is specified/],
+    ["import(at(`${other.replace('http:', 'https:')}x.js`))", /--no-remote is specified/],
+    ["import(at('https://jsr.io/x.js'))", /--no-remote is specified/],
+    ["import(at(`${redirecting}x.js`))", /--no-remote is specified/],
+    ["import(at('jsr:@std/path'))", /--no-remote is specified/],
+    ["import(at('npm:left-pad'))", /Failed loading/],
+    // What is in memory anyway gets no other rights.
+    ["import(at(data(`import '${other}x.js'`)))", /--no-remote is specified/],
+    ["import(at(data(`Deno.readTextFileSync('/etc/passwd')`)))", /read access to/],
+    ["import(at(blob(`import '${other}x.js'`)))", /--no-remote is specified/],
+    ["import(at(blob(`import 'file:///etc/x.json' with { type: 'json' }`)))", /read access to/],
+    ["worker(data(`Deno.readTextFileSync('/etc/passwd')`))", /read access to/],
+    ["worker(data(`postMessage(Deno.permissions.requestSync({ name: 'read' }).state)`))", /^done: "denied"/],
+  ],
+  "listen on another port": [
+    ["listening(0)", /net access to ".*:0"/],
+    ["listening(port)", /net access to/],
+    ["listening(own, '127.0.0.1')", /net access to/],
+    ["Deno.serve({ port: 0 }, () => new Response())", /net access to/],
+    ["listening(own)", /^done: "(::|0\.0\.0\.0)"/],
+  ],
+  "run a program": [
+    ["new Deno.Command('/bin/true').output()", /run access to/],
+    ["new Deno.Command(Deno.execPath()).output()", /run access to/],
+    ["execFileSync('/bin/true')", /Requires \w+ access/],
+    ["Deno.kill(process.ppid, 'SIGCONT')", /run access/],
+    ["Deno.dlopen('libc.so.6', {})", /ffi access/],
+    ["process.dlopen({}, '/x.node')", /ffi access|read access/],
+  ],
+  "read another variable": [
+    ["process.env.HOME", /env access to "HOME"/],
+    ["Deno.env.get('NODE_EXTRA_CA_CERTS')", /env access to/],
+    ["process.env.OTHER = 'x'", /env access to/],
+    ["Deno.env.get('PORT')", /^done: "\d+"/],
+  ],
+  "write a file": [
+    ["fs.writeFileSync('/tmp/x', '')", /write access to/],
+    ["fs.writeFileSync(`${granted}/token`, '')", /write access to/],
+    ["Deno.makeTempFile()", /write access to/],
+    ["fs.rmSync(`${granted}/token`)", /write access to/],
+    ["v8.writeHeapSnapshot('/tmp/x')", /write access to/],
+    // Deno's own storage asks for no right: it is the read-only root that stops these.
+    ["localStorage.setItem('x', 'y')", /Not a directory/],
+    ["caches.open('x')", /Failed to create cache storage directory/],
+  ],
+  "ask the system": [
+    ["Deno.hostname()", /sys access to "hostname"/],
+    ["os.userInfo()", /sys access to/],
+    ["os.networkInterfaces()", /sys access to/],
+    ["os.cpus()", /sys access to/],
+    ["Deno.osRelease()", /sys access to/],
+    ["inspector.open(0)", /sys access to "inspector"/],
+  ],
+  "ask for more": [
+    ["Deno.permissions.requestSync({ name: 'read' }).state", /^done: "denied"/],
+    ["Deno.permissions.requestSync({ name: 'net' }).state", /^done: "denied"/],
+  ],
+};
+
+const PROBE = `
+import { execFileSync } from "node:child_process";
+import * as dns from "node:dns/promises";
+import * as fs from "node:fs";
+import { createServer } from "node:http";
+import * as http2 from "node:http2";
+import * as inspector from "node:inspector";
+import { createRequire } from "node:module";
+import { connect } from "node:net";
+import * as os from "node:os";
+import { DatabaseSync } from "node:sqlite";
+import * as v8 from "node:v8";
+import { ProxyAgent, request } from "undici";
+
+const { HTTPS_PROXY: other, KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: apiPort } = process.env;
+const port = +new URL(other).port, own = +process.env.PORT, granted = process.env.SERVICE_ACCOUNT_DIR;
+const redirecting = "http://" + host + ":" + apiPort + "/";
+const at = (specifier) => specifier;
+const data = (code) => "data:text/javascript," + encodeURIComponent(code);
+const blob = (code) => URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+const connection = (...to) => new Promise((ok, no) => connect(...to, () => ok("connected")).on("error", no));
+const listening = (...on) => new Promise((ok, no) => {
+  const server = createServer().listen(...on, () => (ok(server.address().address), server.close())).on("error", no);
+});
+const worker = (url) => new Promise((ok, no) => {
+  const worker = new Worker(url, { type: "module" });
+  worker.onmessage = ({ data }) => ok(data);
+  worker.onerror = (event) => (event.preventDefault(), no(new Error(event.message)));
+});
+
+// What Deno refuses below the surface of Node's modules is not always caught there.
+let refuse;
+process.on("uncaughtException", (error) => refuse(error));
+const ends = [];
+async function attempt(run) {
+  try {
+    const late = new Promise((_, no) => refuse = no);
+    const timer = setTimeout(() => refuse(new Error("nothing for 2 s")), 2000);
+    const result = await Promise.race([run(), late]).finally(() => clearTimeout(timer));
+    ends.push("done: " + JSON.stringify(result));
+  } catch (error) {
+    ends.push("refused: " + error.message);
+  }
+}
+`;
+
+describe("a program with the manifest's rights", () => {
+  const seen: string[] = [];
+  let others: Server;
+  let granted: Server;
+  let ends: string[] = [];
+  let environment: Record<string, string>;
+  let pod: Pod;
+
+  before(async () => {
+    others = await listen((request, response) => response.end(seen.push(`${request.method} ${request.url}`)));
+    others.on("connection", () => seen.push("connection"));
+    const other = `http://127.0.0.1:${portOf(others)}/`;
+    granted = await listen((_, response) => response.writeHead(302, { location: other }).end());
+    const program = join(work, "probe.js");
+    pod = { apiHost: "127.0.0.1", apiPort: portOf(granted), issuerPort: 1, port: await freePort(), program };
+    const lines = Object.values(ATTEMPTS).flat().map(([code]) => `await attempt(async () => (${code}));\n`);
+    const rest = `console.log(JSON.stringify({ ends, variables: Deno.env.toObject() }));\nprocess.exit(0);\n`;
+    writeProbe(PROBE + lines.join("") + rest, program);
+    writeFileSync(join(accountDir, "token"), "a token");
+    // As the proxy, the server also sees what Deno itself would load, from any host.
+    const probe = start(argumentsOf(pod), { ...environmentOf(pod), HTTPS_PROXY: other, OTHER: "x" });
+    assertEquals(await probe.ended, 0, probe.output.stderr);
+    ({ ends, variables: environment } = JSON.parse(probe.output.stdout));
+  });
+
+  let first = 0;
+  for (const [title, attempts] of Object.entries(ATTEMPTS)) {
+    const from = first;
+    first += attempts.length;
+    test(`cannot ${title}`, () => {
+      for (const [index, [code, end]] of attempts.entries()) {
+        const was = ends[from + index] ?? "not tried";
+        const expected = end.source.startsWith("^done") ? end : new RegExp(`^refused: .*(${end.source})`, "s");
+        assertMatch(was, expected, `${code} ended otherwise: ${was}`);
+      }
+    });
+  }
+
+  test("sees those variables alone that it is granted", () => {
+    assert(Object.keys(environment).length > 0);
+    assertEquals(Object.keys(environment).filter((name) => !variables.includes(name)), []);
+  });
+
+  test("has sent nothing to another host", () => {
+    assertEquals(seen, []);
+  });
+});
+
+/** Bundles undici into the probe, as the program has it. */
+function writeProbe(code: string, path: string): void {
+  const require = "import { createRequire as r } from 'node:module'; const require = r(import.meta.url);";
+  const flags = ["--bundle", "--platform=node", "--format=esm", `--banner:js=${require}`, `--outfile=${path}`];
+  execFileSync(join(BIN, "esbuild"), [...flags, "--log-level=error"], { cwd: ROOT, input: code });
+}
+
+// ───── Deno itself ─────
+
+/**
+ * Runs a program with the manifest's rights behind a proxy, and gives what was asked of that until `isDone`. A control is
+ * `without` some of the arguments and variables.
+ */
+async function askedOfProxy(
+  code: string,
+  isDone: (asked: string[]) => unknown,
+  without: string[] = [],
+): Promise<string[]> {
+  const asked: string[] = [];
+  const proxy = await listen((request, response) => response.writeHead(502).end(asked.push(`${request.url}`)));
+  proxy.on("connect", ({ url }, socket) => socket.end("HTTP/1.1 502 Bad Gateway\r\n\r\n", () => asked.push(`${url}`)));
+  const fresh = mkdtempSync(join(work, "fresh-"));
+  const program = join(fresh, "program.js");
+  writeFileSync(program, code);
+  const pod: Pod = { apiHost: "127.0.0.1", apiPort: 1, issuerPort: 1, port: await freePort(), program };
+  const url = `http://127.0.0.1:${portOf(proxy)}`;
+  const own = { HOME: fresh, DENO_DIR: join(fresh, "deno"), HTTPS_PROXY: url, HTTP_PROXY: url };
+  const environment = Object.entries({ ...environmentOf(pod), ...own }).filter(([name]) => !without.includes(name));
+  const args = argumentsOf(pod).filter((arg) => !without.includes(arg));
+  const running = start(args, Object.fromEntries(environment));
+  await until("the proxy was asked", () => isDone(asked), running);
+  running.child.kill("SIGKILL");
+  await running.ended;
+  return asked;
+}
+
+const isAnything = (asked: string[]) => asked.length > 0;
+const hasTime = (began: number) => () => Date.now() > began + SILENCE_MS;
+
+test("Deno asks no update server, which it would without the manifest's variable", async () => {
+  const code = "setTimeout(() => {}, 60_000);";
+  const [asked, control] = await Promise.all([
+    askedOfProxy(code, hasTime(Date.now())),
+    askedOfProxy(code, isAnything, ["DENO_NO_UPDATE_CHECK"]),
+  ]);
+  assertEquals(asked, []);
+  assertEquals(control, ["dl.deno.land:443"]);
+});
+
+test("import() of a URL or a package asks no other host, which it would without the manifest's flags", async () => {
+  const load = (specifier: string) => `await import([${JSON.stringify(specifier)}][0]).catch(() => {});`;
+  const [url, registry] = ["https://jsr.io/x.js", "npm:left-pad"].map(load);
+  const waits = "setTimeout(() => {}, 60_000);";
+  const [asked, ...controls] = await Promise.all([
+    askedOfProxy(url! + registry! + waits, hasTime(Date.now())),
+    askedOfProxy(url! + waits, isAnything, ["--cached-only", "--no-remote"]),
+    askedOfProxy(registry! + waits, isAnything, ["--cached-only"]),
+  ]);
+  assertEquals(asked, []);
+  assertEquals(controls.map(([first]) => first), ["jsr.io:443", "registry.npmjs.org:443"]);
+});
