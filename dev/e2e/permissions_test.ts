@@ -302,7 +302,7 @@ const ATTEMPTS: Record<string, [code: string, end: RegExp][]> = {
   "import code from elsewhere": [
     ["import(at(`${other}x.js`))", /--no-remote is specified/],
     ["import(at(`${other.replace('http:', 'https:')}x.js`))", /--no-remote is specified/],
-    ["import(at('https://example.com/x.js'))", /--no-remote is specified/],
+    ["import(at('https://raw.githubusercontent.com/x.js'))", /--no-remote is specified/],
     ["import(at(`${redirecting}x.js`))", /--no-remote is specified/],
     ["import(at('jsr:@std/path'))", /--no-remote is specified/],
     ["import(at('npm:left-pad'))", /Failed loading/],
@@ -503,8 +503,9 @@ test("Deno asks no update server, which it would without the manifest's variable
 });
 
 test("import() of a URL or a package asks no other host, which it would without the manifest's flags", async () => {
+  // Deno imports from a few hosts without being asked, of which this is one.
   const load = (specifier: string) => `await import([${JSON.stringify(specifier)}][0]).catch(() => {});`;
-  const [url, registry] = ["https://example.com/x.js", "npm:left-pad"].map(load);
+  const [url, registry] = ["https://raw.githubusercontent.com/x.js", "npm:left-pad"].map(load);
   const waits = "setTimeout(() => {}, 60_000);";
   const [asked, ...controls] = await Promise.all([
     askedOfProxy(url! + registry! + waits, hasTime(Date.now())),
@@ -513,6 +514,6 @@ test("import() of a URL or a package asks no other host, which it would without 
   ]);
   assertEquals(asked, []);
   const [ofUrl, ofRegistry] = controls.map(([first = ""]) => first);
-  assertEquals(ofUrl, "example.com:443");
+  assertEquals(ofUrl, "raw.githubusercontent.com:443");
   assertMatch(ofRegistry ?? "", /:443$/);
 });
