@@ -69,7 +69,7 @@ export async function tools(context: Context): Promise<void> {
 
 /** The programs that run in the controller's Pods. */
 export function controllerProcesses({ cluster }: Context): number[] {
-  return podProcesses(cluster.options).filter((pid) => readIfThere(`/proc/${pid}/cmdline`).startsWith("/bin/deno\0"));
+  return podProcesses(cluster.options).filter((pid) => readIfThere(`/proc/${pid}/cmdline`).startsWith("deno\0"));
 }
 
 /** What --status said; it exits with 1 unless all tokens are valid. */
