@@ -194,7 +194,7 @@ const INVALID_DOCKER_CONFIG: Problem = {
 };
 const OVERWRITTEN: Problem = {
   reason: "Overwritten",
-  message: "somebody else replaces the token, which is written again, but not at once: have them leave the data alone",
+  message: "somebody else replaces the token, which is written again, but more slowly: see GitOps in the README",
 };
 
 export type Facts = ReturnType<typeof observe>;
