@@ -1,6 +1,7 @@
 /**
- * A minimal client of the Kubernetes REST API: the six requests that the controller makes, each of them one attempt.
- * What to do after a failure is the caller's to decide.
+ * A minimal client of the Kubernetes REST API: the six requests that the controller makes, each of them one attempt but
+ * for what the client can mend itself, an old token (401) and a page that is too large. What to do after any other
+ * failure is the caller's to decide.
  *
  * The numbers follow client-go where it has one for the same purpose.
  */
@@ -11,6 +12,7 @@ import { Agent, type Dispatcher, request } from "undici";
 const TOKEN_MAX_AGE_MS = 60_000;
 /** As client-go; a cluster's CA is replaced with weeks of overlap. After a failed connection it is read at once. */
 const CA_MAX_AGE_MS = 5 * 60_000;
+/** As undici's own. */
 const CONNECT_TIMEOUT_MS = 10_000;
 /** For the headers of an answer, and for silence within its body; a watch sets its own. */
 const SILENCE_TIMEOUT_MS = 30_000;
@@ -28,7 +30,10 @@ export class ApiError extends Error {
   override name = "ApiError";
   /** The HTTP status, or the code of a watch's ERROR record; undefined if there was no answer. */
   declare readonly status?: number;
-  /** The reason in the answer's Status, or the error code of the connection. */
+  /**
+   * The reason in the answer's Status, the error code of the connection or file, or InvalidAnswer, BodyTooLarge,
+   * InvalidName.
+   */
   declare readonly reason?: string;
   /** The answer's `Retry-After` header, as it came. */
   declare readonly retryAfter?: string;
@@ -38,7 +43,9 @@ export class ApiError extends Error {
     Object.assign(this, fields);
   }
 
-  /** Whether it takes a person to mend it; otherwise it may pass by itself, as an expired token's 401 or a proxy's 404. */
+  /**
+   * Whether it takes a person to mend it; otherwise it may pass by itself, as an expired token's 401 or a proxy's 404.
+   */
   get refused(): boolean {
     return /^4/.test(`${this.status}`) && ![401, 404, 408, 409, 410, 429].includes(this.status!);
   }
@@ -111,7 +118,9 @@ export function createClient(options: ClientOptions) {
     return agent;
   }
 
-  /** Sends a request, and once more after a 401 if there may be another token by now. Throws unless the answer is a 2xx. */
+  /**
+   * Sends a request, and once more after a 401 if there may be another token by now. Throws unless the answer is a 2xx.
+   */
   async function send(verb: string, path: string, options: RequestOptions): Promise<Dispatcher.ResponseData> {
     const startedAt = performance.now();
     const sent = token?.read();
@@ -143,7 +152,10 @@ export function createClient(options: ClientOptions) {
   }
 
   return {
-    /** Lists the selected Secrets page by page; a page that is too large is asked for again, smaller. */
+    /**
+     * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller. Yields its Secrets, and
+     * the resource version to watch from.
+     */
     async *list(namespace: string | undefined, signal: AbortSignal) {
       let limit = PAGE_LIMIT;
       let next: string | undefined = "";
@@ -169,6 +181,7 @@ export function createClient(options: ClientOptions) {
       yield* parseWatch((await send("watch", secretsPath(namespace), { query, bodyTimeout, signal })).body);
     },
 
+    /** Reads one Secret. Throws an {@linkcode ApiError}, as all of these do. */
     async get(namespace: string, name: string, signal: AbortSignal): Promise<Secret> {
       return asSecret(await json("get", secretsPath(namespace, name), { signal }));
     },
@@ -180,6 +193,7 @@ export function createClient(options: ClientOptions) {
       return asSecret(await json("patch", path, { method: "PATCH", query, body: JSON.stringify(patch), signal }));
     },
 
+    /** Creates an Event of events.k8s.io/v1. */
     async createEvent(namespace: string, event: object, signal: AbortSignal): Promise<void> {
       const path = resourcePath("apis", "events.k8s.io", "v1", "namespaces", namespace, "events");
       await json("create", path, { method: "POST", body: JSON.stringify(event), signal });

@@ -1,8 +1,8 @@
 /**
  * Keeps image pull Secrets filled with registry tokens that have not expired.
  *
- * Data goes one way: a record of the watch → the verdict → a timer → the refresh (subject token → exchange → patch) → the
- * patch comes back as a record of the watch. Every replica does all of this; none of them leads.
+ * Data goes one way: a record of the watch → the verdict → a timer → the refresh (subject token → exchange → patch) →
+ * the patch comes back as a record of the watch. Every replica does all of this; none of them leads.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
@@ -24,7 +24,7 @@ const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
 const DATA_KEY = ".dockerconfigjson";
 const EMPTY_CONFIG = '{"auths":{}}';
 
-/** A token is replaced once two thirds of its life are over: a third is left to mend what fails. */
+/** A token is replaced from two thirds of its life on: about a quarter is left to mend what fails. */
 const REFRESH_FRACTION = 0.67;
 /** The Secrets of one token are written spread over this part of its life, to be gentle with the API server. */
 const REFRESH_SPREAD = 0.1;
@@ -32,19 +32,25 @@ const REFRESH_SPREAD = 0.1;
 const ASSUMED_LIFE_MS = 3600_000;
 /** A token that would not outlast the Secret's own is written only when that has no more left than this. */
 const LAST_MOMENT_MS = 5_000;
-/** Two writes to one Secret are this far apart, or half a token's life: nobody who fights over it makes us spin. */
+/**
+ * Two writes to one Secret are this far apart, or half a token's life if that is less: no fight over it makes us spin.
+ */
 const WRITE_SPACING_MS = 30_000;
-/** The same for what a user asked for, and between two exchanges for one token. */
+/** The same for what a user asked for, and between two exchanges for one identity and subject. */
 const SHORT_SPACING_MS = 10_000;
+/** Long for an answer, short beside a token's life: a hanging issuer holds a place no longer. */
 const EXCHANGE_TIMEOUT_MS = 10_000;
+/** As long as the slowest admission webhook may take. */
 const REQUEST_TIMEOUT_MS = 30_000;
 /** Time for many large pages; well below what `/healthz` takes for stuck. */
 const LIST_TIMEOUT_MS = 120_000;
+/** At a second each, a thousand identities take a minute. */
 const MAX_EXCHANGES = 16;
 /** One namespace's hanging exchanges leave room for the others'. */
 const MAX_EXCHANGES_OF_NAMESPACE = 8;
+/** Gentle with the API server, and still thousands a second where it is near. */
 const MAX_PATCHES = 16;
-/** Added to the rank, an instant in ms, of what failed last. */
+/** Added to the rank (an instant in ms) of whatever failed the last time. */
 const BEHIND_ALL = 1e15;
 /** The shortest life that a token request may ask for. */
 const SUBJECT_TOKEN_LIFE_S = 600;
@@ -53,23 +59,28 @@ const SUBJECT_TOKEN_LIFE_S = 600;
 const PASSING = { baseMs: 1_000, capMs: 60_000 };
 /** For what a person has to mend. */
 const REFUSED = { baseMs: 30_000, capMs: 5 * 60_000 };
-/** For lists and watches, as client-go. */
+/** For lists and watches: begins as client-go's, and ends at 10 s, as tokens may live for seconds. */
 const WATCH = { baseMs: 800, capMs: 10_000 };
 /** While the API server restarts, seconds count. */
 const WATCH_CONNECTION_REFUSED = { baseMs: 800, capMs: 5_000 };
+/** No header may cost more: a token of an hour has some 13 min left when it is due. */
 const MAX_RETRY_AFTER_MS = 5 * 60_000;
 /** Watches are short, so that a deaf one is noticed soon: to open another costs one request and no list. */
 const WATCH_MIN_S = 60;
+/** 60 to 90 s, in whole seconds, so that not all come again at once. */
 const WATCH_SPREAD_S = 31;
 /** A watch that ends sooner counts as failed: an API server that ends them at once would make us spin. */
 const WATCH_SHORT_MS = 1_000;
 /** A watch that lived so long ends the back-off of those before it. */
 const WATCH_GOOD_MS = 10_000;
 
+/** How late a clock that was set, or a sleep, may be noticed. */
 const HEARTBEAT_MS = 30_000;
 /** The wall clock leaves the monotonic one by more only if it was set, or the machine slept. */
 const MAX_DRIFT_MS = 5_000;
+/** Twice what the longest request takes. */
 const STUCK_WORK_MS = 60_000;
+/** Well over what a list (120 s) or a watch with its grace (100 s) takes. */
 const STUCK_WATCH_MS = 5 * 60_000;
 /** Beyond this `setTimeout` fires at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
@@ -83,7 +94,9 @@ const EVENT_SPACING_MS = 5 * 60_000;
 const EVENT_STANDING_MS = 30 * 60_000;
 /** The API server takes notes of up to 1,024 bytes. */
 const MAX_NOTE_BYTES = 1000;
+/** Enough for a message, too little for a page of HTML. */
 const MAX_FOREIGN_CHARS = 200;
+/** More would make each scrape megabytes. */
 const MAX_EXPIRY_SERIES = 10_000;
 
 // ───── Configuration ─────
@@ -298,9 +311,9 @@ export type RefreshReason = "requested" | "missing" | "identity-changed" | "expi
 /**
  * The verdict for a Secret at the instant `now`, in this order:
  *
- * 1. being deleted, or its identity or service account is invalid: skip
+ * 1. being deleted or not selected any more, or its identity or service account is invalid: skip
  * 2. not of the one type, or immutable: skip
- * 3. its docker config cannot be merged with: skip (all but the first are found by {@linkcode observe})
+ * 3. its docker config cannot be merged with: skip (1 to 3 are found by {@linkcode observe})
  * 4. a `refresh` value other than the one `satisfied` last: refresh (requested)
  * 5. a registry without a token of ours: refresh (missing)
  * 6. a token of another identity or service account: refresh (identity-changed)
@@ -333,8 +346,8 @@ function isForAnother(facts: Facts, { subject, actor }: Claims): boolean {
 }
 
 /**
- * How long (ms) after `now` a token is to be replaced, at a `fraction` of its life. One that has just arrived counts from
- * now, whatever the issuer's clock says; one that was found counts from its time of issue.
+ * How long (ms) after `now` a token is to be replaced, at a `fraction` of its life. One that has just arrived counts
+ * from now, whatever the issuer's clock says; one that was found counts from its time of issue.
  */
 export function refreshDelay({ issuedAt, expiresAt }: Claims, fraction: number, now: number, arrived: boolean): number {
   const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
@@ -354,6 +367,7 @@ function stateOf(facts: Facts, audience: string, now: number) {
 
 // ───── The refresh ─────
 
+/** Real time; tests hand in a clock that they advance. */
 export const systemClock = {
   /** The wall clock, in ms since the epoch. */
   now: () => Date.now(),
@@ -368,6 +382,7 @@ export interface Dependencies {
   api: KubernetesApi;
   /** Reads the controller's own subject token, anew each time. */
   readSubjectToken: () => string;
+  /** One attempt for one identity; gives the JWT, or throws a {@linkcode StsError}. */
   exchange: (subjectToken: string, identity: string, signal: AbortSignal) => Promise<string>;
   clock: typeof systemClock;
   /** Uniform between 0 and 1, as `Math.random`. */
@@ -403,16 +418,17 @@ function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) =>
 }
 
 /**
- * How long what failed is left alone: until `retryAt`, which a user's wish skips, and `heldUntil`, by `Retry-After`, which
- * nothing does. These times, and all that follow, are of the monotonic clock.
+ * How long what failed is left alone: until `retryAt`, which a user's wish skips, and `heldUntil`, by `Retry-After`,
+ * which nothing does. These times, and all that follow, are of the monotonic clock.
  */
 const NO_BACKOFF = { range: PASSING, failures: 0, retryAt: 0, heldUntil: 0 };
 type Backoff = typeof NO_BACKOFF;
 
 /** The token of one identity and subject, shared by all Secrets that ask for it. */
 class SharedToken {
-  /** The namespace is that of the first Secret that asked, whose exchanges they count as. */
+  /** The namespace is that of the first Secret that asked: the exchanges count as that namespace's. */
   readonly asker: Pick<Facts, "identity" | "account" | "namespace">;
+  /** Its life is what it had left when it arrived, or its whole life if that is less. */
   token: { jwt: string; claims: Claims; arrivedAt: number; life: number } | undefined;
   /** When the exchange began that brought the token. */
   askedAt = -Infinity;
@@ -437,17 +453,21 @@ class SharedToken {
 class Entry {
   facts: Facts;
   shared: SharedToken | undefined;
+  /** When its token is to be replaced. */
   dueAt = Infinity;
   timer: unknown;
+  /** When the timer is to fire. */
   wakeAt = Infinity;
   isQueued = false;
   isPatching = false;
   backoff = NO_BACKOFF;
   /** A user asks for a refresh, or has named another identity: the back-off is skipped, once. */
   isHurried = false;
+  /** When that last had its try. */
   hurriedAt = -Infinity;
+  /** When its `refresh` value was first seen. */
   requestedAt = 0;
-  /** The `refresh` value that the last write took off. */
+  /** The last `refresh` value that a write took off. */
   satisfied: string | undefined;
   wroteAt = -Infinity;
   spacing = 0;
@@ -455,7 +475,7 @@ class Entry {
   renewalSpacing = 0;
   /** Whether it holds a token and that was told: then the next one is nothing to tell. */
   isSettled: boolean;
-  /** The problem told last, as long as it stands. */
+  /** What was told last, and when. */
   standing: { message: string; at: number } | undefined;
 
   constructor(facts: Facts, isSettled: boolean) {
@@ -473,6 +493,7 @@ interface Scope {
   namespace: string | undefined;
   version?: string;
   synced?: boolean;
+  /** When it last tried or received something; ahead of now while it waits. */
   aliveAt: number;
   timer?: unknown;
 }
@@ -497,6 +518,7 @@ export function createController(config: Config, deps: Dependencies) {
   const scopes: Scope[] = config.namespaces.map((namespace) => ({ namespace, aliveAt: Infinity }));
   const requests = new Set<AbortController>();
   const counters = new Map<string, number>();
+  /** When each reason was last told, by "namespace/name reason". */
   const toldAt = new Map<string, number>();
   let events = { endsAt: -Infinity, namespaces: [] as string[] };
   /** Set by the issuer's 429: holds for all exchanges. */
@@ -529,7 +551,8 @@ export function createController(config: Config, deps: Dependencies) {
       const isGone = status === 410;
       const isFirstGone = isGone && !(wasGone && isShort);
       wasGone = isGone;
-      // What the resource version led to, other than to come again, it would lead to again.
+      // What the resource version may be to blame for (a bad record, a 410, another status) leads to a new list; what
+      // passes (no answer, 401, 403, 429) keeps it.
       if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = undefined;
       count(`watch_restarts_total{reason="${isGone ? "gone" : error ? "error" : isShort ? "short" : "ended"}"}`);
       if (lived >= WATCH_GOOD_MS) failures = 0;
@@ -653,7 +676,8 @@ export function createController(config: Config, deps: Dependencies) {
    *
    * 1. the verdict is to skip or to wait: sleep
    * 2. the spacing of its writes, or its own back-off, is not over: sleep
-   * 3. a token in hand will do: write it, unless the Secret has it already, or has one that lives longer
+   * 3. a token in hand will do: write it. Unless the Secret has it already (a `refresh` has it written all the same,
+   *    which takes the annotation off) or, where it is only due, has one that lives longer
    * 4. the issuer may be asked: exchange
    * 5. otherwise wait for the next token, and sleep until the issuer may be asked
    *
@@ -698,7 +722,8 @@ export function createController(config: Config, deps: Dependencies) {
 
   const isKnown = (entry: Entry) => !stopped && entries.get(keyOf(entry.facts)) === entry;
 
-  const hasHurried = (entry: Entry) =>
+  /** The wish has had its one try. */
+  const endHurry = (entry: Entry) =>
     entry.isHurried && Object.assign(entry, { isHurried: false, hurriedAt: monotonic() });
 
   function sharedFor({ identity, account, namespace }: Facts): SharedToken {
@@ -716,6 +741,7 @@ export function createController(config: Config, deps: Dependencies) {
       shared.isBusy = false;
       return [...waiting].forEach(consider);
     }
+    // Somebody's wish skipped the back-off.
     const isHurried = shared.backoff.retryAt > askedAt;
     const error = await within(EXCHANGE_TIMEOUT_MS, (signal) => mint(shared, signal))
       .then((jwt) => accept(shared, jwt, askedAt))
@@ -806,7 +832,7 @@ export function createController(config: Config, deps: Dependencies) {
     entry.renewalSpacing = Math.min(entry.spacing, (arrivedAt + life - entry.wroteAt) / 2);
     entry.satisfied = refresh ?? entry.satisfied;
     entry.backoff = NO_BACKOFF;
-    hasHurried(entry);
+    endHurry(entry);
     count('refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason, expires });
     if (!entry.isSettled) tell(entry, "TokenIssued", `the Secret holds a token of ${clean(identity)} until ${expires}`);
@@ -820,13 +846,14 @@ export function createController(config: Config, deps: Dependencies) {
     if (error.status === 409) {
       count('refreshes_total{result="conflict"}');
       // Once is chance; after that somebody else writes all the time, and no hurry helps.
-      if (entry.backoff.failures > 0) hasHurried(entry);
+      if (entry.backoff.failures > 0) endHurry(entry);
       entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
       return await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal)).catch(() => undefined);
     }
     if (!isKnown(entry)) return undefined;
     entry.backoff = fail(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
-    hasHurried(entry);
+    endHurry(entry);
+    // No answer of the API server: the docker config could not be merged with.
     if (!(error instanceof ApiError)) entry.facts = { ...entry.facts, problem: INVALID_DOCKER_CONFIG };
     // If it is gone, the watch tells.
     else if (error.status !== 404) failed(entry, error, `the token could not be written: ${clean(error.message)}`);
@@ -835,10 +862,11 @@ export function createController(config: Config, deps: Dependencies) {
   function failed(entry: Entry, error: Partial<StsError>, message: string): void {
     count(`refreshes_total{result="${error.refused ? "refused" : "failed"}"}`);
     entry.isSettled = false;
-    hasHurried(entry);
+    endHurry(entry);
     tell(entry, "ExchangeFailed", message);
   }
 
+  /** The back-off after one more failure; a failure of the other kind begins anew. */
   function fail({ range: lastRange, failures: before }: Backoff, error: Partial<StsError>): Backoff {
     const range = error.refused ? REFUSED : PASSING;
     const failures = range === lastRange ? before + 1 : 1;
@@ -870,6 +898,7 @@ export function createController(config: Config, deps: Dependencies) {
     }
   }
 
+  /** Marks, for /healthz, that work began or ended; returns the instant. */
   const progress = () => progressAt = monotonic();
 
   /** Now and then: notices a clock that was set or a machine that slept, and lets go of what is no longer used. */
@@ -917,6 +946,7 @@ export function createController(config: Config, deps: Dependencies) {
       apiVersion: "events.k8s.io/v1",
       kind: "Event",
       metadata: { generateName: "pull-secret-updater-", namespace },
+      // A MicroTime of Kubernetes has six digits.
       eventTime: new Date(clock.now()).toISOString().replace("Z", "000Z"),
       reportingController: `${PREFIX}/controller`,
       reportingInstance: instance,
@@ -945,7 +975,7 @@ export function createController(config: Config, deps: Dependencies) {
       for (const request of requests) request.abort(new Error("the program ends"));
       for (const { timer } of [...scopes, ...entries.values(), { timer: heartbeat }]) clock.clearTimeout(timer);
     },
-    /** Says why not every first list is done, if so. */
+    /** Says what /readyz waits for, if anything: every first list. */
     findUnready: () => scopes.every(({ synced }) => synced) ? undefined : "the first list is not done",
     /** Says why this process is stuck, if it is; that others are down, slow or hang is no reason. */
     findStuck(): string | undefined {
@@ -989,7 +1019,7 @@ const METRICS = [
   ["exchange_duration_seconds", "summary", "How long exchanges took."],
   ["api_requests_total", "counter", "Requests to the API server by verb and status."],
   ["watch_restarts_total", "counter", "Lists and watches that ended, by reason."],
-  ["events_dropped_total", "counter", "Events that were not written."],
+  ["events_dropped_total", "counter", "Events not written, being too many."],
 ] as const;
 /** The message of a failed exchange; of a refusal, with what it takes to mend it. */
 function explain(error: Partial<StsError>, { asker: { identity }, subject }: SharedToken): string {
@@ -1009,7 +1039,7 @@ const HELP =
 
 Usage: main.ts [--status | --status=json | --version | --help]
 
---status lists the selected Secrets. Exit status: 0 all hold a valid token, 1 some do not, 3 it could not look.
+--status lists the selected Secrets. Exit status: 0 none lacks a valid token, 1 some do, 3 it could not look.
 `;
 
 /** Prints what state the selected Secrets are in; returns the exit status. */
@@ -1089,6 +1119,7 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
   process.on("SIGTERM", stop).on("SIGINT", stop);
 }
 
+// Node before 24.2 does not know import.meta.main.
 if (import.meta.main ?? process.argv[1] === import.meta.filename) {
   main(process.argv.slice(2)).then((status) => process.exitCode = status, (error) => {
     process.stderr.write(`${error instanceof ConfigError ? error.message : clean(error.message)}\n`);

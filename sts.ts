@@ -18,7 +18,7 @@ const MAX_LIFE_MS = 24 * 3600_000;
 const MIN_LIFE_MS = 5_000;
 /** How far the issuer's clock may run ahead of ours. */
 const MAX_SKEW_MS = 60_000;
-/** A dead address must leave time to fail within the time that an exchange has. */
+/** Half of what an exchange has, so that a dead address is told as such. */
 const CONNECT_TIMEOUT_MS = 5_000;
 /** No instant beyond this fits into a `Date`. */
 const MAX_NUMERIC_DATE_S = 8.64e12;
@@ -26,7 +26,10 @@ const MAX_NUMERIC_DATE_S = 8.64e12;
 /** The UID of an identity ("UIDP"), of any depth. */
 export const IDENTITY = /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/;
 
-/** A failed exchange, or a token that is no good. Its message may quote the issuer's, and is to be cleaned where it is told. */
+/**
+ * A failed exchange, or a token that is no good. Its message may quote the issuer's, and is to be cleaned where it is
+ * told.
+ */
 export class StsError extends Error {
   override name = "StsError";
   /** The HTTP status, if the issuer answered. */
@@ -44,7 +47,9 @@ export class StsError extends Error {
 
 export type Claims = NonNullable<ReturnType<typeof decode>>;
 
-/** Decodes a JWT that has a subject and an expiry; returns nothing for any other text. Times are in ms since the epoch. */
+/**
+ * Decodes a JWT that has a subject and an expiry; returns nothing for any other text. Times are in ms since the epoch.
+ */
 export function decode(token: string) {
   let payload;
   try {

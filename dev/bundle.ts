@@ -2,10 +2,9 @@
  * Bundles the program into one file, out/main.js, that runs unchanged on Deno and Node. Of undici only what the program
  * imports goes in: its index also has fetch, WebSocket, a cache and HTTP/2, which cost memory and are never used.
  *
- * Usage: node dev/bundle.ts [--minify]
+ * Usage: node dev/bundle.ts
  */
 import { readFileSync } from "node:fs";
-import { parseArgs } from "node:util";
 import { build, type Plugin } from "esbuild";
 
 /** Where undici keeps what main.ts, k8s.ts and sts.ts import from it (an exact version is pinned: this may move). */
@@ -19,7 +18,7 @@ const UNDICI = `
   }
 `;
 
-/** Files of undici that are reached by imports but never by a call, as neither HTTP/2 nor SOCKS is ever used. */
+/** Files of undici that are imported but never called, as neither HTTP/2, SOCKS nor fetch and its kin are used. */
 const UNUSED = /undici\/lib\/(dispatcher\/(client-h2|socks5-proxy-agent)|web\/.*)\.js$/;
 
 const undici: Plugin = {
@@ -31,7 +30,6 @@ const undici: Plugin = {
   },
 };
 
-const { values: { minify } } = parseArgs({ options: { minify: { type: "boolean" } } });
 const license = "pull-secret-updater, Apache-2.0; with undici (MIT) and jose (MIT)";
 await build({
   entryPoints: ["main.ts"],
@@ -41,7 +39,6 @@ await build({
   format: "esm",
   target: "es2024",
   charset: "utf8",
-  minify,
   plugins: [undici],
   // undici is CommonJS and requires Node's own modules.
   banner: {
