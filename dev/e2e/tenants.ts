@@ -74,6 +74,13 @@ data:
     expect(sub === `system:serviceaccount:${TENANT}:puller`, `exchanged as ${sub}`);
     return sub;
   });
+
+  await step("the README's other YAML is taken by the API server", async () => {
+    const blocks = ["# rbac.yaml", "# use.yaml"];
+    const dryRun = (block: string) => kubectl(["apply", "--dry-run=server", "-f", "-"], needBlock(block));
+    await Promise.all(blocks.map(dryRun));
+    return blocks.join(", ");
+  });
 }
 
 export async function narrow(context: Context): Promise<void> {
