@@ -573,7 +573,7 @@ export function createController(config: Config, deps: Dependencies) {
     for await (const page of api.list(scope.namespace, signal)) {
       scope.aliveAt = monotonic();
       version = page.resourceVersion;
-      for (const secret of page.items) listed.add(takeIn(secret, false));
+      for (const secret of page.items) listed.add(takeIn(secret, "LISTED"));
     }
     for (const [key, entry] of entries) {
       const isInScope = scope.namespace === undefined || scope.namespace === entry.facts.namespace;
@@ -593,18 +593,21 @@ export function createController(config: Config, deps: Dependencies) {
         const known = entries.get(keyOf(event.secret.metadata));
         if (known && !isOlder(event.resourceVersion, known.facts.resourceVersion)) forget(known);
       } else if (event.type !== "BOOKMARK") {
-        takeIn(event.secret, true);
+        takeIn(event.secret, event.type);
       }
       scope.version = event.resourceVersion;
     }
   }
 
-  /** Takes in a Secret as it is now; returns its key. `arrived`: a token that is new in it was written just now. */
-  function takeIn(secret: Secret, arrived: boolean): string {
+  /**
+   * Takes in a Secret as it is now; returns its key. A token that is new in it has just been issued if it was modified;
+   * otherwise it may be of any age. Only a list may take a Secret back to an older version, as etcd may have been.
+   */
+  function takeIn(secret: Secret, how: "LISTED" | "ADDED" | "MODIFIED"): string {
     const facts = observe(secret, config);
     const key = keyOf(facts);
     const known = entries.get(key);
-    if (arrived && known && isOlder(facts.resourceVersion, known.facts.resourceVersion)) return key;
+    if (how !== "LISTED" && known && isOlder(facts.resourceVersion, known.facts.resourceVersion)) return key;
     const same = known?.facts.uid === facts.uid ? known : undefined;
     if (known && !same) forget(known);
     const before = same?.facts;
@@ -623,7 +626,7 @@ export function createController(config: Config, deps: Dependencies) {
       const own = entry.shared?.token;
       entry.dueAt = own?.claims.fingerprint === token.fingerprint
         ? own.arrivedAt + fraction * own.life
-        : monotonic() + refreshDelay(token, fraction, clock.now(), arrived);
+        : monotonic() + refreshDelay(token, fraction, clock.now(), how === "MODIFIED");
     }
     consider(entry);
     return key;
@@ -810,7 +813,7 @@ export function createController(config: Config, deps: Dependencies) {
     entry.isPatching = false;
     progress();
     // It may have been deleted meanwhile or made anew; and what came of it was taken in, but not acted on.
-    if (secret && isKnown(entry)) takeIn(secret, true);
+    if (secret && isKnown(entry)) takeIn(secret, "MODIFIED");
     if (isKnown(entry)) consider(entry);
   }
 
@@ -934,14 +937,15 @@ export function createController(config: Config, deps: Dependencies) {
     const key = `${namespace}/${name} ${reason}`;
     const stands = entry.standing?.message === message && entry.standing.at > tick - EVENT_STANDING_MS;
     if (stands || (toldAt.get(key) ?? -Infinity) > tick - EVENT_SPACING_MS) return;
+    if (tick >= events.endsAt) events = { endsAt: tick + EVENT_WINDOW_MS, namespaces: [] };
+    const own = events.namespaces.filter((other) => other === namespace).length;
+    // What is dropped has not been told: it is when its Secret is next looked at.
+    if (events.namespaces.length >= MAX_EVENTS || own >= MAX_EVENTS_OF_NAMESPACE) return count("events_dropped_total");
+    events.namespaces.push(namespace);
     entry.standing = { message, at: tick };
     toldAt.set(key, tick);
     const type = reason === "TokenIssued" ? "Normal" : "Warning";
     if (type === "Warning") log("warn", reason, { namespace, name, message });
-    if (tick >= events.endsAt) events = { endsAt: tick + EVENT_WINDOW_MS, namespaces: [] };
-    const own = events.namespaces.filter((other) => other === namespace).length;
-    if (events.namespaces.length >= MAX_EVENTS || own >= MAX_EVENTS_OF_NAMESPACE) return count("events_dropped_total");
-    events.namespaces.push(namespace);
     const event = {
       apiVersion: "events.k8s.io/v1",
       kind: "Event",

@@ -913,6 +913,18 @@ rule(
   },
 );
 
+rule("A Secret that is made with an old token in it has that replaced by its time of issue", async (world) => {
+  world.start();
+  await world.clock.advance(1 * S);
+  const now = Math.floor(world.clock.now() / S);
+  world.cluster.create(secret("a", { config: configOf(token({ iat: now - 2900, exp: now + 700 })) }));
+  world.cluster.create(secret("b", { config: configOf(token({ iat: now - 2200, exp: now + 1400 })) }));
+  await world.clock.advance(1 * S);
+  assertEquals(written(world).map(({ name }) => name), ["a"]);
+  await world.clock.advance(10 * MIN);
+  assertEquals(written(world).map(({ name }) => name), ["a", "b"]);
+});
+
 rule("A restart with valid tokens makes no exchange and no patch; each is replaced when it is due", async (world) => {
   for (let number = 0; number < 20; number++) {
     world.cluster.create(secret(`s-${number}`, { identity: identityOf(number) }));
@@ -2065,6 +2077,18 @@ rule("A namespace has 6 events in 5 s; beyond it they are dropped and counted, n
   await world.clock.advance(20 * MIN);
   assertEquals(world.cluster.events.length, 6);
   assertEquals(metric(replica, "events_dropped_total"), 44);
+});
+
+rule("An event that was dropped is told when its Secret is next looked at, and there is room", async (world) => {
+  world.start();
+  await world.clock.advance(1 * S);
+  const names = Array.from({ length: 10 }, (_, number) => `s-${number}`);
+  for (const name of names) world.cluster.create(secret(name, { identity: "nonsense" }));
+  await world.clock.advance(10 * S);
+  assertEquals(told(world, "InvalidIdentity").length, 6);
+  for (const name of names) world.cluster.update(`apps/${name}`, annotate({ touched: "" }));
+  await world.clock.advance(1 * S);
+  assertEquals(told(world, "InvalidIdentity").length, 10);
 });
 
 rule("All namespaces together have 25 events in 5 s", async (world) => {
