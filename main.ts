@@ -595,7 +595,7 @@ export function createController(config: Config, deps: Dependencies) {
       } else if (event.type !== "BOOKMARK") {
         takeIn(event.secret, event.type);
       }
-      scope.version = event.resourceVersion;
+      if (scope.version) scope.version = event.resourceVersion;
     }
   }
 
@@ -660,9 +660,8 @@ export function createController(config: Config, deps: Dependencies) {
       return;
     }
     const { shared, reason } = step;
-    const failedLast = entry.backoff.failures + shared.backoff.failures > 0;
     const current = reason === "due" || reason === "requested" ? soonestToExpire(entry.facts.tokens) : undefined;
-    const rank = (failedLast ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
+    const rank = (entry.backoff.failures + shared.backoff.failures > 0 ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
     if (step.do === "patch") {
       entry.isQueued = true;
       return patches.add(entry, entry.facts.namespace, rank);
@@ -821,9 +820,7 @@ export function createController(config: Config, deps: Dependencies) {
     const { facts } = entry;
     const { namespace, name, uid, resourceVersion, identity, refresh } = facts;
     const { jwt, claims, arrivedAt, life } = shared.token!;
-    const current = facts.isPlain ? undefined : await api.get(namespace, name, signal);
-    if (current && current.metadata.resourceVersion !== resourceVersion) throw new ApiError("", { status: 409 });
-    const dockerConfig = current ? decodeConfig(current) : EMPTY_CONFIG;
+    const dockerConfig = facts.isPlain ? EMPTY_CONFIG : decodeConfig(await api.get(namespace, name, signal));
     const data = Buffer.from(withToken(dockerConfig, config.registries, jwt)).toString("base64");
     const expires = new Date(claims.expiresAt).toISOString();
     const annotations = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires, [REFRESH_KEY]: null };
@@ -843,23 +840,28 @@ export function createController(config: Config, deps: Dependencies) {
     return secret;
   }
 
-  /** Returns the Secret as it is now, after a conflict. */
+  /** Returns the Secret as it is now, if the one that was to be written is no more or has changed. */
   async function patchFailed(entry: Entry, error: Partial<ApiError>): Promise<Secret | undefined> {
-    const { namespace, name } = entry.facts;
-    if (error.status === 409) {
+    if (error.status === 409 || error.status === 404) {
       count('refreshes_total{result="conflict"}');
       // Once is chance; after that somebody else writes all the time, and no hurry helps.
       if (entry.backoff.failures > 0) endHurry(entry);
       entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
-      return await within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal)).catch(() => undefined);
+      const read = within(REQUEST_TIMEOUT_MS, (signal) => api.get(entry.facts.namespace, entry.facts.name, signal));
+      return await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);
     }
     if (!isKnown(entry)) return undefined;
     entry.backoff = fail(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
     endHurry(entry);
     // No answer of the API server: the docker config could not be merged with.
     if (!(error instanceof ApiError)) entry.facts = { ...entry.facts, problem: INVALID_DOCKER_CONFIG };
-    // If it is gone, the watch tells.
-    else if (error.status !== 404) failed(entry, error, `the token could not be written: ${clean(error.message)}`);
+    else failed(entry, error, `the token could not be written: ${clean(error.message)}`);
+  }
+
+  /** It was not found twice. Should something in between have made that up, the list after this watch brings it back. */
+  function vanish(entry: Entry): undefined {
+    if (isKnown(entry)) forget(entry);
+    for (const scope of scopes) scope.version = undefined;
   }
 
   function failed(entry: Entry, error: Partial<StsError>, message: string): void {
@@ -1027,7 +1029,7 @@ const METRICS = [
 ] as const;
 /** The message of a failed exchange; of a refusal, with what it takes to mend it. */
 function explain(error: Partial<StsError>, { asker: { identity }, subject }: SharedToken): string {
-  const message = clean(`${error.message}`);
+  const message = clean(`${"path" in error ? "SUBJECT_TOKEN_FILE: " : ""}${error.message}`);
   if (error instanceof ApiError && error.refused) return `${message}; it takes create on serviceaccounts/token`;
   if (!(error instanceof StsError) || ![401, 403].includes(error.status ?? 0)) return message;
   const { issuer = "?", subject: sub = "?", audiences = [] } = subject ?? {};
