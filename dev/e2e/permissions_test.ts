@@ -473,7 +473,11 @@ async function askedOfProxy(
 ): Promise<string[]> {
   const asked: string[] = [];
   const proxy = await listen((request, response) => response.writeHead(502).end(asked.push(`${request.url}`)));
-  proxy.on("connect", ({ url }, socket) => socket.end("HTTP/1.1 502 Bad Gateway\r\n\r\n", () => asked.push(`${url}`)));
+  proxy.on("connect", ({ url }, socket) => {
+    // The program is killed as soon as it has asked.
+    socket.on("error", () => {});
+    socket.end("HTTP/1.1 502 Bad Gateway\r\n\r\n", () => asked.push(`${url}`));
+  });
   const fresh = mkdtempSync(join(work, "fresh-"));
   const program = join(fresh, "program.js");
   writeFileSync(program, code);
