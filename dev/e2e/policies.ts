@@ -486,6 +486,8 @@ const YAMLLINT = {
     "line-length": { max: 120, "allow-non-breakable-words": true },
     indentation: { "indent-sequences": "consistent" },
     comments: { "min-spaces-from-content": 1 },
+    // As deno fmt has it.
+    braces: { "max-spaces-inside": 1 },
     "document-start": "disable",
   },
 };
