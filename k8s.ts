@@ -153,8 +153,8 @@ export function createClient(options: ClientOptions) {
 
   return {
     /**
-     * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller. Yields its Secrets, and
-     * the resource version to watch from.
+     * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller. Yields its Secrets,
+     * and the resource version to watch from.
      */
     async *list(namespace: string | undefined, signal: AbortSignal) {
       let limit = PAGE_LIMIT;

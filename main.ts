@@ -713,9 +713,9 @@ export function createController(config: Config, deps: Dependencies) {
     if (token && token.claims.expiresAt > now && (isFresh || settledUntil > tick || isNeeded)) {
       const isHeld = facts.tokens.every((own) => own?.fingerprint === token.claims.fingerprint);
       if (isHeld && reason !== "requested") return sleep(isFresh ? staleAt : askableAt);
-      const lastMoment = (soonestToExpire(facts.tokens)?.expiresAt ?? 0) - LAST_MOMENT_MS;
-      const isNoBetter = reason === "due" && token.claims.expiresAt - LAST_MOMENT_MS <= lastMoment;
-      return isNoBetter && lastMoment > now ? sleep(tick + lastMoment - now) : { do: "patch", shared, reason };
+      const left = (soonestToExpire(facts.tokens)?.expiresAt ?? 0) - now;
+      const isNoGain = reason === "due" && token.claims.expiresAt - now <= left;
+      return isNoGain && left > LAST_MOMENT_MS ? sleep(tick + left - LAST_MOMENT_MS) : { do: "patch", shared, reason };
     }
     if (askableAt <= tick) return { do: "exchange", shared, reason };
     shared.waiting.add(entry);
