@@ -125,13 +125,8 @@ export function createClient(options: ClientOptions) {
     const startedAt = performance.now();
     const sent = token?.read();
     const authorization = sent && { authorization: `Bearer ${sent}` };
-    const contentType = options.method === "PATCH" ? "application/merge-patch+json" : "application/json";
-    const headers = {
-      accept: "application/json",
-      "content-type": contentType,
-      "user-agent": userAgent,
-      ...authorization,
-    };
+    const type = options.method === "PATCH" ? "application/merge-patch+json" : "application/json";
+    const headers = { accept: "application/json", "content-type": type, "user-agent": userAgent, ...authorization };
     const answer = await request(url + path, { ...options, headers, dispatcher: dispatcher() }).catch((cause) => {
       onAnswer(verb, "error");
       // The API server's certificate may have been replaced.
@@ -196,7 +191,8 @@ export function createClient(options: ClientOptions) {
     /** Creates an Event of events.k8s.io/v1. */
     async createEvent(namespace: string, event: object, signal: AbortSignal): Promise<void> {
       const path = resourcePath("apis", "events.k8s.io", "v1", "namespaces", namespace, "events");
-      await json("create", path, { method: "POST", body: JSON.stringify(event), signal });
+      const body = JSON.stringify({ apiVersion: "events.k8s.io/v1", kind: "Event", ...event });
+      await json("create", path, { method: "POST", body, signal });
     },
 
     /** Requests a token of a service account (TokenRequest) for one audience, to live so many seconds. */

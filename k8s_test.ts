@@ -902,8 +902,6 @@ describe("writing", () => {
   test("creates an event in the namespace, of events.k8s.io", async () => {
     const namespace = createSecrets(0);
     const event = {
-      apiVersion: "events.k8s.io/v1",
-      kind: "Event",
       metadata: { generateName: "pull-secret-updater-", namespace },
       eventTime: "2026-01-01T00:00:00.000000Z",
       reportingController: "pull-secret-updater.chainguard.dev/controller",

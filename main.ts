@@ -9,7 +9,7 @@ import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import process from "node:process";
 import { ApiError, type ClientOptions, createClient, type KubernetesApi, type Secret } from "./k8s.ts";
-import { type Claims, decode, exchange, findFlaw, IDENTITY, issuerDispatcher, StsError, verify } from "./sts.ts";
+import { type Claims, decode, exchange, findFlaw, IDENTITY, issuerAgent, type Life, StsError, verify } from "./sts.ts";
 
 const VERSION = "0.1.0";
 const USER_AGENT = `pull-secret-updater/${VERSION}`;
@@ -42,8 +42,8 @@ const SHORT_SPACING_MS = 10_000;
 const EXCHANGE_TIMEOUT_MS = 10_000;
 /** As long as the slowest admission webhook may take. */
 const REQUEST_TIMEOUT_MS = 30_000;
-/** Time for many large pages; well below what `/healthz` takes for stuck. */
-const LIST_TIMEOUT_MS = 120_000;
+/** Time for many large pages, and more than a watch lives (100 s); well below what `/healthz` takes for stuck. */
+const LIST_WATCH_TIMEOUT_MS = 120_000;
 /** At a second each, a thousand identities take a minute. */
 const MAX_EXCHANGES = 16;
 /** One namespace's hanging exchanges leave room for the others'. */
@@ -59,10 +59,8 @@ const SUBJECT_TOKEN_LIFE_S = 600;
 const PASSING = { baseMs: 1_000, capMs: 60_000 };
 /** For what a person has to mend. */
 const REFUSED = { baseMs: 30_000, capMs: 5 * 60_000 };
-/** For lists and watches: begins as client-go's, and ends at 10 s, as tokens may live for seconds. */
-const WATCH = { baseMs: 800, capMs: 10_000 };
-/** While the API server restarts, seconds count. */
-const WATCH_CONNECTION_REFUSED = { baseMs: 800, capMs: 5_000 };
+/** For lists and watches: begins as client-go's, and ends at 5 s, as tokens may live for seconds. */
+const WATCH = { baseMs: 800, capMs: 5_000 };
 /** No header may cost more: a token of an hour has some 13 min left when it is due. */
 const MAX_RETRY_AFTER_MS = 5 * 60_000;
 /** Watches are short, so that a deaf one is noticed soon: to open another costs one request and no list. */
@@ -74,6 +72,8 @@ const WATCH_SHORT_MS = 1_000;
 /** A watch that lived so long ends the back-off of those before it. */
 const WATCH_GOOD_MS = 10_000;
 
+/** All Secrets are looked through for those whose time has come: not more often than this. */
+const ALARM_SPACING_MS = 100;
 /** How late a clock that was set, or a sleep, may be noticed. */
 const HEARTBEAT_MS = 30_000;
 /** The wall clock leaves the monotonic one by more only if it was set, or the machine slept. */
@@ -82,8 +82,6 @@ const MAX_DRIFT_MS = 5_000;
 const STUCK_WORK_MS = 60_000;
 /** Well over what a list (120 s) or a watch with its grace (100 s) takes. */
 const STUCK_WATCH_MS = 5 * 60_000;
-/** Beyond this `setTimeout` fires at once. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** Events: 25 at once and 5 a second in the long run, and a quarter of that for one namespace. */
 const EVENT_WINDOW_MS = 5_000;
@@ -212,13 +210,13 @@ const OVERWRITTEN: Problem = {
 
 export type Facts = ReturnType<typeof observe>;
 
-/** Takes from a Secret what the verdict needs, and all that is kept of it. */
-export function observe(secret: Secret, { registries, ownNamespace }: Pick<Config, "registries" | "ownNamespace">) {
+/** Takes from a Secret what the verdict needs, and all that is kept of it: ten thousands of them are. */
+export function observe(secret: Secret, config: Observer) {
   const { namespace, name, uid, resourceVersion, labels, annotations = {}, deletionTimestamp } = secret.metadata;
   const identity = annotations[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
   const account = annotations[ACCOUNT_KEY];
-  const problem = findProblem(secret, identity, account, ownNamespace);
-  const config = problem ? undefined : readDockerConfig(secret, registries);
+  const problem = findProblem(secret, identity, account, config.ownNamespace);
+  const docker = problem ? undefined : readDockerConfig(secret, config.registries);
   return {
     namespace,
     name,
@@ -226,20 +224,32 @@ export function observe(secret: Secret, { registries, ownNamespace }: Pick<Confi
     resourceVersion,
     /** Being deleted, or no longer selected: a read may tell sooner than the watch. */
     isGone: deletionTimestamp !== undefined || labels?.[IDENTITY_KEY] === undefined,
-    problem: problem ?? (config ? undefined : INVALID_DOCKER_CONFIG),
+    problem: problem ?? (docker ? undefined : INVALID_DOCKER_CONFIG),
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
-    /** Whether this namespace is the controller's, and its accounts' tokens may be the controller's. */
-    isOwn: namespace === ownNamespace,
     refresh: annotations[REFRESH_KEY],
-    /** The identity that the last token was written for. */
-    tokenIdentity: annotations[TOKEN_IDENTITY_KEY],
     /** Of each registry; undefined is no token of ours. Registries with the same token count once. */
-    tokens: config?.tokens ?? [],
+    tokens: docker?.passwords.map((password) => observeToken(decode(password), secret, identity, config)) ?? [],
     /** Whether the docker config has nothing but our entries: then it need not be read again to be written. */
-    isPlain: config?.isPlain ?? false,
+    isPlain: docker?.isPlain ?? false,
   };
+}
+
+type Observer = Pick<Config, "audience" | "registries" | "ownNamespace">;
+
+function observeToken(claims: Claims | undefined, secret: Secret, identity: string, config: Observer) {
+  if (!claims?.audiences.includes(config.audience)) return undefined;
+  const { fingerprint, issuedAt, expiresAt, subject, actor } = claims;
+  const { namespace, annotations = {} } = secret.metadata;
+  const isOfIdentity = (IDENTITY.test(subject) ? subject : annotations[TOKEN_IDENTITY_KEY]) === identity;
+  const account = annotations[ACCOUNT_KEY];
+  const ofNamespace = `system:serviceaccount:${namespace}:`;
+  // Without an account the controller's own subject is meant, which is of none but its own namespace.
+  const isOfSubject = account === undefined
+    ? namespace === config.ownNamespace || !actor?.startsWith(ofNamespace)
+    : actor === undefined || actor === ofNamespace + account;
+  return { fingerprint, issuedAt, expiresAt, isForAnother: !isOfIdentity || !isOfSubject };
 }
 
 function findProblem(secret: Secret, identity: string, account: string | undefined, own: string): Problem | undefined {
@@ -271,7 +281,7 @@ function readDockerConfig(secret: Secret, registries: string[]) {
     const others = Object.keys(auths).filter((host) => !registries.includes(host));
     const isPlain = others.length === 0 && Object.keys(config).every((key) => key === "auths");
     const passwords = registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : "");
-    return { tokens: [...new Set(passwords)].map(decode), isPlain };
+    return { passwords: [...new Set(passwords)], isPlain };
   } catch {
     return undefined;
   }
@@ -320,48 +330,38 @@ export type RefreshReason = "requested" | "missing" | "identity-changed" | "expi
  * 7. a token that has expired: refresh (expired)
  * 8. otherwise wait until `dueAt`, drawn once for this Secret and token ({@linkcode refreshDelay}); then refresh (due)
  */
-export function decide(facts: Facts, audience: string, now: number, dueAt: number, satisfied?: string) {
+export function decide(facts: Facts, now: number, dueAt: number, satisfied?: string) {
   if (facts.isGone || facts.problem) return "skip";
   if (facts.refresh !== undefined && facts.refresh !== satisfied) return "requested";
-  const state = tokenState(facts, audience, now);
+  const state = tokenState(facts, now);
   if (state !== "valid") return state;
   return dueAt <= now ? "due" : "wait";
 }
 
 /** Rules 5 to 7. */
-function tokenState(facts: Facts, audience: string, now: number) {
-  const { tokens } = facts;
-  if (tokens.some((token) => !token || findFlaw(token, audience, now))) return "missing";
-  if (tokens.some((token) => isForAnother(facts, token!))) return "identity-changed";
+function tokenState({ tokens }: Facts, now: number) {
+  if (tokens.some((token) => !token || findFlaw(token, now))) return "missing";
+  if (tokens.some((token) => token!.isForAnother)) return "identity-changed";
   return tokens.some((token) => token!.expiresAt <= now) ? "expired" : "valid";
-}
-
-function isForAnother(facts: Facts, { subject, actor }: Claims): boolean {
-  const { identity, account, namespace, isOwn, tokenIdentity } = facts;
-  if ((IDENTITY.test(subject) ? subject : tokenIdentity) !== identity) return true;
-  const ofNamespace = `system:serviceaccount:${namespace}:`;
-  // Without an account the controller's own subject is meant, which is none of this namespace.
-  if (account === undefined) return !isOwn && actor?.startsWith(ofNamespace) === true;
-  return actor !== undefined && actor !== ofNamespace + account;
 }
 
 /**
  * How long (ms) after `now` a token is to be replaced, at a `fraction` of its life. One that has just arrived counts
  * from now, whatever the issuer's clock says; one that was found counts from its time of issue.
  */
-export function refreshDelay({ issuedAt, expiresAt }: Claims, fraction: number, now: number, arrived: boolean): number {
+export function refreshDelay({ issuedAt, expiresAt }: Life, fraction: number, now: number, arrived: boolean): number {
   const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
   const life = expiresAt - issued;
   return arrived ? fraction * Math.min(life, expiresAt - now) : issued + fraction * life - now;
 }
 
-const soonestToExpire = (tokens: (Claims | undefined)[]) =>
+const soonestToExpire = (tokens: Facts["tokens"]) =>
   tokens.reduce((a, b) => a && b && a.expiresAt <= b.expiresAt ? a : b ?? a, undefined);
 
 /** For metrics and `--status`. */
-function stateOf(facts: Facts, audience: string, now: number) {
+function stateOf(facts: Facts, now: number) {
   if (facts.isGone || facts.problem) return "skipped";
-  const state = tokenState(facts, audience, now);
+  const state = tokenState(facts, now);
   return state === "identity-changed" ? "missing" : state;
 }
 
@@ -411,9 +411,6 @@ function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) =>
       queue.splice(queue.findLastIndex((other) => other.rank <= rank) + 1, 0, { job, namespace, rank });
       startNext();
     },
-    remove(job: T): void {
-      queue.splice(queue.findIndex((other) => other.job === job), 1);
-    },
   };
 }
 
@@ -455,8 +452,7 @@ class Entry {
   shared: SharedToken | undefined;
   /** When its token is to be replaced. */
   dueAt = Infinity;
-  timer: unknown;
-  /** When the timer is to fire. */
+  /** When it is to be looked at again, whatever happens. */
   wakeAt = Infinity;
   isQueued = false;
   isPatching = false;
@@ -488,16 +484,6 @@ class Entry {
 type Step = { do: "sleep"; until: number; problem?: Problem } | RefreshStep;
 type RefreshStep = { do: "exchange" | "patch"; shared: SharedToken; reason: RefreshReason };
 
-/** What is listed and watched in one go: a namespace, or the whole cluster. */
-interface Scope {
-  namespace: string | undefined;
-  version?: string;
-  synced?: boolean;
-  /** When it last tried or received something; ahead of now while it waits. */
-  aliveAt: number;
-  timer?: unknown;
-}
-
 const keyOf = ({ namespace, name }: { namespace: string; name: string }) => `${namespace}/${name}`;
 
 /** Whether a resource version is older than another: they are decimal numbers, of any length. */
@@ -515,7 +501,12 @@ export function createController(config: Config, deps: Dependencies) {
   const sharedTokens = new Map<string, SharedToken>();
   const exchanges = createPool(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE, runExchange);
   const patches = createPool(MAX_PATCHES, MAX_PATCHES, runPatch);
-  const scopes: Scope[] = config.namespaces.map((namespace) => ({ namespace, aliveAt: Infinity }));
+  /**
+   * What is listed and watched in one go, a namespace or the whole cluster: the version to watch from (none: list first),
+   * and when it last tried or received something, which is ahead of now while it waits.
+   */
+  const scopes = config.namespaces.map((namespace) => ({ namespace, version: "", synced: false, aliveAt: Infinity }));
+  type Scope = typeof scopes[number];
   const requests = new Set<AbortController>();
   const counters = new Map<string, number>();
   /** When each reason was last told, by "namespace/name reason". */
@@ -525,7 +516,8 @@ export function createController(config: Config, deps: Dependencies) {
   let heldUntil = 0;
   let progressAt = monotonic();
   let clockOffset = clock.now() - progressAt;
-  let heartbeat: unknown;
+  let alarm: { at: number; timer?: unknown } = { at: Infinity };
+  let beatAt = progressAt;
   let stopped = false;
 
   // The watch
@@ -538,9 +530,9 @@ export function createController(config: Config, deps: Dependencies) {
       let error: Partial<ApiError> | undefined;
       scope.aliveAt = monotonic();
       try {
-        scope.version ??= await within(LIST_TIMEOUT_MS, (signal) => list(scope, signal));
+        scope.version ||= await within(LIST_WATCH_TIMEOUT_MS, (signal) => list(scope, signal));
         openedAt = monotonic();
-        await within(MAX_TIMER_MS, (signal) => watch(scope, signal));
+        await within(LIST_WATCH_TIMEOUT_MS, (signal) => watch(scope, signal));
       } catch (caught) {
         error = caught as ApiError;
       }
@@ -553,16 +545,15 @@ export function createController(config: Config, deps: Dependencies) {
       wasGone = isGone;
       // What the resource version may be to blame for (a bad record, a 410, another status) leads to a new list; what
       // passes (no answer, 401, 403, 429) keeps it.
-      if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = undefined;
+      if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = "";
       count(`watch_restarts_total{reason="${isGone ? "gone" : error ? "error" : isShort ? "short" : "ended"}"}`);
       if (lived >= WATCH_GOOD_MS) failures = 0;
       if (isFirstGone || !(error || isShort)) continue;
       failures++;
-      const range = reason === "ECONNREFUSED" ? WATCH_CONNECTION_REFUSED : WATCH;
-      const delay = Math.max(drawDelay(range, failures), retryAfter(error));
+      const delay = Math.max(drawDelay(WATCH, failures), retryAfter(error));
       log("warn", "watch failed", { namespace: scope.namespace, error: message, retryInMs: Math.round(delay) });
       scope.aliveAt = monotonic() + delay;
-      await new Promise<void>((resolve) => scope.timer = clock.setTimeout(resolve, delay));
+      await within(delay, (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve)));
     }
   }
 
@@ -587,7 +578,7 @@ export function createController(config: Config, deps: Dependencies) {
   /** Only schedules: while a record is handled nothing is read, and a dead connection goes unnoticed. */
   async function watch(scope: Scope, signal: AbortSignal): Promise<void> {
     const seconds = WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S);
-    for await (const event of api.watch(scope.namespace, scope.version!, seconds, signal)) {
+    for await (const event of api.watch(scope.namespace, scope.version, seconds, signal)) {
       scope.aliveAt = monotonic();
       if (event.type === "DELETED") {
         const known = entries.get(keyOf(event.secret.metadata));
@@ -604,19 +595,19 @@ export function createController(config: Config, deps: Dependencies) {
    * otherwise it may be of any age. Only a list may take a Secret back to an older version, as etcd may have been.
    */
   function takeIn(secret: Secret, how: "LISTED" | "ADDED" | "MODIFIED"): string {
-    const facts = observe(secret, config);
-    const key = keyOf(facts);
+    const key = keyOf(secret.metadata);
     const known = entries.get(key);
-    if (how !== "LISTED" && known && isOlder(facts.resourceVersion, known.facts.resourceVersion)) return key;
+    // What a patch was answered with comes again by the watch.
+    if (how !== "LISTED" && known && !isOlder(known.facts.resourceVersion, secret.metadata.resourceVersion)) return key;
+    const facts = observe(secret, config);
     const same = known?.facts.uid === facts.uid ? known : undefined;
     if (known && !same) forget(known);
     const before = same?.facts;
-    const entry = same ?? new Entry(facts, stateOf(facts, config.audience, clock.now()) === "valid");
+    const entry = same ?? new Entry(facts, stateOf(facts, clock.now()) === "valid");
     entries.set(key, entry);
     entry.facts = facts;
     const isRenamed = before && (before.identity !== facts.identity || before.account !== facts.account);
-    const { refresh } = facts;
-    const isAsked = refresh !== undefined && refresh !== before?.refresh && refresh !== entry.satisfied;
+    const isAsked = ![undefined, before?.refresh, entry.satisfied].includes(facts.refresh);
     if (isRenamed) entry.isSettled = false;
     if (isAsked) entry.requestedAt = monotonic();
     if (isRenamed || isAsked) entry.isHurried = true;
@@ -633,31 +624,22 @@ export function createController(config: Config, deps: Dependencies) {
   }
 
   function forget(entry: Entry): void {
-    cancel(entry);
-    entries.delete(keyOf(entry.facts));
-  }
-
-  function cancel(entry: Entry): void {
-    clock.clearTimeout(entry.timer);
-    entry.wakeAt = Infinity;
     entry.shared?.waiting.delete(entry);
-    if (entry.isQueued) patches.remove(entry);
-    entry.isQueued = false;
+    entries.delete(keyOf(entry.facts));
   }
 
   // The refresh
 
-  /** Decides what is next for a Secret, in place of what was decided before. */
+  /** Decides what is next for a Secret, in place of what was decided before; one that is queued is when its turn comes. */
   function consider(entry: Entry): void {
-    cancel(entry);
-    if (entry.isPatching || stopped) return;
+    entry.wakeAt = Infinity;
+    entry.shared?.waiting.delete(entry);
+    if (entry.isQueued || entry.isPatching || stopped) return;
     const step = nextStep(entry);
     if (step.do === "sleep") {
       if (step.problem) tell(entry, step.problem.reason, step.problem.message);
       entry.wakeAt = step.until;
-      const delay = Math.min(Math.max(step.until - monotonic(), 0), MAX_TIMER_MS);
-      entry.timer = clock.setTimeout(() => consider(entry), delay);
-      return;
+      return setAlarm(step.until);
     }
     const { shared, reason } = step;
     const current = reason === "due" || reason === "requested" ? soonestToExpire(entry.facts.tokens) : undefined;
@@ -690,7 +672,7 @@ export function createController(config: Config, deps: Dependencies) {
     const now = clock.now();
     const tick = monotonic();
     const sleep = (until: number, problem?: Problem): Step => ({ do: "sleep", until, problem });
-    const reason = decide(facts, config.audience, now, now + entry.dueAt - tick, entry.satisfied);
+    const reason = decide(facts, now, now + entry.dueAt - tick, entry.satisfied);
     if (reason === "skip") return sleep(tick + EVENT_STANDING_MS, facts.isGone ? undefined : facts.problem);
     if (reason === "wait") return sleep(entry.dueAt);
 
@@ -779,8 +761,7 @@ export function createController(config: Config, deps: Dependencies) {
       ? deps.readSubjectToken()
       : await api.requestToken(namespace, account, audience, SUBJECT_TOKEN_LIFE_S, signal);
     shared.subject = decode(subjectToken);
-    const isOver = shared.subject && shared.subject.expiresAt <= clock.now();
-    if (isOver) {
+    if (shared.subject && shared.subject.expiresAt <= clock.now()) {
       throw new StsError("the subject token has expired: the kubelet has not renewed it (elsewhere: make another)");
     }
     return deps.exchange(subjectToken, identity, signal);
@@ -803,6 +784,7 @@ export function createController(config: Config, deps: Dependencies) {
 
   async function runPatch(entry: Entry): Promise<void> {
     entry.isQueued = false;
+    if (!isKnown(entry)) return;
     const step = nextStep(entry);
     if (step.do !== "patch") return consider(entry);
     entry.isPatching = true;
@@ -861,7 +843,7 @@ export function createController(config: Config, deps: Dependencies) {
   /** It was not found twice. Should something in between have made that up, the list after this watch brings it back. */
   function vanish(entry: Entry): undefined {
     if (isKnown(entry)) forget(entry);
-    for (const scope of scopes) scope.version = undefined;
+    for (const scope of scopes) scope.version = "";
   }
 
   function failed(entry: Entry, error: Partial<StsError>, message: string): void {
@@ -906,9 +888,26 @@ export function createController(config: Config, deps: Dependencies) {
   /** Marks, for /healthz, that work began or ended; returns the instant. */
   const progress = () => progressAt = monotonic();
 
-  /** Now and then: notices a clock that was set or a machine that slept, and lets go of what is no longer used. */
-  function beat(): void {
+  /** One timer for all: one each would cost as much memory as all else that is kept of a Secret. */
+  function setAlarm(at: number): void {
+    if (at >= alarm.at) return;
+    clock.clearTimeout(alarm.timer);
+    alarm = { at, timer: clock.setTimeout(ring, Math.max(at - monotonic(), ALARM_SPACING_MS)) };
+  }
+
+  function ring(): void {
     const tick = monotonic();
+    alarm = { at: Infinity };
+    if (beatAt <= tick) beat(tick);
+    setAlarm(beatAt);
+    for (const entry of entries.values()) {
+      if (entry.wakeAt <= tick) consider(entry);
+      else setAlarm(entry.wakeAt);
+    }
+  }
+
+  /** Now and then: notices a clock that was set or a machine that slept, and lets go of what is no longer used. */
+  function beat(tick: number): void {
     const drift = clock.now() - tick - clockOffset;
     if (Math.abs(drift) > MAX_DRIFT_MS) {
       clockOffset += drift;
@@ -927,7 +926,7 @@ export function createController(config: Config, deps: Dependencies) {
       if (isAtRest && !used.has(sharedTokens.get(key))) sharedTokens.delete(key);
     }
     for (const [key, at] of toldAt) if (at <= tick - EVENT_SPACING_MS) toldAt.delete(key);
-    heartbeat = clock.setTimeout(beat, HEARTBEAT_MS);
+    beatAt = tick + HEARTBEAT_MS;
   }
 
   // What is told
@@ -949,8 +948,6 @@ export function createController(config: Config, deps: Dependencies) {
     const type = reason === "TokenIssued" ? "Normal" : "Warning";
     if (type === "Warning") log("warn", reason, { namespace, name, message });
     const event = {
-      apiVersion: "events.k8s.io/v1",
-      kind: "Event",
       metadata: { generateName: "pull-secret-updater-", namespace },
       // A MicroTime of Kubernetes has six digits.
       eventTime: new Date(clock.now()).toISOString().replace("Z", "000Z"),
@@ -973,13 +970,13 @@ export function createController(config: Config, deps: Dependencies) {
     start(): void {
       log("info", "started", { version: VERSION, instance, api: config.api.url, issuer: config.issuer });
       for (const scope of scopes) follow(scope);
-      beat();
+      ring();
     },
     /** Ends all requests and timers. */
     stop(): void {
       stopped = true;
       for (const request of requests) request.abort(new Error("the program ends"));
-      for (const { timer } of [...scopes, ...entries.values(), { timer: heartbeat }]) clock.clearTimeout(timer);
+      clock.clearTimeout(alarm.timer);
     },
     /** Says what /readyz waits for, if anything: every first list. */
     findUnready: () => scopes.every(({ synced }) => synced) ? undefined : "the first list is not done",
@@ -1000,7 +997,7 @@ export function createController(config: Config, deps: Dependencies) {
       const states = { valid: 0, missing: 0, expired: 0, skipped: 0 };
       const expiries = new Map<string, number>();
       for (const { facts } of entries.values()) {
-        states[stateOf(facts, config.audience, now)]++;
+        states[stateOf(facts, now)]++;
         const labels = `namespace=${JSON.stringify(facts.namespace)},name=${JSON.stringify(facts.name)}`;
         const token = expiries.size < MAX_EXPIRY_SERIES ? soonestToExpire(facts.tokens) : undefined;
         if (token) expiries.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
@@ -1053,10 +1050,10 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean):
   const rows: Record<string, string | undefined>[] = [];
   const now = Date.now();
   for (const scope of config.namespaces) {
-    for await (const { items } of api.list(scope, AbortSignal.timeout(LIST_TIMEOUT_MS))) {
+    for await (const { items } of api.list(scope, AbortSignal.timeout(LIST_WATCH_TIMEOUT_MS))) {
       for (const facts of items.map((secret) => observe(secret, config))) {
         const [namespace, name, identity] = [facts.namespace, facts.name, facts.identity].map((text) => clean(text));
-        const state = stateOf(facts, config.audience, now);
+        const state = stateOf(facts, now);
         const expires = soonestToExpire(facts.tokens)?.expiresAt;
         const expiresIn = expires === undefined ? "" : `${Math.round((expires - now) / 1000)}s`;
         const wrong = facts.problem?.message ?? (state === "valid" ? "" : "see its events and the controller's log");
@@ -1103,7 +1100,7 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
   });
   if (flag !== "") return await printStatus(api, config, flag === "--status=json").finally(api.close);
   const { issuer, audience, subjectTokenFile } = config;
-  const dispatcher = issuerDispatcher(config.httpsProxy, config.noProxy);
+  const dispatcher = issuerAgent(config.httpsProxy, config.noProxy);
   controller = createController(config, {
     api,
     readSubjectToken: () => readFileSync(subjectTokenFile, "utf8").trim(),

@@ -46,6 +46,8 @@ export class StsError extends Error {
 }
 
 export type Claims = NonNullable<ReturnType<typeof decode>>;
+/** When a token was issued and expires. */
+export type Life = Pick<Claims, "issuedAt" | "expiresAt">;
 
 /**
  * Decodes a JWT that has a subject and an expiry; returns nothing for any other text. Times are in ms since the epoch.
@@ -77,11 +79,10 @@ export function decode(token: string) {
 const isNumericDate = (value: unknown) => typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
 
 /**
- * Says what keeps a token from being a registry token of ours at the instant `now` (ms), if anything does. One that has
+ * Says why a token with this lifetime is no registry token of ours at the instant `now` (ms), if it is not. One that has
  * expired passes: it *was* ours.
  */
-export function findFlaw({ audiences, issuedAt, expiresAt }: Claims, audience: string, now: number) {
-  if (!audiences.includes(audience)) return `its audience is ${audiences}, not ${audience}`;
+export function findFlaw({ issuedAt, expiresAt }: Life, now: number) {
   if (issuedAt !== undefined && issuedAt > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
   if (expiresAt - Math.min(issuedAt ?? now, now) > MAX_LIFE_MS) return "it lives longer than a day";
 }
@@ -93,7 +94,8 @@ export function findFlaw({ audiences, issuedAt, expiresAt }: Claims, audience: s
  */
 export function verify(token: string, identity: string, audience: string, now: number): Claims {
   const claims = decode(token);
-  let flaw = claims ? findFlaw(claims, audience, now) : "it is not a JWT with a subject and an expiry";
+  let flaw = claims ? findFlaw(claims, now) : "it is not a JWT with a subject and an expiry";
+  if (claims && !claims.audiences.includes(audience)) flaw ??= `its audience is ${claims.audiences}, not ${audience}`;
   if (claims && IDENTITY.test(claims.subject) && claims.subject !== identity) flaw ??= "it is another identity's";
   if (claims && claims.expiresAt < now + MIN_LIFE_MS) flaw ??= "it expires, or did, within 5 s: compare the clocks";
   if (claims && flaw === undefined) return claims;
@@ -104,7 +106,7 @@ export function verify(token: string, identity: string, audience: string, now: n
  * The dispatcher for requests to the issuer. A proxy, and the hosts to be reached without it, are given here and not
  * left to undici, which would read variables that the program has no right to.
  */
-export function issuerDispatcher(httpsProxy: string | undefined, noProxy: string): Dispatcher {
+export function issuerAgent(httpsProxy: string | undefined, noProxy: string): Dispatcher {
   const options = { allowH2: false, maxResponseSize: MAX_ANSWER_BYTES, connect: { timeout: CONNECT_TIMEOUT_MS } };
   if (httpsProxy === undefined) return new Agent(options);
   return new EnvHttpProxyAgent({ ...options, httpProxy: "", httpsProxy, noProxy });
@@ -120,11 +122,8 @@ export async function exchange(
   options: { dispatcher: Dispatcher; userAgent: string; signal: AbortSignal },
 ): Promise<string> {
   const { userAgent, ...rest } = options;
-  const headers = {
-    authorization: `Bearer ${subjectToken}`,
-    "content-type": "application/x-www-form-urlencoded",
-    "user-agent": userAgent,
-  };
+  const type = "application/x-www-form-urlencoded";
+  const headers = { authorization: `Bearer ${subjectToken}`, "content-type": type, "user-agent": userAgent };
   // In the body, so that the identity stands in nobody's log of URLs.
   const body = new URLSearchParams({ aud: form.audience, identity: form.identity }).toString();
   try {

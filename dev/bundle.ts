@@ -38,7 +38,7 @@ await build({
   platform: "node",
   format: "esm",
   target: "es2024",
-  charset: "utf8",
+  charset: "ascii",
   plugins: [undici],
   // undici is CommonJS and requires Node's own modules.
   banner: {

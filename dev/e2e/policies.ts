@@ -205,8 +205,6 @@ async function controllerSide(context: Given): Promise<void> {
     each({
       event: async () => {
         const event = {
-          apiVersion: "events.k8s.io/v1",
-          kind: "Event",
           metadata: { generateName: "policies-", namespace: TEAM },
           eventTime: new Date().toISOString().replace("Z", "000Z"),
           reportingController: `${PREFIX}/controller`,
