@@ -55,7 +55,7 @@ export type Life = Pick<Claims, "issuedAt" | "expiresAt">;
 export function decode(token: string) {
   let payload;
   try {
-    payload = token.length <= MAX_TOKEN_CHARS ? decodeJwt(token) : {};
+    payload = token !== "" && token.length <= MAX_TOKEN_CHARS ? decodeJwt(token) : {};
   } catch {
     return undefined;
   }

@@ -38,7 +38,6 @@ await build({
   platform: "node",
   format: "esm",
   target: "es2024",
-  charset: "ascii",
   plugins: [undici],
   // undici is CommonJS and requires Node's own modules.
   banner: {
