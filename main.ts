@@ -212,9 +212,9 @@ export type Facts = ReturnType<typeof observe>;
 
 /** Takes from a Secret what the verdict needs, and all that is kept of it: ten thousands of them are. */
 export function observe(secret: Secret, config: Observer) {
-  const { namespace, name, uid, resourceVersion, labels, annotations = {}, deletionTimestamp } = secret.metadata;
-  const identity = annotations[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
-  const account = annotations[ACCOUNT_KEY];
+  const { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp } = secret.metadata;
+  const identity = annotations?.[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
+  const account = annotations?.[ACCOUNT_KEY];
   const problem = findProblem(secret, identity, account, config.ownNamespace);
   const docker = problem ? undefined : readDockerConfig(secret, config.registries);
   return {
@@ -228,7 +228,7 @@ export function observe(secret: Secret, config: Observer) {
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
-    refresh: annotations[REFRESH_KEY],
+    refresh: annotations?.[REFRESH_KEY],
     /** Of each registry; undefined is no token of ours. Registries with the same token count once. */
     tokens: docker?.passwords.map((password) => observeToken(decode(password), secret, identity, config)) ?? [],
     /** Whether the docker config has nothing but our entries: then it need not be read again to be written. */
@@ -241,9 +241,9 @@ type Observer = Pick<Config, "audience" | "registries" | "ownNamespace">;
 function observeToken(claims: Claims | undefined, secret: Secret, identity: string, config: Observer) {
   if (!claims?.audiences.includes(config.audience)) return undefined;
   const { fingerprint, issuedAt, expiresAt, subject, actor } = claims;
-  const { namespace, annotations = {} } = secret.metadata;
-  const isOfIdentity = (IDENTITY.test(subject) ? subject : annotations[TOKEN_IDENTITY_KEY]) === identity;
-  const account = annotations[ACCOUNT_KEY];
+  const { namespace, annotations } = secret.metadata;
+  const isOfIdentity = (IDENTITY.test(subject) ? subject : annotations?.[TOKEN_IDENTITY_KEY]) === identity;
+  const account = annotations?.[ACCOUNT_KEY];
   const ofNamespace = `system:serviceaccount:${namespace}:`;
   // Without an account the controller's own subject is meant, which is of none but its own namespace.
   const isOfSubject = account === undefined
@@ -998,7 +998,7 @@ export function createController(config: Config, deps: Dependencies) {
       const expiries = new Map<string, number>();
       for (const { facts } of entries.values()) {
         states[stateOf(facts, now)]++;
-        const labels = `namespace=${JSON.stringify(facts.namespace)},name=${JSON.stringify(facts.name)}`;
+        const labels = `namespace=${quote(facts.namespace)},name=${quote(facts.name)}`;
         const token = expiries.size < MAX_EXPIRY_SERIES ? soonestToExpire(facts.tokens) : undefined;
         if (token) expiries.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
       }
@@ -1012,6 +1012,9 @@ export function createController(config: Config, deps: Dependencies) {
     },
   };
 }
+
+/** For a label's value. Of JSON's escapes Prometheus knows those of quotes, backslashes and line feeds only. */
+const quote = (text: string) => JSON.stringify(text.replace(/\p{C}/gu, "?"));
 
 const METRIC_PREFIX = "pull_secret_updater_";
 const METRICS = [

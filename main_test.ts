@@ -344,6 +344,13 @@ test("5. Each of the registries has to hold a token of ours", () => {
   assertEquals(verdict({ config: JSON.stringify(mixed) }, NOW, registries), "identity-changed");
 });
 
+test("1. Labels and annotations that are null count as none", () => {
+  const bare = { ...secret("a"), metadata: { ...secret("a").metadata, labels: null, annotations: null } };
+  const config = { audience: "cgr.dev", registries: ["cgr.dev"], ownNamespace: "x" };
+  const { isGone, problem } = observe(bare as unknown as Secret, config);
+  assertEquals([isGone, problem?.reason], [true, "InvalidIdentity"]);
+});
+
 test("5. Names of what every object has are no registry's entries", () => {
   for (const host of ["constructor", "valueof", "tostring"]) assertEquals(verdict({}, NOW, [host]), "missing", host);
   assertEquals(
@@ -2252,10 +2259,13 @@ rule("Each metric has its help and type before its samples, and nothing stands t
 });
 
 rule("A label's value is escaped in the metrics", async (world) => {
-  world.cluster.create(secret('a"b\\c', {}));
+  world.cluster.create(secret('a"b\\c\td', {}));
   const replica = world.start();
   await world.clock.advance(1 * S);
-  assertStringIncludes(replica.renderMetrics(), 'token_expiry_timestamp_seconds{namespace="apps",name="a\\"b\\\\c"} ');
+  assertStringIncludes(
+    replica.renderMetrics(),
+    'token_expiry_timestamp_seconds{namespace="apps",name="a\\"b\\\\c?d"} ',
+  );
 });
 
 rule("The expiry has 10,000 series at most, the states count all", async (world) => {
