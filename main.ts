@@ -290,11 +290,10 @@ function readDockerConfig(secret: Secret, registries: string[]) {
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
+const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
 /** Throws where the text is not UTF-8, which would not survive. */
-function decodeConfig({ data }: Secret): string {
-  const bytes = Buffer.from(data?.[DATA_KEY] ?? "", "base64");
-  return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-}
+const decodeConfig = ({ data }: Secret) => UTF_8.decode(Buffer.from(data?.[DATA_KEY] ?? "", "base64"));
 
 function passwordOf(entry: unknown): string {
   const encoded = isObject(entry) && typeof entry.auth === "string" ? entry.auth : "";
