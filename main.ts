@@ -617,6 +617,10 @@ export function createController(config: Config, deps: Dependencies) {
       entry.dueAt = own?.claims.fingerprint === token.fingerprint
         ? own.arrivedAt + fraction * own.life
         : monotonic() + refreshDelay(token, fraction, clock.now(), how === "MODIFIED");
+      // Somebody could write it: what passes has passed, and a replica that always comes too late waits no longer.
+      const { range, failures, retryAt } = entry.backoff;
+      const eased = { failures: Math.min(failures, 1), retryAt: Math.min(retryAt, entry.dueAt) };
+      if (range === PASSING && failures > 0) entry.backoff = { ...entry.backoff, ...eased };
     }
     consider(entry);
     return key;

@@ -1782,6 +1782,20 @@ rule("Two replicas never leave an expired token, and make hardly more patches th
   assert(tries <= 1.1 * two + 20, `${tries} tries for ${two} patches`);
 });
 
+rule("A replica that always came too late is no slower when the other one is gone", async (world) => {
+  world.issuer.life = 12 * S;
+  world.cluster.create(secret("a"));
+  world.start();
+  const second = world.start();
+  world.cluster.fault = ({ verb, replica }) => verb === "patch" && replica === second.name ? apiAnswer(409) : undefined;
+  await world.clock.advance(5 * MIN);
+  assert(metric(second, 'refreshes_total{result="conflict"}')! > 4);
+  world.cluster.fault = () => undefined;
+  world.replicas[0]!.stop();
+  await world.clock.advance(1 * MIN);
+  assertEquals(expiredFor(world), 0);
+});
+
 for (const seed of [1, 2, 3]) {
   rule(`Either of two replicas may be stopped and started at any time (seed ${seed})`, async (world) => {
     world.issuer.life = TWO.life;
