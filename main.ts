@@ -57,10 +57,14 @@ const SUBJECT_TOKEN_LIFE_S = 600;
 
 /** For what may pass by itself. */
 const PASSING = { baseMs: 1_000, capMs: 60_000 };
+/** For a Secret that somebody else wrote first: nothing is wrong with it. */
+const CONFLICT = { baseMs: 1_000, capMs: 60_000 };
 /** For what a person has to mend. */
 const REFUSED = { baseMs: 30_000, capMs: 5 * 60_000 };
 /** For lists and watches: begins as client-go's, and ends at 5 s, as tokens may live for seconds. */
 const WATCH = { baseMs: 800, capMs: 5_000 };
+/** Two conflicts in a row are chance: replicas, and a user. */
+const MAX_CHANCE = 2;
 /** No header may cost more: a token of an hour has some 13 min left when it is due. */
 const MAX_RETRY_AFTER_MS = 5 * 60_000;
 /** Watches are short, so that a deaf one is noticed soon: to open another costs one request and no list. */
@@ -78,7 +82,7 @@ const ALARM_SPACING_MS = 100;
 const HEARTBEAT_MS = 30_000;
 /** The wall clock leaves the monotonic one by more only if it was set, or the machine slept. */
 const MAX_DRIFT_MS = 5_000;
-/** Twice what the longest request takes. */
+/** Twice what the longest request takes. With less, one that is waited for would count as stuck. */
 const STUCK_WORK_MS = 60_000;
 /** Well over what a list (120 s) or a watch with its grace (100 s) takes. */
 const STUCK_WATCH_MS = 5 * 60_000;
@@ -405,7 +409,7 @@ function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) =>
     });
   }
   return {
-    isWaiting: () => queue.length > 0,
+    isBusy: () => queue.length + running.length > 0,
     add(job: T, namespace: string, rank: number): void {
       queue.splice(queue.findLastIndex((other) => other.rank <= rank) + 1, 0, { job, namespace, rank });
       startNext();
@@ -620,7 +624,7 @@ export function createController(config: Config, deps: Dependencies) {
       // Somebody could write it: what passes has passed, and a replica that always comes too late waits no longer.
       const { range, failures, retryAt } = entry.backoff;
       const eased = { failures: Math.min(failures, 1), retryAt: Math.min(retryAt, entry.dueAt) };
-      if (range === PASSING && failures > 0) entry.backoff = { ...entry.backoff, ...eased };
+      if (range !== REFUSED && failures > 0) entry.backoff = { ...entry.backoff, ...eased };
     }
     consider(entry);
     return key;
@@ -646,7 +650,9 @@ export function createController(config: Config, deps: Dependencies) {
     }
     const { shared, reason } = step;
     const current = reason === "due" || reason === "requested" ? soonestToExpire(entry.facts.tokens) : undefined;
-    const rank = (entry.backoff.failures + shared.backoff.failures > 0 ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
+    const { range, failures } = entry.backoff;
+    const hasFailed = (failures > 0 && range !== CONFLICT) || shared.backoff.failures > 0;
+    const rank = (hasFailed ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
     if (step.do === "patch") {
       entry.isQueued = true;
       return patches.add(entry, entry.facts.namespace, rank);
@@ -829,9 +835,12 @@ export function createController(config: Config, deps: Dependencies) {
   async function patchFailed(entry: Entry, error: Partial<ApiError>): Promise<Secret | undefined> {
     if (error.status === 409 || error.status === 404) {
       count('refreshes_total{result="conflict"}');
+      const isFirst = entry.backoff.failures === 0;
+      entry.backoff = isFirst ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 } : fail(entry.backoff, error);
       // Once is chance; after that somebody else writes all the time, and no hurry helps.
-      if (entry.backoff.failures > 0) endHurry(entry);
-      entry.backoff = entry.backoff.failures === 0 ? { ...NO_BACKOFF, failures: 1 } : fail(entry.backoff, error);
+      if (!isFirst) endHurry(entry);
+      if (entry.backoff.failures > MAX_CHANCE) tell(entry, OVERWRITTEN.reason, OVERWRITTEN.message);
+      progress();
       const read = within(REQUEST_TIMEOUT_MS, (signal) => api.get(entry.facts.namespace, entry.facts.name, signal));
       return await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);
     }
@@ -858,7 +867,7 @@ export function createController(config: Config, deps: Dependencies) {
 
   /** The back-off after one more failure; a failure of the other kind begins anew. */
   function fail({ range: lastRange, failures: before }: Backoff, error: Partial<StsError>): Backoff {
-    const range = error.refused ? REFUSED : PASSING;
+    const range = error.refused ? REFUSED : error.status === 409 || error.status === 404 ? CONFLICT : PASSING;
     const failures = range === lastRange ? before + 1 : 1;
     const now = monotonic();
     return { range, failures, retryAt: now + drawDelay(range, failures), heldUntil: now + retryAfter(error) };
@@ -987,7 +996,7 @@ export function createController(config: Config, deps: Dependencies) {
     findStuck(): string | undefined {
       const tick = monotonic();
       const isOverdue = entries.values().some(({ wakeAt }) => wakeAt < tick - STUCK_WORK_MS);
-      const isDue = isOverdue || exchanges.isWaiting() || patches.isWaiting();
+      const isDue = isOverdue || exchanges.isBusy() || patches.isBusy();
       if (isDue && progressAt < tick - STUCK_WORK_MS) return "work is due, and none was done for a minute";
       if (scopes.every(({ aliveAt }) => aliveAt >= tick - STUCK_WATCH_MS)) return undefined;
       return "a watch has neither tried nor received anything for 5 minutes";

@@ -861,6 +861,33 @@ rule("What failed last comes behind all others", async (world) => {
   assertEquals(world.issuer.requests.slice(17).map(({ identity }) => identity), [ALICE, BOB]);
 });
 
+rule("What somebody else wrote first does not come behind all others", async (world) => {
+  const patched = (name: string) => asked(world, "patch", name).map(({ endedAt }) => endedAt).at(-1)!;
+  const now = Math.floor(world.clock.now() / S);
+  const config = configOf(world.jwt({ aud: "cgr.dev", sub: ALICE, iat: now - 3000, exp: now + 600 }));
+  world.cluster.create(secret("s-0"));
+  for (let number = 1; number < 40; number++) world.cluster.create(secret(`s-${number}`, { config }));
+  let lost = 0;
+  world.cluster.fault = ({ verb, name }) => {
+    if (verb !== "patch") return undefined;
+    return name === "s-0" && lost++ === 0 ? apiAnswer(409) : 2 * S;
+  };
+  world.start();
+  await world.clock.advance(20 * S);
+  assert(patched("s-0") < patched("s-39"), `${patched("s-0")} ${patched("s-39")}`);
+  assertEquals(asked(world, "patch", "s-0").map(({ status }) => status), [409, 200]);
+});
+
+rule("Somebody who writes to a Secret all the time is told of, from the third conflict in a row", async (world) => {
+  world.cluster.create(secret("a"));
+  world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(409) : undefined;
+  world.start();
+  await world.clock.advance(1 * S);
+  assertEquals(told(world, "Overwritten"), []);
+  await world.clock.advance(5 * S);
+  assertEquals(told(world, "Overwritten").length, 1);
+});
+
 // ───── The refresh: lives ─────
 
 /** How far into its life each token was when it was replaced. */
@@ -2376,6 +2403,25 @@ rule("A watch that hangs in spite of its time-out is given up after two minutes,
   await world.clock.advance(2 * MIN);
   assertEquals(replica.findStuck(), undefined);
   assertNotEquals(held(world), undefined);
+});
+
+rule("/healthz fails when an exchange never ends, though it was given up", async (world) => {
+  world.issuer.client = () => () => new Promise(() => {});
+  world.cluster.create(secret("a"));
+  const replica = world.start();
+  await world.clock.advance(59 * S);
+  assertEquals(replica.findStuck(), undefined);
+  await world.clock.advance(2 * S);
+  assertStringIncludes(replica.findStuck()!, "work is due");
+});
+
+rule("/healthz fails when a write never ends, though it was given up", async (world) => {
+  const client = world.cluster.client("replica-1");
+  world.cluster.client = () => ({ ...client, patch: () => new Promise(() => {}) });
+  world.cluster.create(secret("a"));
+  const replica = world.start();
+  await world.clock.advance(62 * S);
+  assertStringIncludes(replica.findStuck()!, "work is due");
 });
 
 rule("/healthz is well when nothing has been due for days", async (world) => {
