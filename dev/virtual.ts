@@ -3,7 +3,7 @@
  * memory, any number of replicas. Nothing in it waits, and nothing is random but by the seed. Everything that a replica
  * tells is kept and can be searched for tokens.
  */
-import { setImmediate } from "node:timers";
+import process from "node:process";
 import { type Config, type Controller, createController, createLog, readConfig } from "../main.ts";
 import { ApiError, type KubernetesApi, type Secret, type WatchEvent } from "../k8s.ts";
 
@@ -33,7 +33,7 @@ export function seeded(seed: number): () => number {
 }
 
 /** Lets all promises settle that do not wait for time. */
-const settle = () => new Promise<void>((resolve) => void setImmediate(resolve));
+const settle = () => new Promise<void>((resolve) => void process.nextTick(resolve));
 
 interface Timer {
   at: number;
@@ -102,9 +102,12 @@ export class VirtualClock {
     const view = {
       /** What its wall clock is ahead by. */
       skew: 0,
+      /** How many timers it was asked for. */
+      armed: 0,
       now: () => this.now() + view.skew,
       monotonic: () => this.tick,
       setTimeout: (callback: () => void, ms: number): unknown => {
+        view.armed++;
         const timer = this.setTimeout(() => {
           own.delete(timer);
           callback();
@@ -125,12 +128,19 @@ export class VirtualClock {
 
 /** Base64url of JSON. */
 const part = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
+const HEADER = part({ alg: "RS256", kid: "1" });
+/** Stands in each signature, again and again, and nowhere else: any part of one betrays itself by it. */
+export const CANARY = "CaNaRy";
+/** So that a signature is as long as that of a real one. */
+const SIGNATURE_REPEATS = 20;
 
 /**
- * What happens to a request: it fails, hangs until the client gives it up, takes so many ms (infinitely: the client itself
- * is stuck); or fails after it has had its effect.
+ * What happens to a request: it fails, hangs until the client gives it up, never settles though it was given up (the
+ * client is at fault), takes so many ms (infinitely: until the caller gives it up); or fails after it has had its effect.
  */
-export type Fault = Error | "hang" | number | { after: Error; ms?: number } | undefined;
+export type Fault = Error | "hang" | "wedged" | number | { after: Error; ms?: number } | undefined;
+
+const never = new Promise<never>(() => {});
 
 const delayOf = (fault: Fault | string) =>
   typeof fault === "number" ? fault : (fault as { ms?: number } | undefined)?.ms ?? LATENCY_MS;
@@ -156,6 +166,8 @@ export interface Change {
   version: number;
   type: "ADDED" | "MODIFIED" | "DELETED";
   secret: Secret;
+  /** The replica that wrote it; undefined is anybody else. */
+  by?: string;
   /** Whether it is seen by those who select by the label, and as what. */
   seen?: "ADDED" | "MODIFIED" | "DELETED";
 }
@@ -208,6 +220,8 @@ export class VirtualCluster {
   compactedTo = 0;
   #version = 1000;
   #uid = 0;
+  /** How many changes the history has forgotten. */
+  #dropped = 0;
   readonly #watches = new Set<Watch>();
   readonly #world: VirtualWorld;
 
@@ -215,7 +229,12 @@ export class VirtualCluster {
     this.#world = world;
   }
 
-  #record(type: Change["type"], before: Secret | undefined, secret: Secret): Secret {
+  /** The newest version. */
+  get version(): number {
+    return this.#version;
+  }
+
+  #record(type: Change["type"], before: Secret | undefined, secret: Secret, by?: string): Secret {
     const version = ++this.#version;
     const stored = { ...secret, metadata: { ...secret.metadata, resourceVersion: `${version}` } };
     if (type === "DELETED") this.secrets.delete(keyOf(stored.metadata));
@@ -228,6 +247,7 @@ export class VirtualCluster {
       version,
       type,
       secret: stored,
+      by,
       seen,
     });
     for (const watch of this.#watches) watch.wake();
@@ -240,9 +260,9 @@ export class VirtualCluster {
   }
 
   /** Another writer's change, a merge patch. */
-  update(key: string, patch: object): Secret {
+  update(key: string, patch: object, by?: string): Secret {
     const before = this.get(key);
-    return this.#record("MODIFIED", before, merge(before, patch) as Secret);
+    return this.#record("MODIFIED", before, merge(before, patch) as Secret, by);
   }
 
   delete(key: string): void {
@@ -264,9 +284,18 @@ export class VirtualCluster {
     }
   }
 
+  /** Forgets the changes up to a version: watches from before it are refused. */
+  compact(version: number): void {
+    this.compactedTo = version;
+    const old = this.history.findLastIndex((change) => change.version <= version) + 1;
+    this.history.splice(0, old);
+    this.#dropped += old;
+  }
+
   /** Counts from an older version again, as after a restore from a backup. */
   restore(version: number): void {
     this.#version = version;
+    this.#dropped += this.history.length;
     this.history.length = 0;
   }
 
@@ -275,12 +304,13 @@ export class VirtualCluster {
     for (const watch of this.#watches) watch.isDeaf = true;
   }
 
-  #patch(key: string, patch: Partial<Secret>): Secret {
+  #patch(key: string, patch: Partial<Secret>, replica: string): Secret {
     const before = this.get(key);
     const { uid, resourceVersion } = patch.metadata ?? {} as Partial<Secret["metadata"]>;
     this.#world.judge(before, patch);
-    if (uid === before.metadata.uid && resourceVersion === before.metadata.resourceVersion) {
-      return this.update(key, patch);
+    const isSame = (uid ?? before.metadata.uid) === before.metadata.uid;
+    if (isSame && (resourceVersion ?? before.metadata.resourceVersion) === before.metadata.resourceVersion) {
+      return this.update(key, patch, replica);
     }
     throw new ApiError("the object has been modified", { status: 409, reason: "Conflict" });
   }
@@ -299,6 +329,7 @@ export class VirtualCluster {
       const request: ApiRequest = { at: clock.tick, endedAt: Infinity, replica, status: 0, ...fields };
       this.requests.push(request);
       const fault = this.fault(request);
+      if (fault === "wedged") return never;
       try {
         const ms = fault === "hang" ? SILENCE_MS : delayOf(fault);
         await clock.sleep(ms, signal);
@@ -322,7 +353,9 @@ export class VirtualCluster {
       get: (namespace, name, signal) =>
         send({ verb: "get", namespace, name }, signal, () => this.get(`${namespace}/${name}`)),
       patch: (namespace, name, body, signal) =>
-        send({ verb: "patch", namespace, name, body }, signal, () => this.#patch(`${namespace}/${name}`, body)),
+        send({ verb: "patch", namespace, name, body }, signal, () => {
+          return this.#patch(`${namespace}/${name}`, body, replica);
+        }),
       createEvent: (namespace, body, signal) =>
         send({ verb: "event", namespace, body }, signal, () => this.#createEvent(body as { note: string })),
       requestToken: (namespace, name, audience, seconds, signal) =>
@@ -355,11 +388,11 @@ export class VirtualCluster {
     const bookmarks = [clock.tick + BOOKMARK_MS, endsAt - LAST_BOOKMARK_MS].filter((at) => at > clock.tick).sort();
     const watch: Watch = { wake: () => {}, isDeaf: this.isDeaf };
     this.#watches.add(watch);
-    let next = this.history.findLastIndex(({ version }) => version <= from) + 1;
+    let next = this.#dropped + this.history.findLastIndex(({ version }) => version <= from) + 1;
     try {
       while (true) {
-        for (; !watch.isDeaf && next < this.history.length; next++) {
-          const { seen: type, secret } = this.history[next]!;
+        for (let change; !watch.isDeaf && (change = this.history[next - this.#dropped]); next++) {
+          const { seen: type, secret } = change;
           const { resourceVersion } = secret.metadata;
           if (type && isIn(namespace, secret)) yield { type, secret, resourceVersion } as WatchEvent;
         }
@@ -417,8 +450,9 @@ export class VirtualIssuer {
       const act = JSON.parse(Buffer.from(subjectToken.split(".")[1]!, "base64url").toString());
       const request: ExchangeRequest = { at: clock.tick, endedAt: Infinity, replica, identity, subject: act.sub };
       this.requests.push(request);
+      const fault = this.fault(request);
+      if (fault === "wedged") return never;
       try {
-        const fault = this.fault(request);
         await clock.sleep(fault === "hang" ? Infinity : delayOf(fault), signal);
         if (fault instanceof Error) throw fault;
         request.token = typeof fault === "string" ? fault : this.#issue(request, act);
@@ -469,6 +503,7 @@ export class VirtualWorld {
   /** What was written, or asked for, that must not be. */
   readonly broken: string[] = [];
   readonly replicas: Replica[] = [];
+  #started = 0;
   readSubjectToken = () => this.subjectToken(CONTROLLER, "issuer.enforce.dev", 600);
 
   constructor(seed = 1) {
@@ -477,7 +512,7 @@ export class VirtualWorld {
 
   /** Starts another replica, by default in a namespace and environment as the manifest has it. */
   start({ env = {}, skew = 0 }: { env?: Record<string, string>; skew?: number } = {}): Replica {
-    const name = `replica-${this.replicas.length + 1}`;
+    const name = `replica-${++this.#started}`;
     const clock = Object.assign(this.clock.view(), { skew });
     const config: Config = readConfig((variable) => ({ ...ENVIRONMENT, ...env })[variable]);
     const controller = createController(config, {
@@ -496,8 +531,8 @@ export class VirtualWorld {
 
   /** A JWT that looks as real ones do; nobody here checks its signature. */
   jwt(claims: object): string {
-    const signature = Buffer.from(Array.from({ length: 256 }, () => Math.floor(this.random() * 256)));
-    const token = `${part({ alg: "RS256", kid: "1" })}.${part(claims)}.${signature.toString("base64url")}`;
+    const own = Math.floor(this.random() * 2 ** 52).toString(36).padStart(11, "0");
+    const token = `${HEADER}.${part(claims)}.${`${CANARY}${own}`.repeat(SIGNATURE_REPEATS)}`;
     this.secrets.add(token);
     return token;
   }
@@ -511,7 +546,8 @@ export class VirtualWorld {
   judge({ metadata: { namespace, name } }: Secret, patch: Partial<Secret>): void {
     const breach = (what: string) => this.broken.push(`${namespace}/${name}: ${what}`);
     const { metadata, data, ...rest } = patch as { metadata: Secret["metadata"]; data: Record<string, string> };
-    const { uid: _, resourceVersion: __, annotations: own = {}, ...meta } = metadata;
+    const { uid, resourceVersion, annotations: own = {}, ...meta } = metadata;
+    if (!uid || !resourceVersion) breach("writes without preconditions");
     if (Object.keys({ ...rest, ...meta }).length > 0) breach(`writes ${Object.keys({ ...rest, ...meta })}`);
     if (Object.keys(data).join() !== DATA_KEY) breach(`writes the data ${Object.keys(data)}`);
     const names = Object.keys(own).map((key) => key.replace(/^pull-secret-updater\.chainguard\.dev\//, ""));
