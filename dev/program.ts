@@ -27,6 +27,10 @@ export interface LogRecord {
 
 export type Program = Awaited<ReturnType<typeof startProgram>>;
 
+/** None outlives this process. */
+const running = new Set<number>();
+process.on("exit", () => running.forEach((pid) => process.kill(pid, "SIGKILL")));
+
 let nextPort = FIRST_PORT;
 
 export async function findPort(): Promise<number> {
@@ -60,18 +64,31 @@ async function takeTurn(): Promise<() => void> {
   };
 }
 
-/** On Deno with the rights that `deno task start` gives. */
-function commandOf(runtime: Runtime): string[] {
-  const own = join(ROOT, "node_modules", ".bin", runtime);
-  const command = existsSync(own) ? own : runtime;
-  if (runtime === "node") return [command, "main.ts"];
-  const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start.split(" ");
-  return [command, ...words.slice(words.indexOf("deno") + 1)];
+/** Where it is run from, and how. */
+export interface Launch {
+  /** The program's file. Default: the source. */
+  file?: string;
+  /** A command that runs the one it is given, as `env` does. */
+  through?: string[];
 }
 
-/** Starts main.ts from source; `settings` is its whole environment. */
-export async function startProgram(runtime: Runtime, settings: Record<string, string>, args: string[] = []) {
-  const [command = "", ...rest] = commandOf(runtime);
+/** On Deno with the rights that `deno task start` gives. */
+function commandOf(runtime: Runtime, file: string): string[] {
+  const own = join(ROOT, "node_modules", ".bin", runtime);
+  const command = existsSync(own) ? own : runtime;
+  if (runtime === "node") return [command, file];
+  const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start.split(" ");
+  return [command, ...words.slice(words.indexOf("deno") + 1, -1), file];
+}
+
+/** Starts the program; `settings` is its whole environment. */
+export async function startProgram(
+  runtime: Runtime,
+  settings: Record<string, string>,
+  args: string[] = [],
+  { file = "main.ts", through = [] }: Launch = {},
+) {
+  const [command = "", ...rest] = [...through, ...commandOf(runtime, file)];
   const { PATH = "", HOME = "" } = process.env;
   const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1", ...settings };
   const endTurn = await takeTurn();
@@ -83,6 +100,7 @@ export async function startProgram(runtime: Runtime, settings: Record<string, st
     endTurn();
   });
   child.stdout.on("data", (chunk) => output.push(chunk));
+  child.on("spawn", () => running.add(child.pid!)).on("exit", () => running.delete(child.pid!));
   const exited = once(child, "close").then(([code, signal]) => {
     endTurn();
     return (code ?? signal) as number | string;
@@ -93,6 +111,8 @@ export async function startProgram(runtime: Runtime, settings: Record<string, st
     /** What it wrote on stderr, read; fails at a line that is not a record. */
     log: (): LogRecord[] => lines.map((line) => JSON.parse(line)),
     stdout: () => Buffer.concat(output).toString(),
+    pid: child.pid!,
+    isAlive: () => child.exitCode === null && child.signalCode === null,
     /** The exit status, or the signal that ended it, once both of its outputs are read. */
     exited,
     kill(signal: NodeJS.Signals): void {

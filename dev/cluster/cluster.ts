@@ -68,6 +68,7 @@ export const DEFAULTS: Options = {
   podCIDR: "10.244.0.0/24",
   registries: {},
   audit: false,
+  etcdQuotaMB: 2048, // etcd's own default
 };
 
 /** Two idle cores have the API server ready in 3 s and the node in 4; a busy machine may take its time. */

@@ -21,6 +21,8 @@ export interface Options {
   registries: Record<string, string>;
   /** Whether kube-apiserver writes logs/audit.log. */
   audit: boolean;
+  /** Where etcd's disk counts as full. */
+  etcdQuotaMB: number;
 }
 
 export const COMPONENTS = [
@@ -35,6 +37,8 @@ export type Component = typeof COMPONENTS[number];
 export const CONTROL_PLANE: Component[] = ["etcd", "kube-apiserver", "kube-controller-manager"];
 
 export const NODE_NAME = "node";
+
+const MB = 1024 * 1024;
 
 export const ISSUER = "https://kubernetes.default.svc.cluster.local";
 
@@ -57,6 +61,10 @@ export function bridgeAddress(options: Options): string {
 /** Where kube-apiserver listens: Pods reach the bridge, and nobody beyond this machine either one. */
 export function apiServerAddress(options: Options): string {
   return options.node ? bridgeAddress(options) : "127.0.0.1";
+}
+
+export function etcdAddress(options: Options): string {
+  return `http://127.0.0.1:${options.port + 1}`;
 }
 
 /** Names of all the files and folders in the state folder. */
@@ -99,7 +107,7 @@ function kubeconfigOf(dir: string, component: Component): string {
 export function commandLine(options: Options, component: Component): string[] {
   const at = paths(options.dir);
   const address = apiServerAddress(options);
-  const etcd = `http://127.0.0.1:${options.port + 1}`;
+  const etcd = etcdAddress(options);
   const etcdPeer = `http://127.0.0.1:${options.port + 2}`;
 
   switch (component) {
@@ -111,6 +119,7 @@ export function commandLine(options: Options, component: Component): string[] {
         `--listen-peer-urls=${etcdPeer}`,
         `--initial-advertise-peer-urls=${etcdPeer}`,
         `--initial-cluster=default=${etcdPeer}`,
+        `--quota-backend-bytes=${options.etcdQuotaMB * MB}`,
         "--unsafe-no-fsync", // a killed etcd keeps its data, a machine without power need not
         "--log-level=warn",
       ];

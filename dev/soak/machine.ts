@@ -1,0 +1,43 @@
+/** What a process holds, and how busy the machine is, out of /proc. */
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { loadavg } from "node:os";
+import type { Usage } from "./rules.ts";
+
+const KB_OF_MB = 1024;
+
+/** Returns nothing of a process that is gone. */
+export function usageOf(pid: number): Usage | undefined {
+  try {
+    const status = readFileSync(`/proc/${pid}/status`, "utf8");
+    const megabytes = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(status)?.[1]) / KB_OF_MB;
+    const files = readdirSync(`/proc/${pid}/fd`);
+    const sockets = files.filter((file) => isSocket(`/proc/${pid}/fd/${file}`));
+    const [rssAnonMB, rssMB] = [megabytes("RssAnon"), megabytes("VmRSS")];
+    // One that has just ended has no memory left.
+    return Number.isNaN(rssMB) ? undefined : { rssAnonMB, rssMB, files: files.length, sockets: sockets.length };
+  } catch {
+    return undefined;
+  }
+}
+
+function isSocket(path: string): boolean {
+  try {
+    return readlinkSync(path).startsWith("socket:");
+  } catch {
+    return false; // closed meanwhile
+  }
+}
+
+/** The load of the last minute, and the share (%) of the last 10 s in which something waited for a CPU. */
+export function machineLoad(): { load: number; cpuPressure: number } {
+  return { load: loadavg()[0]!, cpuPressure: Number(/^some avg10=([\d.]+)/.exec(readPressure())?.[1] ?? NaN) };
+}
+
+/** Not every kernel tells. */
+function readPressure(): string {
+  try {
+    return readFileSync("/proc/pressure/cpu", "utf8");
+  } catch {
+    return "";
+  }
+}
