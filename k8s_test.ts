@@ -853,6 +853,19 @@ describe("the watch", () => {
     }));
   });
 
+  test("keeps a byte-order mark that stands in a text, even where a piece begins with it", async () => {
+    const object = { metadata: { namespace: "n", name: "a\ufeffb", uid: "u", resourceVersion: "1" } };
+    const body = Buffer.from(`${JSON.stringify({ type: "ADDED", object })}\n`);
+    async function* cut(at: number) {
+      yield body.subarray(0, at);
+      yield body.subarray(at);
+    }
+    for (let at = 0; at <= body.length; at++) {
+      const seen = await Array.fromAsync(parseWatch(cut(at)));
+      assertEquals(seen, [{ type: "ADDED", secret: object, resourceVersion: "1" }]);
+    }
+  });
+
   test("fails with an ApiError, or not at all, whatever its body is", async () => {
     await fc.assert(fc.asyncProperty(fc.array(fc.uint8Array({ maxLength: 60 })), async (chunks) => {
       async function* body() {
