@@ -2,25 +2,31 @@
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { type Context, expect, getJson, NAMESPACE, until } from "./context.ts";
-import { buildProgram } from "./images.ts";
+import { type Bases, buildBases, buildProgram } from "./images.ts";
 import { patchedManifest } from "./patch.ts";
 import { contract } from "./tools.ts";
 
 const IMAGE = "localhost/pull-secret-updater:e2e";
 const REPLICAS = 2;
 
-export async function deploy(context: Context): Promise<void> {
+/** Gives the images of both runtimes, for other ways to install. */
+export async function deploy(context: Context): Promise<Bases> {
   const { cluster, kubectl, need, step, work } = context;
 
   const image = need("the image, from the Containerfile", async () => {
     const archive = join(work, "program.tar");
-    const size = await buildProgram(work, IMAGE, archive);
+    const bases = await buildBases(work);
+    const size = await buildProgram(bases, IMAGE, archive);
     await cluster.ctr(["image", "import", archive]);
     fs.rmSync(archive);
-    return size;
+    console.log(`     ${size}`);
+    return bases;
   });
   // Before the admission policies are there: it writes Secrets of all kinds.
-  await Promise.all([image, step("the contract suite, on this kube-apiserver", () => contract(context))]);
+  const [bases] = await Promise.all([
+    image,
+    step("the contract suite, on this kube-apiserver", () => contract(context)),
+  ]);
 
   const manifest = await patchedManifest(context, IMAGE);
   await need("deploy.yaml is applied", async () => {
@@ -52,6 +58,7 @@ export async function deploy(context: Context): Promise<void> {
     const namespace = await getJson(context, "namespace", NAMESPACE);
     expect(namespace.metadata.labels["pod-security.kubernetes.io/enforce"] === "restricted", "it is not enforced");
   });
+  return bases;
 }
 
 export interface ControllerPod {

@@ -21,25 +21,43 @@ const STORAGE = join(CACHE, STORAGES + createHash("sha256").update(lock).digest(
 /** 65532 is distroless' own user. */
 const PASSWD = "root:x:0:0:root:/root:/bin/sh\nnonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n";
 const GROUP = "root:x:0:\nnonroot:x:65532:\n";
+/** What the public Deno image sets. */
+const DENO_ENV = "DENO_DIR=/deno-dir/ DENO_INSTALL_ROOT=/usr/local DENO_USE_CGROUPS=1";
 const CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt";
 
 const buildah = (args: string[], cwd = ROOT) =>
   run("buildah", ["--root", STORAGE, "--runroot", join(STORAGE, "run"), ...args], { cwd });
 
-/** Builds the program's image, and gives its size; `archive` is for `ctr image import`. */
-export async function buildProgram(work: string, image: string, archive: string): Promise<string> {
+/** Stand-ins for the public images of both runtimes, by the names that the Containerfile's arguments have. */
+export interface Bases {
+  BASE: string;
+  BUILD: string;
+}
+
+export async function buildBases(work: string): Promise<Bases> {
   fs.mkdirSync(STORAGE, { recursive: true });
   for (const name of fs.readdirSync(CACHE).filter((name) => name.startsWith(STORAGES))) {
     if (join(CACHE, name) !== STORAGE) fs.rmSync(join(CACHE, name), { recursive: true });
   }
-  const base = await makeBase(work, "base", (folder) => addProgram(folder, "/bin/deno", require("deno/deno")));
-  const build = await makeBase(work, "build", addNode);
-  const args = ["--build-arg", `BASE=${base}`, "--build-arg", `BUILD=${build}`, "--tag", image];
+  return {
+    BASE: await makeBase(work, "base", (folder) => addProgram(folder, "/bin/deno", require("deno/deno")), DENO_ENV),
+    BUILD: await makeBase(work, "build", addNode),
+  };
+}
+
+/** Builds the program's image, and gives its size; `archive` is for `ctr image import`. */
+export async function buildProgram({ BASE, BUILD }: Bases, image: string, archive: string): Promise<string> {
+  const args = ["--build-arg", `BASE=${BASE}`, "--build-arg", `BUILD=${BUILD}`, "--tag", image];
   await buildah(["bud", "--layers", "--isolation", "chroot", ...args, "."]);
-  await buildah(["push", "--quiet", image, `docker-archive:${archive}:${image}`]);
+  await save(image, archive);
   const bytes = fs.statSync(archive).size;
   const gzipped = Number(await run("sh", ["-c", `gzip -1 <"$1" | wc -c`, "sh", archive]));
   return `${megabytes(bytes)}, gzipped ${megabytes(gzipped)}`;
+}
+
+/** Writes an image into a file for `ctr image import`. */
+export async function save(image: string, archive: string): Promise<void> {
+  await buildah(["push", "--quiet", image, `docker-archive:${archive}:${image}`]);
 }
 
 /** Makes a private image that runs until it is ended; each has other content, as the kubelet goes by the image's ID. */
@@ -54,7 +72,12 @@ export async function buildApp(work: string, bin: string, version: string, archi
 }
 
 /** An image from scratch, of what `fill` puts into its folder. */
-async function makeBase(work: string, name: string, fill: (folder: string) => Promise<void>): Promise<string> {
+async function makeBase(
+  work: string,
+  name: string,
+  fill: (folder: string) => Promise<void>,
+  env = "",
+): Promise<string> {
   const folder = join(work, name);
   for (const each of ["etc", "tmp", "root"]) fs.mkdirSync(join(folder, each), { recursive: true });
   fs.chmodSync(join(folder, "tmp"), 0o1777);
@@ -62,8 +85,9 @@ async function makeBase(work: string, name: string, fill: (folder: string) => Pr
   fs.writeFileSync(join(folder, "etc", "group"), GROUP);
   fs.writeFileSync(join(folder, "etc", "nsswitch.conf"), "hosts: files dns\n");
   await fill(folder);
-  const tag = `localhost/pull-secret-updater-${name}`;
-  fs.writeFileSync(join(work, `${name}.containerfile`), "FROM scratch\nCOPY . /\nENV PATH=/bin\n");
+  // With a tag of its own: `latest` is always pulled.
+  const tag = `localhost/pull-secret-updater-${name}:e2e`;
+  fs.writeFileSync(join(work, `${name}.containerfile`), `FROM scratch\nCOPY . /\nENV PATH=/bin ${env}\n`);
   await buildah(["bud", "--quiet", "--layers", "--file", join(work, `${name}.containerfile`), "--tag", tag, folder]);
   fs.rmSync(folder, { recursive: true });
   return tag;

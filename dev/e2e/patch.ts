@@ -4,32 +4,26 @@
  */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, NAMESPACE, ROOT } from "./context.ts";
+import { type Context, type Json, NAMESPACE, ROOT } from "./context.ts";
 
 const CA_FOLDER = "/etc/private-ca";
 
+/** Tells the Pods where the issuer is. */
+export function aliasPatch({ address }: Pick<Context, "address">): Json {
+  return { spec: { template: { spec: { hostAliases: [{ ip: address, hostnames: ["issuer.enforce.dev"] }] } } } };
+}
+
 export async function patchedManifest(context: Context, image: string): Promise<string> {
-  const { work, address, ca, kubectl } = context;
+  const { work, ca, kubectl } = context;
+  const patch = aliasPatch(context);
   const container = {
     name: "controller",
     image,
     env: [{ name: "NODE_EXTRA_CA_CERTS", value: `${CA_FOLDER}/ca.crt` }],
     volumeMounts: [{ name: "private-ca", mountPath: CA_FOLDER, readOnly: true }],
   };
-  const patch = {
-    apiVersion: "apps/v1",
-    kind: "Deployment",
-    metadata: { namespace: NAMESPACE, name: "controller" },
-    spec: {
-      template: {
-        spec: {
-          hostAliases: [{ ip: address, hostnames: ["issuer.enforce.dev"] }],
-          containers: [container],
-          volumes: [{ name: "private-ca", configMap: { name: "private-ca" } }],
-        },
-      },
-    },
-  };
+  const volumes = [{ name: "private-ca", configMap: { name: "private-ca" } }];
+  Object.assign(patch.spec.template.spec, { containers: [container], volumes });
   const authority = {
     apiVersion: "v1",
     kind: "ConfigMap",
@@ -41,7 +35,12 @@ export async function patchedManifest(context: Context, image: string): Promise<
   fs.mkdirSync(folder, { recursive: true });
   fs.copyFileSync(join(ROOT, "deploy.yaml"), join(folder, "deploy.yaml"));
   write("ca.yaml", authority);
-  write("patch.yaml", patch);
+  write("patch.yaml", {
+    apiVersion: "apps/v1",
+    kind: "Deployment",
+    metadata: { namespace: NAMESPACE, name: "controller" },
+    ...patch,
+  });
   write("kustomization.yaml", {
     resources: ["deploy.yaml", "ca.yaml"],
     patches: [{ path: "patch.yaml" }],

@@ -2,12 +2,13 @@
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { run } from "../cluster/processes.ts";
+import { blocksOf } from "../docs/markdown.ts";
 import { type Context, ROOT } from "./context.ts";
 
 /** The fenced blocks of a language. */
 function blocks(language: string): string[] {
-  const readme = fs.readFileSync(join(ROOT, "README.md"), "utf8");
-  return [...readme.matchAll(new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms"))].map(([, block = ""]) => block);
+  const all = blocksOf(fs.readFileSync(join(ROOT, "README.md"), "utf8"));
+  return all.filter((block) => block.language === language).map(({ text }) => text);
 }
 
 /** The first block that holds this text. */
@@ -17,15 +18,25 @@ export function needBlock(text: string, language = "yaml"): string {
   return block;
 }
 
-/** Runs the first block of commands that holds this text, where the README's files are; they begin with their names. */
-export async function runCommands({ cluster, work }: Context, text: string): Promise<string> {
+/**
+ * Runs the first block of commands that holds this text, where the README's files are; they begin with their names. `edit`
+ * puts in what a user does, or takes off what has been done.
+ */
+export async function runCommands(
+  { cluster, work }: Context,
+  text: string,
+  edit: (block: string) => string = (block) => block,
+): Promise<string> {
   const folder = join(work, "readme");
   fs.mkdirSync(folder, { recursive: true });
   for (const block of blocks("yaml")) {
     const [, name] = /^# (\S+\.yaml)$/m.exec(block) ?? [];
     if (name) fs.writeFileSync(join(folder, name), block);
   }
-  fs.copyFileSync(join(ROOT, "deploy.yaml"), join(folder, "deploy.yaml"));
+  for (const name of ["deploy.yaml", "package.json", "Containerfile", "node_modules", "main.ts", "dev", "docs"]) {
+    fs.rmSync(join(folder, name), { force: true });
+    fs.symlinkSync(join(ROOT, name), join(folder, name));
+  }
   const env = { ...cluster.environment, NO_PROXY: "*" };
-  return await run("sh", ["-ec", needBlock(text, "sh")], { cwd: folder, env });
+  return await run("sh", ["-ec", edit(needBlock(text, "sh"))], { cwd: folder, env });
 }

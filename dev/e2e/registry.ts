@@ -38,6 +38,8 @@ export interface Registry {
   grants: Map<string, string[]>;
   /** What the token server was asked and answered, without tokens. */
   requests: { scope: string; user: string; identity: string | undefined; status: number }[];
+  /** May push and pull everything, with a password that does not run out. */
+  publisher: { user: string; password: string };
   push(archive: string, repository: string): Promise<void>;
   /** Runs a program for which cgr.dev is this registry, over TLS. */
   runWithName(program: string, args: string[]): Promise<string>;
@@ -50,7 +52,7 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
   const { key, cert } = authority.issue(["registry tokens"]);
   const signingKey = await importPKCS8(key, "ES256");
   const x5c = [new X509Certificate(cert).raw.toString("base64")];
-  const publisher = randomBytes(16).toString("hex");
+  const publisher = { user: "publisher", password: randomBytes(16).toString("hex") };
   const grants: Registry["grants"] = new Map();
   const requests: Registry["requests"] = [];
 
@@ -67,7 +69,7 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
     );
     const scope = url.searchParams.get("scope") ?? "";
     const [, name = "", wanted = ""] = /^repository:([^:]+):(.+)$/.exec(scope) ?? [];
-    const isPublisher = user === "publisher" && password === publisher;
+    const isPublisher = user === publisher.user && password === publisher.password;
     const identity = user === "_token" ? await identityOf(password) : undefined;
     const isGranted = identity !== undefined && grants.get(identity)?.includes(name);
     const allowed = isPublisher ? wanted.split(",") : isGranted ? ["pull"] : [];
@@ -120,8 +122,9 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
   return {
     grants,
     requests,
+    publisher,
     push: async (archive, repository) => {
-      const credentials = ["--dest-creds", `publisher:${publisher}`, "--dest-tls-verify=false"];
+      const credentials = ["--dest-creds", `${publisher.user}:${publisher.password}`, "--dest-tls-verify=false"];
       await run("skopeo", [
         "copy",
         "--quiet",

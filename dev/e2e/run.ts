@@ -3,7 +3,7 @@
  *
  * Usage: node dev/e2e/run.ts [--keep] [--dir D] [--port P] [--bridge B] [--pod-cidr C] [--only PART[,PART…]]
  *
- * Parts: story, tenants, tools, policies, resilience, narrow (which needs tenants).
+ * Parts: laptop, story, moving and pods (which need it), tenants, tools, policies, manifest, resilience, narrow (which needs tenants).
  * Prints one line a step. When one fails, everything that was said is kept in D-logs, and the exit status is 1.
  */
 import * as fs from "node:fs";
@@ -19,7 +19,11 @@ import { makeAuthority } from "../server/certificates.ts";
 import { startIssuer } from "../server/issuer.ts";
 import { type Context, type Kubectl, kubectlAs } from "./context.ts";
 import { deploy } from "./deploy.ts";
+import { laptop } from "./laptop.ts";
 import { collectLogs } from "./logs.ts";
+import { manifest } from "./manifest.ts";
+import { moving } from "./moving.ts";
+import { pods } from "./pods.ts";
 import { policies } from "./policies.ts";
 import { startRegistry } from "./registry.ts";
 import { resilience, watchSecrets } from "./resilience.ts";
@@ -142,14 +146,18 @@ async function main(): Promise<void> {
   cluster = await need("a whole cluster", () => startCluster(options));
   const context = await need("an issuer and a registry", () => surround(cluster as Cluster, registryAt));
 
-  await deploy(context);
+  if (!only || only.split(",").includes("laptop")) await laptop(context);
+  const bases = await deploy(context);
   const watcher = await watchSecrets(context);
   closing.push(() => watcher.stop());
   const parts = {
     story: () => story(context, watcher.namespaces),
+    moving: () => moving(context),
+    pods: () => pods(context),
     tenants: () => tenants(context),
     tools: () => tools(context),
     policies: () => policies(context),
+    manifest: () => manifest(context, bases),
     resilience: () => resilience(context, watcher),
     narrow: () => narrow(context),
   };

@@ -49,7 +49,7 @@ data:
       await kubectl(["create", "namespace", namespace]);
       const create = () => kubectl(["create", "-n", namespace, "-f", "-"], manifest);
       await refused(create(), /data\[\.dockerconfigjson\]: Required value/);
-      await kubectl(["apply", "-f", "-"], needBlock("kind: MutatingAdmissionPolicy"));
+      await kubectl(["apply", "-f", "-"], needBlock("name: pull-secret-updater-empty"));
       await until("it is taken", async () => await create() !== "");
       await until("it is filled", () => filled(context, namespace, "pull-secret"));
     },
@@ -76,10 +76,19 @@ data:
   });
 
   await step("the README's other YAML is taken by the API server", async () => {
-    const blocks = ["# rbac.yaml", "# use.yaml"];
-    const dryRun = (block: string) => kubectl(["apply", "--dry-run=server", "-f", "-"], needBlock(block));
-    await Promise.all(blocks.map(dryRun));
-    return blocks.join(", ");
+    const blocks = [needBlock("# use.yaml"), needBlock('# in Git: {"auths":{}} in base64')];
+    await Promise.all(blocks.map((block) => kubectl(["apply", "--dry-run=server", "-f", "-"], block)));
+  });
+
+  await step("the README's patch for IPv6 changes the address of the API server, and nothing else", async () => {
+    const { args } = (await getJson(context, "deployment", "-n", NAMESPACE, ACCOUNT)).spec.template.spec.containers[0];
+    const dryRun = (block: string) => `${block.trimEnd()} --dry-run=server --output json`;
+    const patched = JSON.parse(await runCommands(context, "/spec/template/spec/containers/0/args/4", dryRun));
+    const brackets = (arg: string) => arg.replace("=$(KUBERNETES_SERVICE_HOST)", "=[$(KUBERNETES_SERVICE_HOST)]");
+    expect(
+      patched.spec.template.spec.containers[0].args.join("\n") === args.map(brackets).join("\n"),
+      "other arguments were changed",
+    );
   });
 }
 

@@ -1,0 +1,144 @@
+/**
+ * Prints deploy.yaml with the program itself in it: bundled, readable, in a ConfigMap that a stock Deno or Node runs. There
+ * is no image to build, to push or to trust but the runtime's own.
+ *
+ *   npm run -s manifest -- [--runtime deno|node] [--image IMAGE] | kubectl apply --server-side -f -
+ *
+ * The manifest alone goes to stdout. The same sources give the same bytes.
+ */
+import { Buffer } from "node:buffer";
+import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { parseArgs } from "node:util";
+import { Document, isMap, isScalar, isSeq, parseAllDocuments, Scalar, type YAMLMap } from "yaml";
+
+const ROOT = join(import.meta.dirname!, "..");
+/** Where the image of the Containerfile has the program, too: so the arguments are the same. */
+const PROGRAM = "/main.js";
+const KEY = "main.js";
+/** What the API server takes as the data of one ConfigMap. */
+const MAX_DATA_BYTES = 1_048_576;
+/** Digits of the hash in the ConfigMap's name: enough to tell one program from all others that were ever installed. */
+const HASH_DIGITS = 12;
+
+/** As deploy.yaml is formatted. */
+const LINE_WIDTH = 120;
+
+const HEADER =
+  `# pull-secret-updater: keeps image pull Secrets filled with short-lived cgr.dev tokens. This is deploy.yaml with the
+# program in a ConfigMap, as \`npm run manifest\` makes it.
+#
+#   kubectl apply --server-side -f install.yaml        (Kubernetes 1.30 and later)
+#
+# Without --server-side kubectl would keep a copy in an annotation, for which this is too large. To take it away again,
+# delete the Deployment first: the policies guard what the controller may do for as long as it runs.
+`;
+const NODE_ARGS =
+  " Node grants nothing but this: to read three places; no child process, no worker, no other file. It has no\n" +
+  " permissions for the network before Node 25.";
+
+export interface Options {
+  runtime: "deno" | "node";
+  /** Has the runtime on its path. */
+  image: string;
+}
+
+/** The image that runs the program unless another is asked for: the Containerfile's own base of that runtime. */
+export function defaultImage(containerfile: string, runtime: Options["runtime"]): string {
+  const argument = runtime === "deno" ? "BASE" : "BUILD";
+  const [, image] = new RegExp(`^ARG ${argument}=(\\S+)$`, "m").exec(containerfile) ?? [];
+  if (image === undefined) throw new Error(`the Containerfile has no ARG ${argument}=…`);
+  return image;
+}
+
+/** Puts the program into the manifest of an install by image. What stands before the Deployment stays as it is. */
+export function selfContained(deploy: string, program: string, { runtime, image }: Options): string {
+  const size = Buffer.byteLength(program);
+  if (size > MAX_DATA_BYTES) throw new Error(`the program has ${size} bytes, a ConfigMap holds ${MAX_DATA_BYTES}`);
+  const deployment = (parseAllDocuments(deploy) as Document[]).find((document) =>
+    document.get("kind") === "Deployment"
+  );
+  const container = deployment?.getIn(["spec", "template", "spec", "containers", 0]);
+  if (!deployment?.range || !isMap(container)) throw new Error("deploy.yaml has no Deployment with a container");
+  const before = deploy.slice(0, deployment.range[0]).replace(/^(#.*\n)+/, "").replace(/---\s*$/, "");
+
+  container.set("image", new Scalar(image));
+  if (runtime === "node") runOnNode(deployment, container);
+  const beforeArgs = container.items.findIndex(({ key }) => isScalar(key) && key.value === "args");
+  container.items.splice(beforeArgs, 0, deployment.createPair("command", [runtime]));
+  const hash = createHash("sha256").update(program).digest("hex").slice(0, HASH_DIGITS);
+  const name = `controller-${hash}`;
+  const add = (path: string[], item: object) =>
+    deployment.addIn(["spec", "template", "spec", ...path], deployment.createNode(item, { flow: true }));
+  add(["containers", "0", "volumeMounts"], { name: "program", mountPath: PROGRAM, subPath: KEY, readOnly: true });
+  add(["volumes"], { name: "program", configMap: { name } });
+  // Not being the first in its file, the last one begins with a line of its own.
+  return `${HEADER}${before}---\n${programMap(name, program)}${deployment.toString({ lineWidth: LINE_WIDTH })}`;
+}
+
+/** Its name changes with the program: then the Pods are replaced, and `kubectl rollout undo` finds the one before. */
+function programMap(name: string, program: string): string {
+  const labels = { "app.kubernetes.io/name": "pull-secret-updater" };
+  const text = new Scalar(program);
+  text.type = Scalar.BLOCK_LITERAL;
+  const document = new Document({
+    apiVersion: "v1",
+    kind: "ConfigMap",
+    metadata: { name, namespace: "pull-secret-updater", labels },
+    immutable: true,
+    data: { [KEY]: text },
+  });
+  return `# The program: main.ts, k8s.ts and sts.ts with what they import, in one file.\n${document.toString()}`;
+}
+
+/** Replaces Deno's permissions by those that Node has. What is set for V8 stays. */
+function runOnNode(deployment: Document, container: YAMLMap): void {
+  const args = container.get("args", true);
+  const flags = isSeq(args) ? args.items.map((item) => isScalar(item) ? `${item.value}` : "") : [];
+  const listOf = (flag: string) =>
+    flags.find((each) => each.startsWith(`${flag}=`))?.slice(flag.length + 1).split(",") ?? [];
+  const reads = [PROGRAM, ...listOf("--allow-read")].map((path) => `--allow-fs-read=${path}`);
+  container.set("args", deployment.createNode(["--permission", ...reads, ...listOf("--v8-flags"), PROGRAM]));
+  const pair = container.items.find(({ key }) => isScalar(key) && key.value === "args");
+  if (isScalar(pair?.key)) pair.key.commentBefore = NODE_ARGS;
+  const env = container.get("env", true);
+  if (!isSeq(env)) return;
+  env.items = env.items.filter((item) => !(isMap(item) && `${item.get("name")}`.startsWith("DENO_")));
+}
+
+/** Bundles the program in a folder of its own, so that nobody meets a file half written; bundling tells on stderr. */
+function bundle(): string {
+  const work = mkdtempSync(join(tmpdir(), "pull-secret-updater-manifest-"));
+  try {
+    symlinkSync(join(ROOT, "main.ts"), join(work, "main.ts"));
+    execFileSync("node", [join(ROOT, "dev/bundle.ts")], { cwd: work, stdio: ["ignore", 2, 2] });
+    return readFileSync(join(work, "out/main.js"), "utf8");
+  } finally {
+    rmSync(work, { recursive: true });
+  }
+}
+
+function main(): void {
+  const args = process.argv.slice(2).filter((arg) => arg !== "--");
+  const { runtime = "deno", image } = parseArgs({
+    args,
+    options: { runtime: { type: "string" }, image: { type: "string" } },
+  }).values;
+  if (runtime !== "deno" && runtime !== "node") throw new Error(`--runtime "${runtime}": must be deno or node`);
+  const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
+  const options = { runtime, image: image ?? defaultImage(read("Containerfile"), runtime) } as const;
+  process.stdout.write(selfContained(read("deploy.yaml"), bundle(), options));
+}
+
+if (import.meta.main) {
+  try {
+    main();
+  } catch (error) {
+    process.stderr.write(`${(error as Error).message}\n`);
+    process.exitCode = 2;
+  }
+}

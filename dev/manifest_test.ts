@@ -1,0 +1,126 @@
+import { assert, assertEquals, assertMatch, assertNotEquals, assertThrows } from "@std/assert";
+import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { isBuiltin } from "node:module";
+import { join } from "node:path";
+import process from "node:process";
+import { test } from "node:test";
+import { parseAllDocuments } from "yaml";
+import { defaultImage, type Options, selfContained } from "./manifest.ts";
+
+// deno-lint-ignore no-explicit-any
+type Json = any;
+
+const ROOT = join(import.meta.dirname!, "..");
+const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
+const DEPLOY = read("deploy.yaml");
+const CONTAINERFILE = read("Containerfile");
+const MAX_DATA_BYTES = 1_048_576;
+/** Fewer than the bundle has as esbuild formats it, more than it has minified. */
+const LINES = 10_000;
+const ON_DENO: Options = { runtime: "deno", image: "registry.example/deno:1" };
+const ON_NODE: Options = { runtime: "node", image: "registry.example/node:1" };
+
+const objects = (yaml: string): Json[] => parseAllDocuments(yaml).map((document) => document.toJS());
+const ofKind = (kind: string, yaml: string): Json => objects(yaml).find((object) => object.kind === kind);
+const podOf = (yaml: string): Json => ofKind("Deployment", yaml).spec.template.spec;
+
+/** Runs the command; its outputs are read apart. */
+function manifest(...args: string[]) {
+  const run = process.versions.deno ? ["run", "--allow-all"] : [];
+  const command = [...run, join(ROOT, "dev/manifest.ts"), ...args];
+  return spawnSync(process.execPath, command, { encoding: "utf8", maxBuffer: 4 * MAX_DATA_BYTES });
+}
+
+test("Nothing but the Deployment differs from deploy.yaml, to the byte", () => {
+  const made = selfContained(DEPLOY, "program\n", ON_DENO);
+  const [text = ""] = DEPLOY.slice(DEPLOY.indexOf("apiVersion")).split("---\napiVersion: apps/v1");
+  assert(made.includes(text));
+  const others = (yaml: string) => objects(yaml).filter(({ kind }) => !["ConfigMap", "Deployment"].includes(kind));
+  assertEquals(others(made), others(DEPLOY));
+});
+
+test("The Pods have the rights and the arguments that deploy.yaml gives them, and the program in a ConfigMap", () => {
+  const made = selfContained(DEPLOY, "program\n", ON_DENO);
+  const { name } = ofKind("ConfigMap", made).metadata;
+  const pod = podOf(made);
+  const [container] = pod.containers;
+  assertEquals(container.image, ON_DENO.image);
+  assertEquals(container.command, ["deno"]);
+  assertEquals(pod.volumes.pop(), { name: "program", configMap: { name } });
+  const mount = { name: "program", mountPath: "/main.js", subPath: "main.js", readOnly: true };
+  assertEquals(container.volumeMounts.pop(), mount);
+  delete container.command;
+  const expected = podOf(DEPLOY);
+  expected.containers[0].image = ON_DENO.image;
+  assertEquals(pod, expected);
+});
+
+test("On Node it may read what it may read on Deno, and the program, and nothing else; V8 is set as on Deno", () => {
+  const [{ args, command, env, image }] = podOf(selfContained(DEPLOY, "program\n", ON_NODE)).containers;
+  assertEquals({ command, image }, { command: ["node"], image: ON_NODE.image });
+  const [onDeno] = podOf(DEPLOY).containers;
+  assertEquals(env, onDeno.env.filter(({ name }: Json) => name !== "DENO_NO_UPDATE_CHECK"));
+  const folders = ["/var/run/secrets/kubernetes.io/serviceaccount", "/var/run/chainguard/oidc"];
+  const v8 = ["--max-semi-space-size=1", "--optimize-for-size", "--liftoff-only"];
+  assert(onDeno.args.includes(`--allow-read=${folders.join()}`));
+  assert(onDeno.args.includes(`--v8-flags=${v8.join()}`));
+  const reads = ["/main.js", ...folders].map((path) => `--allow-fs-read=${path}`);
+  assertEquals(args, ["--permission", ...reads, ...v8, "/main.js"]);
+});
+
+test("Another program has another ConfigMap, which replaces the Pods; the same has the same", () => {
+  const [one, other, again] = ["1\n", "2\n", "1\n"].map((program) => selfContained(DEPLOY, program, ON_DENO));
+  assertEquals(one, again);
+  assertNotEquals(podOf(one!), podOf(other!));
+  const configMap = ofKind("ConfigMap", one!);
+  assertEquals(configMap.immutable, true);
+  assertEquals(configMap.data, { "main.js": "1\n" });
+  assertMatch(configMap.metadata.name, /^controller-[0-9a-f]{12}$/);
+});
+
+test("A program that no ConfigMap holds is refused", () => {
+  const largest = selfContained(DEPLOY, "x".repeat(MAX_DATA_BYTES), ON_DENO);
+  assertEquals(ofKind("ConfigMap", largest).data["main.js"].length, MAX_DATA_BYTES);
+  assertThrows(
+    () => selfContained(DEPLOY, "x".repeat(MAX_DATA_BYTES + 1), ON_DENO),
+    Error,
+    "a ConfigMap holds 1048576",
+  );
+});
+
+test("The default images are the Containerfile's, and its Deno is the one that is tested", () => {
+  const { devDependencies } = JSON.parse(read("package.json"));
+  const deno = defaultImage(CONTAINERFILE, "deno");
+  assertEquals(deno, `docker.io/denoland/deno:distroless-${devDependencies.deno}`);
+  assertMatch(defaultImage(CONTAINERFILE, "node"), /^docker\.io\/library\/node:24[.\d]*-slim$/);
+  assertThrows(() => defaultImage("FROM scratch\n", "deno"), Error, "no ARG BASE=");
+});
+
+test("The command prints the manifest alone on stdout, the same bytes each time, with the program readable in it", () => {
+  const { stdout, stderr, status } = manifest();
+  assertEquals(status, 0, stderr);
+  assertEquals(manifest().stdout, stdout);
+  const program: string = ofKind("ConfigMap", stdout).data["main.js"];
+  assert(program.includes("\nasync function main(["), "main.ts is in it under its own names");
+  assert(program.split("\n").length > LINES, "it is minified");
+  assertEquals(podOf(stdout).containers[0].image, defaultImage(CONTAINERFILE, "deno"));
+  assertEquals(podOf(manifest("--runtime", "node").stdout).containers[0].image, defaultImage(CONTAINERFILE, "node"));
+});
+
+test("The program is of no architecture: it loads nothing but modules that each runtime has built in", () => {
+  const program: string = ofKind("ConfigMap", manifest().stdout).data["main.js"];
+  // esbuild writes double quotes; others stand in comments.
+  const loads = /(?:^import .* from |\brequire\(|\bimport\()"([^"]+)"/gm;
+  const loaded = [...program.matchAll(loads)].map(([, name = ""]) => name);
+  assert(loaded.length > 0);
+  assertEquals(loaded.filter((name) => !isBuiltin(name)), []);
+});
+
+test("What it does not know ends it with exit status 2, one line on stderr and nothing on stdout", () => {
+  for (const args of [["--runtime", "bun"], ["--images", "x"]]) {
+    const { status, stdout, stderr } = manifest(...args);
+    assertEquals({ status, stdout }, { status: 2, stdout: "" });
+    assertMatch(stderr, /^[^\n]*(must be deno or node|Unknown option)[^\n]*\n$/);
+  }
+});
