@@ -303,16 +303,14 @@ function asSecret(value: unknown): Secret {
 export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerator<WatchEvent> {
   // undici's own decoding breaks characters that are split across chunks.
   const decoder = new TextDecoder();
-  let fragments: string[] = [];
+  let rest = "";
   try {
     for await (const chunk of body) {
       const lines = decoder.decode(chunk, { stream: true }).split("\n");
-      const rest = lines.pop()!;
-      for (const line of lines) {
-        yield parseWatchEvent(fragments.join("") + line);
-        fragments = [];
-      }
-      fragments.push(rest);
+      lines[0] = rest + lines[0];
+      rest = lines.pop()!;
+      if (rest.length > MAX_BODY_BYTES) throw invalid("watch: a line is over 16 MiB");
+      for (const line of lines) yield parseWatchEvent(line);
     }
   } catch (cause) {
     throw cause instanceof ApiError ? cause : noAnswer("watch", cause);
