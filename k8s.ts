@@ -302,7 +302,7 @@ function asSecret(value: unknown): Secret {
  */
 export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerator<WatchEvent> {
   // undici's own decoding breaks characters that are split across chunks.
-  const decoder = new TextDecoder();
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   let rest = "";
   try {
     for await (const chunk of body) {

@@ -87,7 +87,7 @@ async function makeWorld(runtime: Runtime, { life = 3600, plain = false, setting
     async start(on = runtime, settings: Record<string, string> = {}): Promise<Program & { port: string }> {
       const openBefore = api.openWatches;
       const program = await world.launch([], settings, on);
-      await until(() => api.openWatches > openBefore, "the program watches", 10_000);
+      await until(() => api.openWatches > openBefore, "the program watches", 30_000);
       return program;
     },
     async launch(args: string[] = [], settings: Record<string, string> = {}, on = runtime) {
@@ -534,7 +534,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       const { api, issuer } = world;
       await world.start();
       for (let index = 0; index < 40; index++) world.create(uid(index % 20), `pull-${index}`);
-      await until(() => world.filled(40), "all are filled", 10_000);
+      await until(() => world.filled(40), "all are filled", 30_000);
       assertEquals([issuer.count("exchange"), api.count("patch")], [20, 40]);
       for (const { data, metadata } of api.secrets()) {
         assertEquals(decode(tokenOf(data)!)?.subject, metadata.annotations?.[IDENTITY]);
@@ -549,7 +549,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       const { api, issuer } = world;
       const first = await world.start();
       for (let index = 0; index < 20; index++) world.create(uid(index), `pull-${index}`);
-      await until(() => world.filled(20), "all are filled", 10_000);
+      await until(() => world.filled(20), "all are filled", 30_000);
       await exit(first, "SIGTERM");
       api.requests.length = issuer.requests.length = 0;
       await until(() => api.openWatches === 0, "the watch is closed");
