@@ -58,7 +58,7 @@ const SUBJECT_TOKEN_LIFE_S = 600;
 /** For what may pass by itself. */
 const PASSING = { baseMs: 1_000, capMs: 60_000 };
 /** For a Secret that somebody else wrote first: nothing is wrong with it. */
-const CONFLICT = { baseMs: 1_000, capMs: 60_000 };
+const CONFLICT = { ...PASSING };
 /** For what a person has to mend. */
 const REFUSED = { baseMs: 30_000, capMs: 5 * 60_000 };
 /** For lists and watches: begins as client-go's, and ends at 5 s, as tokens may live for seconds. */
@@ -865,10 +865,10 @@ export function createController(config: Config, deps: Dependencies) {
     tell(entry, "ExchangeFailed", message);
   }
 
-  /** The back-off after one more failure; a failure of the other kind begins anew. */
+  /** The back-off after one more failure; a refusal after what may pass begins anew, and the other way round. */
   function fail({ range: lastRange, failures: before }: Backoff, error: Partial<StsError>): Backoff {
     const range = error.refused ? REFUSED : error.status === 409 || error.status === 404 ? CONFLICT : PASSING;
-    const failures = range === lastRange ? before + 1 : 1;
+    const failures = (range === REFUSED) === (lastRange === REFUSED) ? before + 1 : 1;
     const now = monotonic();
     return { range, failures, retryAt: now + drawDelay(range, failures), heldUntil: now + retryAfter(error) };
   }

@@ -878,6 +878,18 @@ rule("What somebody else wrote first does not come behind all others", async (wo
   assertEquals(asked(world, "patch", "s-0").map(({ status }) => status), [409, 200]);
 });
 
+rule("Conflicts and missing answers by turns are tried more and more slowly, as either alone", async (world) => {
+  world.cluster.create(secret("a"));
+  let tries = 0;
+  world.cluster.fault = ({ verb }) => {
+    if (verb !== "patch") return undefined;
+    return tries++ % 2 === 0 ? apiAnswer(409) : new ApiError("no answer", { reason: "UND_ERR_SOCKET" });
+  };
+  world.start();
+  await world.clock.advance(1 * MIN);
+  assert(tries <= 8, `${tries}`);
+});
+
 rule("Somebody who writes to a Secret all the time is told of, from the third conflict in a row", async (world) => {
   world.cluster.create(secret("a"));
   world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(409) : undefined;
