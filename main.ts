@@ -1010,9 +1010,10 @@ export function createController(config: Config, deps: Dependencies) {
       const expiries = new Map<string, number>();
       for (const { facts } of entries.values()) {
         states[stateOf(facts, now)]++;
-        const labels = `namespace=${quote(facts.namespace)},name=${quote(facts.name)}`;
         const token = expiries.size < MAX_EXPIRY_SERIES ? soonestToExpire(facts.tokens) : undefined;
-        if (token) expiries.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
+        if (!token) continue;
+        const labels = `namespace=${quote(facts.namespace)},name=${quote(facts.name)}`;
+        expiries.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
       }
       const gauges = Object.entries(states).map(([state, size]) => [`secrets{state="${state}"}`, size] as const);
       const samples = [[`build_info{version="${VERSION}"}`, 1] as const, ...gauges, ...expiries, ...counters];
