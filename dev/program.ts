@@ -3,7 +3,7 @@ import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readFileSync } from "node:fs";
-import { createServer } from "node:net";
+import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -14,7 +14,10 @@ export const RUNTIME: Runtime = process.versions.deno ? "deno" : "node";
 
 const ROOT = join(import.meta.dirname!, "..");
 /** Below the range that the kernel takes the ports of clients from: nobody else gets one in between. */
-const FIRST_PORT = 20_000 + process.pid * 100 % 12_000;
+const FIRST_PORT = 20_000;
+/** Who holds the first port of a block has all of it: other processes, and other threads of this one, take another. */
+const BLOCK_PORTS = 100;
+const BLOCKS = 120;
 /** Programs that start at the same time: more would only make each other slow. */
 const MAX_STARTING = 2;
 
@@ -31,21 +34,40 @@ export type Program = Awaited<ReturnType<typeof startProgram>>;
 const running = new Set<number>();
 process.on("exit", () => running.forEach((pid) => process.kill(pid, "SIGKILL")));
 
-let nextPort = FIRST_PORT;
+/** The ports of the block that is held. */
+let [nextPort, endPort] = [0, 0];
 
 export async function findPort(): Promise<number> {
   for (;;) {
+    if (nextPort === endPort) await holdBlock();
     const port = nextPort++;
-    const server = createServer().listen(port);
-    const isFree = await Promise.race([
-      once(server, "listening").then(() => true),
-      new Promise<false>((done) => server.once("error", () => done(false))),
-    ]);
-    if (!isFree) continue;
+    const server = await listen(port);
+    if (!server) continue;
     server.close();
     await once(server, "close");
     return port;
   }
+}
+
+async function holdBlock(): Promise<void> {
+  for (let block = process.pid;; block++) {
+    const first = FIRST_PORT + (block % BLOCKS) * BLOCK_PORTS;
+    const server = await listen(first);
+    if (!server) continue;
+    server.unref();
+    [nextPort, endPort] = [first + 1, first + BLOCK_PORTS];
+    return;
+  }
+}
+
+/** Returns nothing where the port is taken. */
+async function listen(port: number): Promise<Server | undefined> {
+  const server = createServer().listen(port);
+  const isFree = await Promise.race([
+    once(server, "listening").then(() => true),
+    new Promise<false>((done) => server.once("error", () => done(false))),
+  ]);
+  return isFree ? server : undefined;
 }
 
 const waiting: (() => void)[] = [];
