@@ -1,4 +1,5 @@
 /** Runs the real program as a process of its own, on either runtime, and keeps all that it says. */
+import { assert } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -7,6 +8,7 @@ import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
 
 export type Runtime = "node" | "deno";
 /** The one that runs this. */
@@ -143,6 +145,28 @@ export async function startProgram(
     },
   };
 }
+
+/** Repeats a check until it holds; fails after so long. Returns how long (ms) that took. */
+export async function until(isSo: () => boolean, what: string, ms = 5_000): Promise<number> {
+  const startedAt = performance.now();
+  while (!isSo()) {
+    assert(performance.now() < startedAt + ms, `within ${ms / 1000} s it never came to this: ${what}`);
+    await sleep(5);
+  }
+  return performance.now() - startedAt;
+}
+
+/** The token for cgr.dev in the data of a Secret. */
+export function tokenOf(data?: Record<string, string>): string | undefined {
+  const config = JSON.parse(Buffer.from(data?.[".dockerconfigjson"] ?? "e30=", "base64").toString());
+  const auth = Buffer.from(config.auths?.["cgr.dev"]?.auth ?? "", "base64").toString();
+  return auth.startsWith("_token:") ? auth.slice("_token:".length) : undefined;
+}
+
+/** Terminal escapes, a bell, a line of its own, and a change of direction. */
+export const HOSTILE = '\u001b[31mred\u0007\n{"level":"forged"}\u009b2J\u202e';
+/** What must not be in anything that is told. */
+export const CONTROLS = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u;
 
 const WINDOW = 16;
 

@@ -13,7 +13,18 @@ import { join } from "node:path";
 import process from "node:process";
 import { describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { findPort, findToken, type Program, RUNTIME, type Runtime, startProgram } from "./program.ts";
+import {
+  CONTROLS,
+  findPort,
+  findToken,
+  HOSTILE,
+  type Program,
+  RUNTIME,
+  type Runtime,
+  startProgram,
+  tokenOf,
+  until,
+} from "./program.ts";
 import { type ApiRequest, errorEvent, startApiServer } from "./server/apiserver.ts";
 import { makeAuthority } from "./server/certificates.ts";
 import type { Fault, LoggedRequest } from "./server/faults.ts";
@@ -26,9 +37,6 @@ const OWN = ["pull-secret-updater", "controller"] as const;
 const ORG = "0123456789abcdef0123456789abcdef01234567";
 const TYPE = "kubernetes.io/dockerconfigjson";
 const MIB = 1024 * 1024;
-/** Terminal escapes, a bell, a line of its own, and a change of direction. */
-const HOSTILE = '\u001b[31mred\u0007\n{"level":"forged"}\u009b2J\u202e';
-const CONTROLS = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u;
 /** Scenarios that run at the same time, beside those that mostly wait. */
 const MAX_BUSY = 4;
 
@@ -125,21 +133,6 @@ async function makeWorld(runtime: Runtime, { life = 3600, plain = false, setting
     },
   };
   return world;
-}
-
-function tokenOf(data?: Record<string, string>): string | undefined {
-  const config = JSON.parse(Buffer.from(data?.[".dockerconfigjson"] ?? "e30=", "base64").toString());
-  const auth = Buffer.from(config.auths?.["cgr.dev"]?.auth ?? "", "base64").toString();
-  return auth.startsWith("_token:") ? auth.slice("_token:".length) : undefined;
-}
-
-async function until(isSo: () => boolean, what: string, ms = 5_000): Promise<number> {
-  const startedAt = performance.now();
-  while (!isSo()) {
-    assert(performance.now() < startedAt + ms, `within ${ms / 1000} s it never came to this: ${what}`);
-    await sleep(5);
-  }
-  return performance.now() - startedAt;
 }
 
 /** How late timers came here, in ms: what a busy machine adds to each time that is measured. */

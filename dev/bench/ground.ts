@@ -5,7 +5,7 @@ import { type Cluster, down, up } from "../cluster/cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../cluster/components.ts";
 import { ACCOUNT, NAMESPACE } from "../e2e/context.ts";
 import { type Admin, createAdmin } from "../faults/admin.ts";
-import { identityOf } from "../faults/objects.ts";
+import { createNamespace, grantCluster, identityOf } from "../faults/objects.ts";
 import { makeAuthority } from "../server/certificates.ts";
 import { type Issuer, startIssuer } from "../server/issuer.ts";
 
@@ -109,22 +109,14 @@ export async function giveTokens({ cluster, admin, ...ground }: Ground): Promise
 
 /** One account for all, with what any of them needs: the cost of a right that is checked is the same for all. */
 async function createObjects(admin: Admin): Promise<void> {
-  const metadata = { name: "bench" };
-  const group = "rbac.authorization.k8s.io";
   const verbs = ["get", "list", "watch", "create", "update", "patch", "delete"];
   const rules = [
     { apiGroups: [""], resources: ["secrets", "configmaps"], verbs },
     { apiGroups: ["", "events.k8s.io"], resources: ["events"], verbs },
     { apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs },
   ];
-  await admin.create("/api/v1/namespaces", { metadata: { name: NAMESPACE } });
-  await admin.create(`/api/v1/namespaces/${NAMESPACE}/serviceaccounts`, { metadata: { name: ACCOUNT } });
-  await admin.create(`/apis/${group}/v1/clusterroles`, { metadata, rules });
-  await admin.create(`/apis/${group}/v1/clusterrolebindings`, {
-    metadata,
-    roleRef: { apiGroup: group, kind: "ClusterRole", name: "bench" },
-    subjects: [{ kind: "ServiceAccount", namespace: NAMESPACE, name: ACCOUNT }],
-  });
+  await createNamespace(admin, NAMESPACE, ACCOUNT);
+  await grantCluster(admin, NAMESPACE, rules);
   for (let index = 0; index < NAMESPACES; index++) {
     await admin.create("/api/v1/namespaces", { metadata: { name: namespaceOf(index) } });
   }

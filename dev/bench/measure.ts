@@ -1,9 +1,10 @@
 /** What the rows share: what they are given, and how a side is run and what it did is counted. */
 import { setTimeout as sleep } from "node:timers/promises";
+import { parseMetrics } from "../faults/observe.ts";
 import type { Runtime } from "../program.ts";
 import { type Figure, median, type Unit } from "./figures.ts";
 import { giveTokens, type Ground, LIFE_S } from "./ground.ts";
-import type { Usage } from "./process.ts";
+import type { Usage } from "../usage.ts";
 import { arrange, type Arrangement, countFilled } from "./secrets.ts";
 import { peer, type Running, type Side, startSide } from "./sides.ts";
 
@@ -167,8 +168,7 @@ export async function withLife<T>({ issuer }: Ground, seconds: number, act: () =
 
 /** The program's own metrics. */
 export async function metricsOf({ port }: Running): Promise<Map<string, number>> {
-  const text = await (await fetch(`http://127.0.0.1:${port}/metrics`)).text();
-  return new Map([...text.matchAll(/^(\w+(?:\{.*\})?) (\S+)$/gm)].map(([, series, value]) => [series!, Number(value)]));
+  return parseMetrics(await (await fetch(`http://127.0.0.1:${port}/metrics`)).text());
 }
 
 /** Gathers the values of figures, by what they are of. */

@@ -11,7 +11,7 @@ import { parseAllDocuments } from "yaml";
 import { NAMESPACE, ROOT } from "../e2e/context.ts";
 import { findPort, type Runtime } from "../program.ts";
 import { type Ground, ISSUER_HOST } from "./ground.ts";
-import { type Usage, usageOf } from "./process.ts";
+import { type Usage, usageOf } from "../usage.ts";
 
 /** Beside a start of some 100 ms it is little, and it costs the machine little. */
 const READY_POLL_MS = 5;

@@ -6,6 +6,7 @@ import { Agent, request } from "undici";
 import { ACCOUNT, IDENTITY, NAMESPACE, pullSecret } from "../e2e/context.ts";
 import { identityOf } from "../faults/objects.ts";
 import { parseWatch } from "../../k8s.ts";
+import { METRIC } from "../faults/observe.ts";
 import { type Figure, percentile } from "./figures.ts";
 import { type Ground, namespaceOf } from "./ground.ts";
 import {
@@ -46,7 +47,6 @@ const STEADY_LIFE_S = 300;
 const AFTER_FILLING_MS = 10_000;
 /** What answering for the metrics took is over by then. */
 const AFTER_METRICS_MS = 1_000;
-const METRIC = "pull_secret_updater_";
 
 async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
   const { add, compare, all } = gather("start");

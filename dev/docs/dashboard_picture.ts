@@ -10,16 +10,12 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { ACCOUNT, IDENTITY, NAMESPACE, ROOT, SECRET_TYPE } from "../e2e/context.ts";
 import { findPort, RUNTIME, startProgram } from "../program.ts";
 import { startApiServer } from "../server/apiserver.ts";
 import { startIssuer } from "../server/issuer.ts";
 import { drawDashboard, type Panel, type Series } from "./panels.ts";
 
-const ROOT = join(import.meta.dirname!, "../..");
-const NAMESPACE = "pull-secret-updater";
-const ACCOUNT = "controller";
-const IDENTITY = "pull-secret-updater.chainguard.dev/identity";
-const PULL_SECRET = "kubernetes.io/dockerconfigjson";
 const LIFE_S = 120;
 const SCRAPE_S = 5;
 const MINUTES = 10;
@@ -34,7 +30,7 @@ const api = await startApiServer();
 const issuer = await startIssuer({ keys: api.jwks, life: LIFE_S });
 const uid = (index: number) => `${`${index}`.repeat(40)}/${"a".repeat(16)}`;
 
-function createSecret(namespace: string, name: string, identity: string, type = PULL_SECRET): void {
+function createSecret(namespace: string, name: string, identity: string, type = SECRET_TYPE): void {
   const labels = { [IDENTITY]: identity.replace("/", ".") };
   api.createNamespace(namespace);
   api.createSecret({ metadata: { namespace, name, labels }, type, stringData: { ".dockerconfigjson": "{}" } });

@@ -13,6 +13,7 @@ import { parseArgs } from "node:util";
 import { Agent } from "undici";
 import { seconds } from "../cluster/binaries.ts";
 import { type Cluster, down, up } from "../cluster/cluster.ts";
+import { runToTheEnd } from "../cluster/ending.ts";
 import { run } from "../cluster/processes.ts";
 import type { Runtime } from "../program.ts";
 import { createAdmin } from "./admin.ts";
@@ -106,22 +107,7 @@ function lengthOf({ lastsS = FAULT_S, backS, conditions }: Row): number {
   return lastsS + backS + (conditions?.lifeS ?? LIFE_S);
 }
 
-let isEnding = false;
-
-/** Takes everything down, however the run ends. */
-async function end(status: number): Promise<void> {
-  if (isEnding) return;
-  isEnding = true;
+runToTheEnd(main, async () => {
   await removeNetwork().catch(console.error);
-  await down({ dir }).catch(console.error);
-  process.exit(status);
-}
-
-function fail(error: Error): Promise<void> {
-  console.error(error);
-  return end(1);
-}
-
-for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => void fail(new Error(signal)));
-process.on("uncaughtException", (error) => void fail(error));
-main().then(end, fail);
+  await down({ dir });
+});

@@ -53,9 +53,9 @@ export async function bindRole(admin: Admin, namespace: string, home: string): P
   });
 }
 
-/** The rights of the default install: in all namespaces. */
-export async function grantCluster(admin: Admin, home: string): Promise<void> {
-  await admin.create(`/apis/${GROUP}/v1/clusterroles`, { metadata: { name: ACCOUNT }, rules: RULES });
+/** Rights in all namespaces: those of the default install, if no others are given. */
+export async function grantCluster(admin: Admin, home: string, rules: object[] = RULES): Promise<void> {
+  await admin.create(`/apis/${GROUP}/v1/clusterroles`, { metadata: { name: ACCOUNT }, rules });
   await admin.create(`/apis/${GROUP}/v1/clusterrolebindings`, {
     metadata: { name: ACCOUNT },
     roleRef: { apiGroup: GROUP, kind: "ClusterRole", name: ACCOUNT },

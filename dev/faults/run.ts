@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { findToken, type LogRecord, type Runtime } from "../program.ts";
 import type { Standing } from "./objects.ts";
-import { type Look, peakRise, type Sample, total } from "./observe.ts";
+import { type Look, METRIC, peakRise, type Sample, total } from "./observe.ts";
 import { FAULT_S, type Row } from "./rows.ts";
 import { type Ground, LIFE_S, startTrial, type Trial } from "./trial.ts";
 
@@ -23,7 +23,6 @@ const MAX_EXCHANGES = 5 * 4;
 const MAX_SILENCE_MS = 10_000;
 /** Where the programs' logs of broken rows are kept. */
 const LOGS = "out/faults";
-const METRIC = "pull_secret_updater_";
 
 export interface Outcome {
   row: Row;

@@ -11,18 +11,8 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
-import {
-  type Attack,
-  HOSTILE,
-  IDENTITY,
-  inWorld,
-  LONG_MS,
-  peakMemory,
-  PREFIX,
-  uid,
-  until,
-  type World,
-} from "./world.ts";
+import { HOSTILE, until } from "../program.ts";
+import { type Attack, IDENTITY, inWorld, LONG_MS, peakMemory, PREFIX, uid, type World } from "./world.ts";
 
 const MIB = 1024 * 1024;
 /** What the manifest allows. */

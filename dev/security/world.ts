@@ -1,23 +1,19 @@
 /** The real program between an API server and an issuer that can turn hostile: each stands behind a gate. */
 import { assert, assertEquals } from "@std/assert";
-import { Buffer } from "node:buffer";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { findPort, findToken, type Program, RUNTIME, startProgram } from "../program.ts";
+import { CONTROLS, findPort, findToken, type Program, RUNTIME, startProgram, tokenOf, until } from "../program.ts";
 import { startApiServer } from "../server/apiserver.ts";
 import { makeAuthority } from "../server/certificates.ts";
 import { startIssuer } from "../server/issuer.ts";
+import { memoryOf } from "../usage.ts";
 
 export const PREFIX = "pull-secret-updater.chainguard.dev/";
 export const IDENTITY = `${PREFIX}identity`;
 export const TYPE = "kubernetes.io/dockerconfigjson";
-/** Terminal escapes, a bell, a line of its own, and a change of direction. */
-export const HOSTILE = '\u001b[31mred\u0007\n{"level":"forged"}\u009b2J\u202e';
-const CONTROLS = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u;
 /** For what takes a moment, on a machine that is busy with other things. */
 export const LONG_MS = 60_000;
 const OWN = ["pull-secret-updater", "controller"] as const;
@@ -121,13 +117,7 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
       const metadata = { namespace, name, labels: { [IDENTITY]: "" }, annotations };
       api.createSecret({ metadata, type: TYPE, stringData: { ".dockerconfigjson": text } });
     },
-    token(name: string, namespace: string): string | undefined {
-      const config = JSON.parse(
-        Buffer.from(api.secret(namespace, name)!.data![".dockerconfigjson"]!, "base64").toString(),
-      );
-      const auth = Buffer.from(config.auths?.["cgr.dev"]?.auth ?? "", "base64").toString();
-      return auth.startsWith("_token:") ? auth.slice("_token:".length) : undefined;
-    },
+    token: (name: string, namespace: string): string | undefined => tokenOf(api.secret(namespace, name)!.data),
     /** All that the programs wrote, and the events. */
     told: (): string[] => [
       ...programs.flatMap(({ lines, stdout }) => [...lines, stdout()]),
@@ -163,17 +153,7 @@ export function inWorld(run: (world: World) => Promise<void>, options: WorldOpti
   };
 }
 
-export async function until(isSo: () => boolean, what: string, ms: number): Promise<void> {
-  const endsAt = performance.now() + ms;
-  while (!isSo()) {
-    assert(performance.now() < endsAt, `within ${ms / 1000} s it never came to this: ${what}`);
-    await sleep(10);
-  }
-}
-
 /** The most memory (MiB) that a process has had, where the system tells. */
 export function peakMemory({ pid }: Program): number {
-  const file = `/proc/${pid}/status`;
-  if (!existsSync(file)) return 0;
-  return Number(/^VmHWM:\s*(\d+) kB/m.exec(readFileSync(file, "utf8"))?.[1]) / 1024;
+  return existsSync(`/proc/${pid}/status`) ? memoryOf(pid).peakMiB : 0;
 }

@@ -1,19 +1,15 @@
 /** What a process holds, and how busy the machine is, out of /proc. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { loadavg } from "node:os";
+import { memoryOf } from "../usage.ts";
 import type { Usage } from "./rules.ts";
-
-const KB_OF_MB = 1024;
 
 /** Returns nothing of a process that is gone. */
 export function usageOf(pid: number): Usage | undefined {
   try {
-    const status = readFileSync(`/proc/${pid}/status`, "utf8");
-    const megabytes = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(status)?.[1]) / KB_OF_MB;
+    const { anonymousMiB: rssAnonMB, residentMiB: rssMB } = memoryOf(pid);
     const files = readdirSync(`/proc/${pid}/fd`);
     const sockets = files.filter((file) => isSocket(`/proc/${pid}/fd/${file}`));
-    const [rssAnonMB, rssMB] = [megabytes("RssAnon"), megabytes("VmRSS")];
-    // One that has just ended has no memory left.
     return Number.isNaN(rssMB) ? undefined : { rssAnonMB, rssMB, files: files.length, sockets: sockets.length };
   } catch {
     return undefined;

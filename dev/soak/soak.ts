@@ -14,6 +14,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { type Cluster, down, up } from "../cluster/cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../cluster/components.ts";
+import { runToTheEnd } from "../cluster/ending.ts";
 import { run } from "../cluster/processes.ts";
 import { type Admin, createAdmin, type Json } from "../faults/admin.ts";
 import {
@@ -302,21 +303,4 @@ function compare(name: Steadfast, all: Usage[]): Steady {
   return { name, minutes, first: mean(settled.slice(0, size)), last: mean(settled.slice(-size)) };
 }
 
-let isEnding = false;
-
-/** Takes everything down, however the run ends. */
-async function end(status: number): Promise<void> {
-  if (isEnding) return;
-  isEnding = true;
-  await down({ dir }).catch(console.error);
-  process.exit(status);
-}
-
-function fail(error: Error): Promise<void> {
-  console.error(error);
-  return end(1);
-}
-
-for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => void fail(new Error(signal)));
-process.on("uncaughtException", (error) => void fail(error));
-main().then(end, fail);
+runToTheEnd(main, () => down({ dir }));
