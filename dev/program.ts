@@ -113,8 +113,10 @@ export async function startProgram(
   { file = "main.ts", through = [] }: Launch = {},
 ) {
   const [command = "", ...rest] = [...through, ...commandOf(runtime, file)];
-  const { PATH = "", HOME = "" } = process.env;
-  const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1", ...settings };
+  const { PATH = "", HOME = "", DENO_COVERAGE_DIR } = process.env;
+  // Node hands its own variable on by itself.
+  const measured = DENO_COVERAGE_DIR === undefined ? {} : { DENO_COVERAGE_DIR };
+  const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1", ...measured, ...settings };
   const endTurn = await takeTurn();
   const child = spawn(command, [...rest, ...args], { cwd: ROOT, env, stdio: ["ignore", "pipe", "pipe"] });
   const lines: string[] = [];
