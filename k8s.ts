@@ -151,8 +151,7 @@ export function createClient(options: ClientOptions) {
      * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller. Yields its Secrets,
      * and the resource version to watch from.
      */
-    async *list(namespace: string | undefined, signal: AbortSignal) {
-      let limit = PAGE_LIMIT;
+    async *list(namespace: string | undefined, signal: AbortSignal, limit = PAGE_LIMIT) {
       let next: string | undefined = "";
       while (next !== undefined) {
         try {

@@ -30,8 +30,6 @@ const REFRESH_FRACTION = 0.67;
 const REFRESH_SPREAD = 0.1;
 /** Assumed of a token that does not say when it was issued: the issuer's live up to an hour. */
 const ASSUMED_LIFE_MS = 3600_000;
-/** A token that would not outlast the Secret's own is written only when that has no more left than this. */
-const LAST_MOMENT_MS = 5_000;
 /**
  * Two writes to one Secret are this far apart, or half a token's life if that is less: no fight over it makes us spin.
  */
@@ -528,11 +526,17 @@ export function createController(config: Config, deps: Dependencies) {
   async function follow(scope: Scope): Promise<void> {
     let failures = 0;
     let wasGone = false;
+    let wasAway = false;
+    const newest = async (signal: AbortSignal) =>
+      (await api.list(scope.namespace, signal, 1).next()).value?.resourceVersion ?? "";
     while (!stopped) {
       let openedAt = Infinity;
       let error: Partial<ApiError> | undefined;
       scope.aliveAt = monotonic();
       try {
+        // etcd may have been restored meanwhile: a watch from a version that is yet to come again would be silent.
+        if (wasAway && isOlder(await within(LIST_WATCH_TIMEOUT_MS, newest), scope.version)) scope.version = "";
+        wasAway = false;
         scope.version ||= await within(LIST_WATCH_TIMEOUT_MS, (signal) => list(scope, signal));
         openedAt = monotonic();
         await within(LIST_WATCH_TIMEOUT_MS, (signal) => watch(scope, signal));
@@ -546,6 +550,7 @@ export function createController(config: Config, deps: Dependencies) {
       const isGone = status === 410;
       const isFirstGone = isGone && !(wasGone && isShort);
       wasGone = isGone;
+      wasAway ||= error !== undefined && status === undefined;
       // What the resource version may be to blame for (a bad record, a 410, another status) leads to a new list; what
       // passes (no answer, 401, 403, 429) keeps it.
       if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = "";
@@ -706,7 +711,8 @@ export function createController(config: Config, deps: Dependencies) {
       if (isHeld && reason !== "requested") return sleep(isFresh ? staleAt : askableAt);
       const left = (soonestToExpire(facts.tokens)?.expiresAt ?? 0) - now;
       const isNoGain = reason === "due" && token.claims.expiresAt - now <= left;
-      return isNoGain && left > LAST_MOMENT_MS ? sleep(tick + left - LAST_MOMENT_MS) : { do: "patch", shared, reason };
+      // Until it is better than the Secret's own, which may be soon.
+      return isNoGain ? sleep(tick + left / 2) : { do: "patch", shared, reason };
     }
     if (askableAt <= tick) return { do: "exchange", shared, reason };
     shared.waiting.add(entry);

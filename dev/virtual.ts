@@ -202,6 +202,12 @@ type Send = <T>(
   work: () => T,
 ) => Promise<T>;
 
+/**
+ * Nodes, leases and Pods are written all the time: what comes in the first minutes after a restore does not reach the
+ * version from before it.
+ */
+const OTHER_WRITES = 100_000;
+
 /** The API server. */
 export class VirtualCluster {
   readonly secrets = new Map<string, Secret>();
@@ -292,11 +298,19 @@ export class VirtualCluster {
     this.#dropped += old;
   }
 
-  /** Counts from an older version again, as after a restore from a backup. */
-  restore(version: number): void {
-    this.#version = version;
-    this.#dropped += this.history.length;
-    this.history.length = 0;
+  /** Keeps all as it is now; returns what restores it, and the version from which it counts. */
+  backUp(): () => void {
+    const [secrets, version] = [new Map(this.secrets), this.#version];
+    this.#version += OTHER_WRITES;
+    return () => {
+      this.secrets.clear();
+      for (const [key, secret] of secrets) this.secrets.set(key, secret);
+      this.#version = version;
+      // An API server that has just started knows of no change before.
+      this.compactedTo = version;
+      this.#dropped += this.history.length;
+      this.history.length = 0;
+    };
   }
 
   /** Has the watches that are open see nothing any more, as a connection that is half-open. */
@@ -394,14 +408,19 @@ export class VirtualCluster {
         for (let change; !watch.isDeaf && (change = this.history[next - this.#dropped]); next++) {
           const { seen: type, secret } = change;
           const { resourceVersion } = secret.metadata;
-          if (type && isIn(namespace, secret)) yield { type, secret, resourceVersion } as WatchEvent;
+          // As the real one: a watch from a version that is yet to come is silent until then.
+          if (type && change.version > from && isIn(namespace, secret)) {
+            yield { type, secret, resourceVersion } as WatchEvent;
+          }
         }
         if (watch.end instanceof Error) throw watch.end;
         if (watch.end || (clock.tick >= endsAt && !watch.isDeaf)) return;
         if (clock.tick >= deafUntil) throw new ApiError("watch: silence", { reason: "UND_ERR_BODY_TIMEOUT" });
         if (clock.tick >= (bookmarks[0] ?? Infinity)) {
           bookmarks.shift();
-          if (!watch.isDeaf) yield { type: "BOOKMARK", resourceVersion: `${this.#version}` } as WatchEvent;
+          if (!watch.isDeaf && this.#version > from) {
+            yield { type: "BOOKMARK", resourceVersion: `${this.#version}` } as WatchEvent;
+          }
         }
         const until = Math.min(bookmarks[0] ?? Infinity, watch.isDeaf ? deafUntil : endsAt);
         await clock.wait(watch, until - clock.tick, signal);

@@ -13,6 +13,8 @@ const SLOW_API_MS = 8_000;
 const SLOW_ISSUER_MS = 9_000;
 const STATUSES = [401, 403, 404, 409, 410, 422, 429, 500, 503];
 const HOUR_S = 3600;
+/** The API server is stopped while etcd is restored. */
+const RESTORE_MS = 10_000;
 
 const noAnswer = (reason: string) => new ApiError("no answer", { reason });
 const answer = (status: number, retryAfter?: number) =>
@@ -47,16 +49,18 @@ const badToken = (claims: (now: number) => object): Begin =>
 
 /** What the file of the controller's own subject token holds. */
 const subjectToken = (read: (run: Run) => string): Begin => (run) => {
-  const before = run.readSubjectToken;
-  run.readSubjectToken = () => read(run);
-  return () => run.readSubjectToken = before;
+  const own = () => read(run);
+  run.subjectTokens.add(own);
+  return () => run.subjectTokens.delete(own);
+};
+
+const apiDown = (run: Run, action: Action) => {
+  run.world.cluster.endWatches(noAnswer("ECONNRESET"));
+  return api(() => noAnswer("ECONNREFUSED"))(run, action)!;
 };
 
 export const FAULTS: Record<string, Begin> = {
-  "API server down": (run, action) => {
-    run.world.cluster.endWatches(noAnswer("ECONNRESET"));
-    return api(() => noAnswer("ECONNREFUSED"))(run, action);
-  },
+  "API server down": apiDown,
   "API server hangs": api(({ verb }) => verb === "watch" ? undefined : "hang"),
   "API server slow": api((_request, _run, { amount }) => 500 + amount * SLOW_API_MS),
   "API server fails at times": api((_request, run, { amount }) => {
@@ -88,10 +92,9 @@ export const FAULTS: Record<string, Begin> = {
     cluster.endWatches();
     return () => cluster.watchLife = Infinity;
   },
-  "every version is too old": ({ world: { cluster } }) => {
-    cluster.compactedTo = Infinity;
-    cluster.endWatches(answer(410));
-    return () => cluster.compact(cluster.version);
+  "every version is too old": (run, action) => {
+    run.world.cluster.endWatches(answer(410));
+    return api(({ verb }) => verb === "watch" ? answer(410) : undefined)(run, action);
   },
   "history compacted": ({ world: { cluster } }) => {
     cluster.compact(cluster.version);
@@ -104,11 +107,11 @@ export const FAULTS: Record<string, Begin> = {
     run.invariants.check();
     cluster.compact(cluster.version);
   },
-  "etcd restored": (run) => {
+  "etcd restored": (run, action) => {
     const restore = run.backUp();
     return () => {
       restore();
-      run.world.cluster.endWatches(answer(410));
+      run.world.clock.setTimeout(apiDown(run, action), RESTORE_MS);
     };
   },
   "issuer down": issuer(() => new StsError("no answer of the issuer: connect ECONNREFUSED")),
@@ -132,9 +135,9 @@ export const FAULTS: Record<string, Begin> = {
   },
   "a clock jumps": (run, { target, amount }) => {
     const { clock } = run.replicaAt(target);
-    const before = clock.skew;
-    clock.skew += Math.floor((amount - 0.5) * 2 * HOUR_S) * 1000;
-    return () => clock.skew = before;
+    const by = Math.floor((amount - 0.5) * 2 * HOUR_S) * 1000;
+    clock.skew += by;
+    return () => clock.skew -= by;
   },
   "machines sleep": ({ world }, { lasts }) => void (world.clock.slept += lasts),
   "subject token expired": subjectToken(({ world }) => world.subjectToken(CONTROLLER, "issuer.enforce.dev", -1)),
@@ -147,5 +150,13 @@ export const FAULTS: Record<string, Begin> = {
   "a replica's watches never settle": (run, { target }) => {
     run.world.cluster.endWatches();
     return run.wedge(target, "watch");
+  },
+  "a replica's exchanges never settle": (run, { target }) => {
+    run.askForAll();
+    return run.wedge(target, "exchange");
+  },
+  "a replica's patches never settle": (run, { target }) => {
+    run.askForAll();
+    return run.wedge(target, "patch");
   },
 };

@@ -25,6 +25,8 @@ const LOOK_MS = 10 * MINUTE_MS;
 const COMPACT_MS = 5 * MINUTE_MS;
 /** At one instant, by all replicas: more than exchanges are made at a time. */
 const MAX_READS = 100;
+/** The life of the controller's own subject tokens: the shortest that the API server gives. */
+const SUBJECT_TOKEN_S = 600;
 /** What is shown of the log of a broken run. */
 const KEPT_LINES = 40;
 
@@ -52,9 +54,10 @@ export class Run {
   readonly registries: string[];
   readonly apiFaults = new Set<(request: ApiRequest) => Fault>();
   readonly issuerFaults = new Set<(request: ExchangeRequest) => Fault | string>();
+  /** What the file of the controller's own subject token holds: the last of these, or else a good one. */
+  readonly subjectTokens = new Set<() => string>();
   readonly invariants: Invariants;
   onLine: (line: string) => void;
-  readSubjectToken = () => this.world.subjectToken(CONTROLLER, "issuer.enforce.dev", 600);
   readonly #slots: (Replica | undefined)[] = [];
   /** What never settles any more, and since when one did not, by replica. */
   readonly #wedged = new Map<string, { verb: string; since: number }>();
@@ -91,7 +94,8 @@ export class Run {
       this.invariants.breach ??= "(b) the subject token is read without end";
       for (const replica of this.replicas) replica.stop();
     }
-    return this.readSubjectToken();
+    const read = [...this.subjectTokens].at(-1);
+    return read?.() ?? this.world.subjectToken(CONTROLLER, "issuer.enforce.dev", SUBJECT_TOKEN_S);
   }
 
   say(what: string): void {
@@ -224,14 +228,11 @@ export class Run {
     if (secret) this.world.cluster.delete(keyOf(secret.metadata));
   }
 
-  /** Keeps all Secrets as they are now; returns what restores them, and the version from which it counts. */
+  /** Backs etcd up; returns what restores it. */
   backUp(): () => void {
-    const { cluster } = this.world;
-    const [secrets, version] = [new Map(cluster.secrets), cluster.version];
+    const restore = this.world.cluster.backUp();
     return () => {
-      cluster.secrets.clear();
-      for (const [key, secret] of secrets) cluster.secrets.set(key, secret);
-      cluster.restore(version);
+      restore();
       this.#compactTo = 0;
       this.invariants.forgetChanges();
     };
