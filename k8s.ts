@@ -18,8 +18,8 @@ const CONNECT_TIMEOUT_MS = 10_000;
 const SILENCE_TIMEOUT_MS = 30_000;
 /** What a watch may outlive its own time-out by before its connection counts as dead. */
 const WATCH_GRACE_S = 10;
-/** As client-go. */
-const PAGE_LIMIT = 500;
+/** Half of client-go's: what a page leaves behind is what a start takes of memory. */
+const PAGE_LIMIT = 250;
 /** A page of ordinary pull Secrets has 1 to 2 MiB; tenants may make each of theirs a MiB. */
 const MAX_BODY_BYTES = 16 * 1024 * 1024;
 /** By how much a page that is too large is made smaller. */

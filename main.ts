@@ -218,7 +218,7 @@ export function observe(secret: Secret, config: Observer) {
   const identity = annotations?.[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
   const account = annotations?.[ACCOUNT_KEY];
   const problem = findProblem(secret, identity, account, config.ownNamespace);
-  const docker = problem ? undefined : readDockerConfig(secret, config.registries);
+  const docker = problem ? undefined : readDockerConfig(secret.data?.[DATA_KEY], config.registries);
   return {
     namespace,
     name,
@@ -232,7 +232,7 @@ export function observe(secret: Secret, config: Observer) {
     account,
     refresh: annotations?.[REFRESH_KEY],
     /** Of each registry; undefined is no token of ours. Registries with the same token count once. */
-    tokens: docker?.passwords.map((password) => observeToken(decode(password), secret, identity, config)) ?? [],
+    tokens: docker?.claims.map((claims) => observeToken(claims, secret, identity, config)) ?? [],
     /** Whether the docker config has nothing but our entries: then it need not be read again to be written. */
     isPlain: docker?.isPlain ?? false,
   };
@@ -274,19 +274,24 @@ function findProblem(secret: Secret, identity: string, account: string | undefin
 }
 
 /** Returns nothing for a docker config that cannot be written again with a token in it. */
-function readDockerConfig(secret: Secret, registries: string[]) {
+const readDockerConfig = rememberLast((data: string | undefined, registries: string[]) => {
   try {
-    const text = decodeConfig(secret);
-    const config: unknown = JSON.parse(text);
+    const config: unknown = JSON.parse(decodeConfig(data));
     const auths = isObject(config) ? config.auths ?? {} : undefined;
     if (!isObject(config) || !isObject(auths)) return undefined;
     const others = Object.keys(auths).filter((host) => !registries.includes(host));
     const isPlain = others.length === 0 && Object.keys(config).every((key) => key === "auths");
     const passwords = registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : "");
-    return { passwords: [...new Set(passwords)], isPlain };
+    return { claims: [...new Set(passwords)].map(decode), isPlain };
   } catch {
     return undefined;
   }
+});
+
+/** Thousands of Secrets may hold the same: what is the same as the last time is not worked out again. */
+function rememberLast<A, B, R>(work: (a: A, b: B) => R) {
+  let last: { a?: A; b?: B; result?: R } = {};
+  return (a: A, b: B) => (last.a === a && last.b === b ? last : last = { a, b, result: work(a, b) }).result;
 }
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
@@ -295,12 +300,11 @@ const isObject = (value: unknown): value is Record<string, unknown> =>
 const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** Throws where the text is not UTF-8, which would not survive. */
-const decodeConfig = ({ data }: Secret) => UTF_8.decode(Buffer.from(data?.[DATA_KEY] ?? "", "base64"));
+const decodeConfig = (data = "") => UTF_8.decode(Buffer.from(data, "base64"));
 
 function passwordOf(entry: unknown): string {
   const encoded = isObject(entry) && typeof entry.auth === "string" ? entry.auth : "";
-  const auth = Buffer.from(encoded, "base64").toString();
-  return auth.startsWith("_token:") ? auth.slice("_token:".length) : "";
+  return /^_token:(.*)/s.exec(Buffer.from(encoded, "base64").toString())?.[1] ?? "";
 }
 
 // ES2026; not yet in the types.
@@ -536,7 +540,6 @@ export function createController(config: Config, deps: Dependencies) {
       try {
         // etcd may have been restored meanwhile: a watch from a version that is yet to come again would be silent.
         if (wasAway && isOlder(await within(LIST_WATCH_TIMEOUT_MS, newest), scope.version)) scope.version = "";
-        wasAway = false;
         scope.version ||= await within(LIST_WATCH_TIMEOUT_MS, (signal) => list(scope, signal));
         openedAt = monotonic();
         await within(LIST_WATCH_TIMEOUT_MS, (signal) => watch(scope, signal));
@@ -550,7 +553,7 @@ export function createController(config: Config, deps: Dependencies) {
       const isGone = status === 410;
       const isFirstGone = isGone && !(wasGone && isShort);
       wasGone = isGone;
-      wasAway ||= error !== undefined && status === undefined;
+      wasAway = (error !== undefined && status === undefined) || (wasAway && openedAt === Infinity);
       // What the resource version may be to blame for (a bad record, a 410, another status) leads to a new list; what
       // passes (no answer, 401, 403, 429) keeps it.
       if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = "";
@@ -699,9 +702,8 @@ export function createController(config: Config, deps: Dependencies) {
     }
 
     const shared = entry.shared = sharedFor(facts);
-    const { token, staleAt, settledUntil } = shared;
-    const ownHold = isHurried ? shared.backoff.heldUntil : Math.max(shared.backoff.heldUntil, shared.backoff.retryAt);
-    const askableAt = Math.max(settledUntil, heldUntil, ownHold);
+    const { token, staleAt, settledUntil, backoff: asking } = shared;
+    const askableAt = Math.max(settledUntil, heldUntil, asking.heldUntil, isHurried ? 0 : asking.retryAt);
     const isRecent = reason !== "requested" || shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
     const isFresh = staleAt > tick && isRecent;
     // While the issuer fails or is not to be asked, the token in hand still serves those who have none.
@@ -771,10 +773,9 @@ export function createController(config: Config, deps: Dependencies) {
   /** Gets a subject token, and a registry token in return for it. */
   async function mint(shared: SharedToken, signal: AbortSignal): Promise<string> {
     const { identity, account, namespace } = shared.asker;
-    const audience = new URL(config.issuer).hostname;
     const subjectToken = account === undefined
       ? deps.readSubjectToken()
-      : await api.requestToken(namespace, account, audience, SUBJECT_TOKEN_LIFE_S, signal);
+      : await api.requestToken(namespace, account, new URL(config.issuer).hostname, SUBJECT_TOKEN_LIFE_S, signal);
     shared.subject = decode(subjectToken);
     if (shared.subject && shared.subject.expiresAt <= clock.now()) {
       throw new StsError("the subject token has expired: the kubelet has not renewed it (elsewhere: make another)");
@@ -817,7 +818,9 @@ export function createController(config: Config, deps: Dependencies) {
     const { facts } = entry;
     const { namespace, name, uid, resourceVersion, identity, refresh } = facts;
     const { jwt, claims, arrivedAt, life } = shared.token!;
-    const dockerConfig = facts.isPlain ? EMPTY_CONFIG : decodeConfig(await api.get(namespace, name, signal));
+    const dockerConfig = facts.isPlain
+      ? EMPTY_CONFIG
+      : decodeConfig((await api.get(namespace, name, signal)).data?.[DATA_KEY]);
     const data = Buffer.from(withToken(dockerConfig, config.registries, jwt)).toString("base64");
     const expires = new Date(claims.expiresAt).toISOString();
     const annotations = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires, [REFRESH_KEY]: null };
@@ -1095,10 +1098,9 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean):
 function serve(controller: Controller, port: number): Server {
   return createServer(({ url = "" }, response) => {
     const isKnown = ["/healthz", "/readyz", "/metrics"].includes(url);
-    const isHealth = url === "/healthz";
-    const trouble = isHealth ? controller.findStuck() : url === "/readyz" ? controller.findUnready() : undefined;
-    response.writeHead(trouble ? 503 : isKnown ? 200 : 404, { "content-type": "text/plain; version=0.0.4" });
-    response.end(url === "/metrics" ? controller.renderMetrics() : `${trouble ?? (isKnown ? "ok" : "not found")}\n`);
+    const why = url === "/healthz" ? controller.findStuck() : url === "/readyz" ? controller.findUnready() : undefined;
+    response.writeHead(why ? 503 : isKnown ? 200 : 404, { "content-type": "text/plain; version=0.0.4" });
+    response.end(url === "/metrics" ? controller.renderMetrics() : `${why ?? (isKnown ? "ok" : "not found")}\n`);
   }).listen(port);
 }
 

@@ -119,15 +119,14 @@ export function issuerAgent(httpsProxy: string | undefined, noProxy: string): Di
  */
 export async function exchange(
   { issuer, subjectToken, ...form }: { issuer: string; subjectToken: string; identity: string; audience: string },
-  options: { dispatcher: Dispatcher; userAgent: string; signal: AbortSignal },
+  { userAgent, ...options }: { dispatcher: Dispatcher; userAgent: string; signal: AbortSignal },
 ): Promise<string> {
-  const { userAgent, ...rest } = options;
   const type = "application/x-www-form-urlencoded";
   const headers = { authorization: `Bearer ${subjectToken}`, "content-type": type, "user-agent": userAgent };
   // In the body, so that the identity stands in nobody's log of URLs.
   const body = new URLSearchParams({ aud: form.audience, identity: form.identity }).toString();
   try {
-    const answer = await request(`${issuer}/sts/exchange`, { method: "POST", headers, body, ...rest });
+    const answer = await request(`${issuer}/sts/exchange`, { method: "POST", headers, body, ...options });
     return readAnswer(answer.statusCode, await answer.body.text(), `${answer.headers["retry-after"] ?? ""}`);
   } catch (cause) {
     if (cause instanceof StsError) throw cause;

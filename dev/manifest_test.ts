@@ -62,7 +62,7 @@ test("On Node it may read what it may read on Deno, and the program, and nothing
   const [onDeno] = podOf(DEPLOY).containers;
   assertEquals(env, onDeno.env.filter(({ name }: Json) => name !== "DENO_NO_UPDATE_CHECK"));
   const folders = ["/var/run/secrets/kubernetes.io/serviceaccount", "/var/run/chainguard/oidc"];
-  const v8 = ["--max-semi-space-size=1", "--optimize-for-size", "--liftoff-only"];
+  const v8 = ["--max-semi-space-size=4", "--heap-growing-percent=20", "--liftoff-only"];
   assert(onDeno.args.includes(`--allow-read=${folders.join()}`));
   assert(onDeno.args.includes(`--v8-flags=${v8.join()}`));
   const reads = ["/main.js", ...folders].map((path) => `--allow-fs-read=${path}`);

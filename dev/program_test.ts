@@ -602,7 +602,7 @@ describe("the program", { concurrency: 1_000 }, () => {
     "busy",
     inWorld({}, async (world) => {
       const { api } = world;
-      for (let index = 0; index < 502; index++) {
+      for (let index = 0; index < 252; index++) {
         const metadata = { namespace: "many", name: `opaque-${index}`, labels: { [IDENTITY]: "" } };
         api.createSecret({ metadata });
       }
@@ -610,7 +610,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       api.faults.add({ verb: "list", match: match as Fault["match"], status: 410 });
       const program = await world.start();
       const { text } = await fetchText(program.port, "/metrics");
-      assertStringIncludes(text, 'pull_secret_updater_secrets{state="skipped"} 502');
+      assertStringIncludes(text, 'pull_secret_updater_secrets{state="skipped"} 252');
       assertEquals(api.count("list"), 4);
       api.requests.length = 0;
       api.faults.add({ verb: "watch", status: 401 });

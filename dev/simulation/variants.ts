@@ -135,8 +135,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "a docker config is believed to be empty",
     file: "main.ts",
-    text: "facts.isPlain ? EMPTY_CONFIG : decodeConfig(",
-    by: "facts ? EMPTY_CONFIG : decodeConfig(",
+    text: "const dockerConfig = facts.isPlain\n",
+    by: "const dockerConfig = facts\n",
     breaks: /^\(c\)/,
   },
   {
