@@ -530,7 +530,6 @@ export function createController(config: Config, deps: Dependencies) {
   async function follow(scope: Scope): Promise<void> {
     let failures = 0;
     let wasGone = false;
-    let wasAway = false;
     const newest = async (signal: AbortSignal) =>
       (await api.list(scope.namespace, signal, 1).next()).value?.resourceVersion ?? "";
     while (!stopped) {
@@ -539,7 +538,7 @@ export function createController(config: Config, deps: Dependencies) {
       scope.aliveAt = monotonic();
       try {
         // etcd may have been restored meanwhile: a watch from a version that is yet to come again would be silent.
-        if (wasAway && isOlder(await within(LIST_WATCH_TIMEOUT_MS, newest), scope.version)) scope.version = "";
+        if (failures > 0 && isOlder(await within(LIST_WATCH_TIMEOUT_MS, newest), scope.version)) scope.version = "";
         scope.version ||= await within(LIST_WATCH_TIMEOUT_MS, (signal) => list(scope, signal));
         openedAt = monotonic();
         await within(LIST_WATCH_TIMEOUT_MS, (signal) => watch(scope, signal));
@@ -553,7 +552,6 @@ export function createController(config: Config, deps: Dependencies) {
       const isGone = status === 410;
       const isFirstGone = isGone && !(wasGone && isShort);
       wasGone = isGone;
-      wasAway = (error !== undefined && status === undefined) || (wasAway && openedAt === Infinity);
       // What the resource version may be to blame for (a bad record, a 410, another status) leads to a new list; what
       // passes (no answer, 401, 403, 429) keeps it.
       if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = "";

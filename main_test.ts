@@ -2046,9 +2046,14 @@ rule(
 );
 
 for (
-  const [what, away, end] of [
-    ["and the API server was away meanwhile", true, { reason: "UND_ERR_SOCKET" }],
-    ["and what is newer is too old", false, { status: 410 }],
+  const [what, end, during] of [
+    [
+      "and the API server was away meanwhile",
+      new ApiError("cut", { reason: "UND_ERR_SOCKET" }),
+      new Error("connect ECONNREFUSED"),
+    ],
+    ["and the API server throttled meanwhile", "end", apiAnswer(429)],
+    ["and every version was too old meanwhile", "end", apiAnswer(410)],
   ] as const
 ) {
   rule(`An etcd that was restored from a backup is followed, ${what}`, async (world) => {
@@ -2062,10 +2067,10 @@ for (
     for (let step = 0; step < 50; step++) world.cluster.update("apps/b", annotate({ note: `${step}` }));
     await world.clock.advance(1 * S);
 
+    world.cluster.fault = () => during;
+    world.cluster.endWatches(end);
+    await world.clock.advance(1 * MIN);
     restore();
-    if (away) world.cluster.fault = () => new Error("connect ECONNREFUSED");
-    world.cluster.endWatches(new ApiError("the watch ends", end));
-    await world.clock.advance(away ? 1 * MIN : 0);
     world.cluster.fault = () => undefined;
     await world.clock.advance(6 * S);
     for (const name of ["a", "b"]) assert(claimsOf(held(world, name)).expiresAt > world.clock.now(), name);

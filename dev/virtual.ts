@@ -229,6 +229,8 @@ export class VirtualCluster {
   /** How many changes the history has forgotten. */
   #dropped = 0;
   readonly #watches = new Set<Watch>();
+  /** How often all connections broke. */
+  #cuts = 0;
   readonly #world: VirtualWorld;
 
   constructor(world: VirtualWorld) {
@@ -290,6 +292,12 @@ export class VirtualCluster {
     }
   }
 
+  /** Breaks all connections: watches end, and what is under way is never answered. */
+  cut(error: ApiError): void {
+    this.#cuts++;
+    this.endWatches(error);
+  }
+
   /** Forgets the changes up to a version: watches from before it are refused. */
   compact(version: number): void {
     this.compactedTo = version;
@@ -344,9 +352,11 @@ export class VirtualCluster {
       this.requests.push(request);
       const fault = this.fault(request);
       if (fault === "wedged") return never;
+      const cuts = this.#cuts;
       try {
         const ms = fault === "hang" ? SILENCE_MS : delayOf(fault);
         await clock.sleep(ms, signal);
+        if (cuts !== this.#cuts) throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
         if (fault === "hang") throw new ApiError("silence", { reason: "UND_ERR_HEADERS_TIMEOUT" });
         if (fault instanceof Error) throw fault;
         const result = work();

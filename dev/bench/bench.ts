@@ -29,7 +29,7 @@ const HELP = `Usage: node dev/bench/bench.ts [flags]
 
   --short                what CI runs: fewer Secrets, one run, and no SDK; exit status 1 on a regression
   --only ROW             that row only (repeatable); rows are listed below
-  --runs N               how often each figure is taken  [${RUNS}, with --short 1]
+  --runs N               how often each figure is taken  [${RUNS}, with --short 1]; what takes minutes, less often
   --peer FILE            the Go controller's binary, its issuer line mended; as root
   --peer-published FILE  the same as published
   --json FILE            writes the figures there too
@@ -75,7 +75,7 @@ async function main(): Promise<number> {
   try {
     for (const row of rows) {
       say(`${row.name}: ${row.about}`);
-      figures.push(...await row.run(bench));
+      figures.push(...await row.run({ ...bench, runs: Math.min(runs, row.maxRuns ?? runs) }));
     }
   } finally {
     await end(ground);

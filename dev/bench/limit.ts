@@ -2,6 +2,7 @@
  * The least that the work takes: bare programs on the same runtime, with the same HTTP client, that do one thing only.
  *
  * - `patch`: writes a token into all Secrets, as many at once as the controller
+ * - `watched`: the same, while it watches them, as who keeps them must; what it reads it throws away
  * - `list`: lists all Secrets, then is ready
  * - `reflex`: watches, and writes a token into each Secret that is added
  */
@@ -75,9 +76,10 @@ async function list(): Promise<{ targets: Target[]; resourceVersion: string }> {
   }
 }
 
-async function patchAll(): Promise<void> {
+async function patchAll(isWatched: boolean): Promise<void> {
   const same = content(readFileSync(TOKEN_FILE!, "utf8"));
-  const { targets } = await list();
+  const { targets, resourceVersion } = await list();
+  if (isWatched) void (await watch(resourceVersion)).dump({ limit: Infinity });
   let next = 0;
   let written = 0;
   const work = async () => {
@@ -90,11 +92,15 @@ async function patchAll(): Promise<void> {
   await Promise.all(Array.from({ length: MAX_PATCHES }, work));
 }
 
+async function watch(resourceVersion: string) {
+  const query = new URLSearchParams([...selector, ["watch", "1"], ["resourceVersion", resourceVersion]]);
+  return (await request(`${api}/api/v1/secrets?${query}`, { dispatcher, headers, bodyTimeout: 0 })).body;
+}
+
 async function reflex(): Promise<void> {
   const same = content(readFileSync(TOKEN_FILE!, "utf8"));
   const { resourceVersion } = await list();
-  const query = new URLSearchParams([...selector, ["watch", "1"], ["resourceVersion", resourceVersion]]);
-  const { body } = await request(`${api}/api/v1/secrets?${query}`, { dispatcher, headers, bodyTimeout: 0 });
+  const body = await watch(resourceVersion);
   serve();
   let rest = "";
   for await (const chunk of body) {
@@ -112,7 +118,8 @@ function serve(): void {
 }
 
 const modes: Record<string, () => unknown> = {
-  patch: patchAll,
+  patch: () => patchAll(false),
+  watched: () => patchAll(true),
   list: () => list().then(serve),
   reflex,
 };

@@ -39,6 +39,8 @@ export interface Row {
   about: string;
   /** Left out of the short form, which has no time for it. */
   isLong?: boolean;
+  /** How often it is taken at the most: it takes minutes. */
+  maxRuns?: number;
   run(bench: Bench): Promise<Figure[]>;
 }
 

@@ -86,11 +86,13 @@ async function removeOthers({ admin }: Ground): Promise<void> {
 export const MEMORY: Row = {
   name: "memory",
   about: "memory at rest, with 0, 1,000 and 10,000 Secrets",
+  maxRuns: 2,
   run: memoryRow,
 };
 export const BESIDE: Row = {
   name: "beside",
   about: "memory with 100 MB of other Secrets beside",
   isLong: true,
+  maxRuns: 2,
   run: besideRow,
 };

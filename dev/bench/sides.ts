@@ -180,11 +180,11 @@ function nodeFlags(args: string[]): string[] {
 }
 
 /** A bare program of limit.ts: no more than what it takes, on the same runtime with the same client. */
-export function limit(runtime: Runtime, mode: "patch" | "list" | "reflex", tokenFile = ""): Side {
+export function limit(runtime: Runtime, mode: "patch" | "watched" | "list" | "reflex", tokenFile = ""): Side {
   return {
-    name: `${runtime} limit`,
+    name: mode === "watched" ? `${runtime} limit, watched` : `${runtime} limit`,
     written: "written",
-    hasReadyz: mode !== "patch",
+    hasReadyz: mode === "list" || mode === "reflex",
     command: (ground, port) => ({
       args: [binary(runtime), ...runtime === "deno" ? ["run", "--allow-all"] : [], "dev/bench/limit.ts", mode],
       env: { ...podEnvironment(ground, port), TOKEN_FILE: tokenFile },

@@ -1,7 +1,7 @@
 /** The figures as a table for a terminal. */
 import { type Bounds, type Figure, isWithin, median, ratioOf } from "./figures.ts";
 
-const HEAD = ["row", "figure", "side", "median", "from", "to", "unit", "ratio", "to", "must", ""];
+const HEAD = ["row", "figure", "side", "median", "from", "to", "unit", "runs", "ratio", "to", "must", ""];
 
 export function drawTable(figures: Figure[]): string {
   const table = [HEAD, ...figures.map(cells)];
@@ -16,7 +16,7 @@ function cells(figure: Figure): string[] {
   const numbers = [median(values), Math.min(...values), Math.max(...values)].map(rounded);
   const verdict = isMet === undefined ? "" : isMet ? "met" : "NOT MET";
   const compared = [ratio === undefined ? "" : rounded(ratio), base?.side ?? ""];
-  return [row, what, side, ...numbers, unit, ...compared, boundsText(must), verdict];
+  return [row, what, side, ...numbers, unit, `${values.length}`, ...compared, boundsText(must), verdict];
 }
 
 function boundsText({ atMost, atLeast }: Bounds = {}): string {

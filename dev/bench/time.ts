@@ -307,6 +307,7 @@ export const LATENCY: Row = { name: "latency", about: "from the creation of a Se
 export const IDLE: Row = {
   name: "idle",
   about: "CPU and requests with 10,000 valid Secrets, for 5 minutes",
+  maxRuns: 2,
   run: idleRow,
 };
 export const DAY: Row = { name: "day", about: "exchanges in a day of tokens, compressed", run: dayRow };

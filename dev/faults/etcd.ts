@@ -1,6 +1,9 @@
-/** Fills etcd's disk up to its quota, over its JSON gateway, and makes it free again as an operator does. */
+/** What is done to etcd: its disk is filled and made free again; it is restored from a backup. As operators do it. */
 import { Buffer } from "node:buffer";
+import { cpSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import { request } from "undici";
+import type { Cluster } from "../cluster/cluster.ts";
 import { etcdAddress, type Options } from "../cluster/components.ts";
 import type { Json } from "./admin.ts";
 
@@ -11,7 +14,7 @@ const base64 = (text: string) => Buffer.from(text).toString("base64");
 /** All keys from `junk/` on, before `junk0`. */
 const JUNK = { key: base64("junk/"), range_end: base64("junk0") };
 
-/** Returns what makes it free again. */
+/** Fills it up to its quota, over its JSON gateway; returns what makes it free again. */
 export async function fillEtcd(options: Options): Promise<() => Promise<void>> {
   async function ask(path: string, body: object): Promise<Json> {
     const url = `${etcdAddress(options)}/v3/${path}`;
@@ -35,4 +38,24 @@ export async function fillEtcd(options: Options): Promise<() => Promise<void>> {
     await ask("maintenance/defragment", {});
     for (const alarm of alarms) await ask("maintenance/alarm", { ...alarm, action: "DEACTIVATE" });
   };
+}
+
+/** Makes a backup; returns what restores it. The API server is stopped for either. */
+export async function backUpEtcd(cluster: Cluster): Promise<() => Promise<void>> {
+  const data = join(cluster.options.dir, "etcd");
+  const backup = `${data}-backup`;
+  async function whileStopped(act: () => void): Promise<void> {
+    await cluster.stop("kube-apiserver");
+    await cluster.stop("etcd");
+    act();
+    await cluster.start("etcd");
+    await cluster.start("kube-apiserver");
+    await cluster.apiServerReady();
+  }
+  await whileStopped(() => cpSync(data, backup, { recursive: true }));
+  return () =>
+    whileStopped(() => {
+      rmSync(data, { recursive: true });
+      renameSync(backup, data);
+    });
 }

@@ -6,7 +6,7 @@ import { errorEvent } from "../server/apiserver.ts";
 import { makeAuthority } from "../server/certificates.ts";
 import type { Fault } from "../server/faults.ts";
 import type { IssuerFault } from "../server/issuer.ts";
-import { fillEtcd } from "./etcd.ts";
+import { backUpEtcd, fillEtcd } from "./etcd.ts";
 import { bindRole, identityOf, pathOf, unbindRole } from "./objects.ts";
 import type { Conditions, Ground, Trial } from "./trial.ts";
 import type { Wire } from "./wire.ts";
@@ -570,6 +570,14 @@ const ofControlPlane: Row[] = ([
     suffers: "all",
     backS: PASSING_S,
     log: [/database space exceeded/],
+  },
+  {
+    name: "etcd-restored",
+    fault: "etcd: restored from a backup of 20 s before, in which every token has expired",
+    inject: (_, { cluster }) => backUpEtcd(cluster),
+    suffers: "all",
+    backS: RESTARTED_S,
+    log: [/watch failed: .*no answer/],
   },
   {
     name: "api-certificate",

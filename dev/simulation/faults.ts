@@ -55,7 +55,7 @@ const subjectToken = (read: (run: Run) => string): Begin => (run) => {
 };
 
 const apiDown = (run: Run, action: Action) => {
-  run.world.cluster.endWatches(noAnswer("ECONNRESET"));
+  run.world.cluster.cut(noAnswer("ECONNRESET"));
   return api(() => noAnswer("ECONNREFUSED"))(run, action)!;
 };
 
