@@ -20,7 +20,7 @@ const SILENCE_TIMEOUT_MS = 30_000;
 const WATCH_GRACE_S = 10;
 /** Half of client-go's: what a page leaves behind is what a start takes of memory. */
 const PAGE_LIMIT = 250;
-/** A page of ordinary pull Secrets has 1 to 2 MiB; tenants may make each of theirs a MiB. */
+/** A page of ordinary pull Secrets has 1 MiB; tenants may make each of theirs a MiB. */
 const MAX_BODY_BYTES = 16 * 1024 * 1024;
 /** By how much a page that is too large is made smaller. */
 const PAGE_SHRINK = 4;

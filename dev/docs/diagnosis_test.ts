@@ -24,7 +24,7 @@ const WORDS = /[a-z]{2,} [a-z]{2,}/i;
 /** What is added to a failure's message; what nobody is told; what no API server's object can bring about. */
 const NO_FAILURE = /^(…[;.]|# HELP|the program ends|"…" is no resource's name)/;
 /** What the system says, and is passed on. */
-const SYSTEM = /^…?\/?(token|ENOENT)/;
+const SYSTEM = /^(SUBJECT_TOKEN_FILE: )?…?\/?(token|ENOENT)/;
 
 /** The messages of failures, with … for what is put in. */
 function failuresOf(source: string): string[] {

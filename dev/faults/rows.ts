@@ -49,7 +49,7 @@ const REFUSED_S = 65;
 const RESTARTED_S = 35;
 /** A request that is never answered is given up after 30 s. */
 const UNANSWERED_S = 45;
-/** Watches are retried every 10 s at least. */
+/** Watches are retried every 5 s at least; some more for the work itself. */
 const WATCH_S = 12;
 /** A watch that has gone silent is given up after 70 to 100 s. */
 const SILENT_WATCH_S = 110;

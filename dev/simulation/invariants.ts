@@ -1,4 +1,14 @@
-/** What has to hold in every run, whatever happens in it. The letters are the README's. */
+/**
+ * What has to hold in every run, whatever happens in it:
+ *
+ * - (a) while both sides work, each Secret holds a token of its own that has not expired
+ * - (b) exchanges, writes and watches stay under a budget
+ * - (c) nothing else is written, and nothing in a Secret is lost
+ * - (d) nothing is kept of a Secret that is gone
+ * - (e) after the last fault all is well
+ * - (f) no token is told
+ * - (g) `/healthz` is right
+ */
 import type { Secret } from "../../k8s.ts";
 import {
   type ApiRequest,
