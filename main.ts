@@ -106,8 +106,6 @@ export class ConfigError extends Error {}
 
 const LOG_LEVELS = ["debug", "info", "warn", "error"];
 const BASE_URL = "an https URL (http to a loopback host only) without user, query and fragment";
-const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
-const API_HOST = /^[\w.:-]+$/;
 const REGISTRY_HOST = /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?$/;
 const ACCOUNT_NAME = /^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
 const DNS_LABEL = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/;
@@ -132,7 +130,7 @@ export function readConfig(env: (name: string) => string | undefined) {
     api = { url, tokenFile: ifUsed(tokenFile), caFile: ifUsed(caFile) };
   } else {
     const allowed = "a host, as each Pod is given it (elsewhere set KUBERNETES_API)";
-    const host = read("KUBERNETES_SERVICE_HOST", (text) => API_HOST.test(text), allowed);
+    const host = read("KUBERNETES_SERVICE_HOST", (text) => /^[\w.:-]+$/.test(text), allowed);
     const port = read("KUBERNETES_SERVICE_PORT", isPort, "a port, as each Pod is given it");
     api = { url: `https://${host.includes(":") ? `[${host}]` : host}:${port}`, tokenFile, caFile };
   }
@@ -161,7 +159,8 @@ const isHttpUrl = (text: string) => /^https?:/.test(text) && URL.canParse(text);
 
 function isBaseUrl(text: string): boolean {
   const { protocol, hostname = "", username, password } = URL.parse(text) ?? {};
-  const isSafe = protocol === "https:" || (protocol === "http:" && LOOPBACK.test(hostname));
+  const isSafe = protocol === "https:" ||
+    (protocol === "http:" && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname));
   return isSafe && username === "" && password === "" && !/[?#]/.test(text);
 }
 
@@ -212,7 +211,7 @@ const OVERWRITTEN: Problem = {
 
 export type Facts = ReturnType<typeof observe>;
 
-/** Takes from a Secret what the verdict needs, and all that is kept of it: ten thousands of them are. */
+/** Takes from a Secret what the verdict needs, and all that is kept of each: ten thousands of them are. */
 export function observe(secret: Secret, config: Observer) {
   const { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp } = secret.metadata;
   const identity = annotations?.[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
@@ -424,7 +423,6 @@ function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) =>
  * which nothing does. These times, and all that follow, are of the monotonic clock.
  */
 const NO_BACKOFF = { range: PASSING, failures: 0, retryAt: 0, heldUntil: 0 };
-type Backoff = typeof NO_BACKOFF;
 
 /** The token of one identity and subject, shared by all Secrets that ask for it. */
 class SharedToken {
@@ -528,17 +526,18 @@ export function createController(config: Config, deps: Dependencies) {
   // The watch
 
   async function follow(scope: Scope): Promise<void> {
+    const { namespace } = scope;
     let failures = 0;
     let wasGone = false;
-    const newest = async (signal: AbortSignal) =>
-      (await api.list(scope.namespace, signal, 1).next()).value?.resourceVersion ?? "";
+    let isUnsure = false;
     while (!stopped) {
       let openedAt = Infinity;
       let error: Partial<ApiError> | undefined;
       scope.aliveAt = monotonic();
       try {
         // etcd may have been restored meanwhile: a watch from a version that is yet to come again would be silent.
-        if (failures > 0 && isOlder(await within(LIST_WATCH_TIMEOUT_MS, newest), scope.version)) scope.version = "";
+        const page = isUnsure && await within(LIST_WATCH_TIMEOUT_MS, (signal) => api.list(namespace, signal, 1).next());
+        if (page && isOlder(page.value?.resourceVersion ?? "", scope.version)) scope.version = "";
         scope.version ||= await within(LIST_WATCH_TIMEOUT_MS, (signal) => list(scope, signal));
         openedAt = monotonic();
         await within(LIST_WATCH_TIMEOUT_MS, (signal) => watch(scope, signal));
@@ -554,13 +553,15 @@ export function createController(config: Config, deps: Dependencies) {
       wasGone = isGone;
       // What the resource version may be to blame for (a bad record, a 410, another status) leads to a new list; what
       // passes (no answer, 401, 403, 429) keeps it.
-      if (reason === "InvalidAnswer" || ![undefined, 401, 403, 429].includes(status)) scope.version = "";
+      const isKept = lived < 0 || (reason !== "InvalidAnswer" && [undefined, 401, 403, 429].includes(status));
+      if (!isKept) scope.version = "";
       count(`watch_restarts_total{reason="${isGone ? "gone" : error ? "error" : isShort ? "short" : "ended"}"}`);
       if (lived >= WATCH_GOOD_MS) failures = 0;
+      isUnsure = (error !== undefined || isShort) && scope.version !== "";
       if (isFirstGone || !(error || isShort)) continue;
       failures++;
       const delay = Math.max(drawDelay(WATCH, failures), retryAfter(error));
-      log("warn", "watch failed", { namespace: scope.namespace, error: message, retryInMs: Math.round(delay) });
+      log("warn", "watch failed", { namespace, error: message, retryInMs: Math.round(delay) });
       scope.aliveAt = monotonic() + delay;
       await within(delay, (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve)));
     }
@@ -676,7 +677,8 @@ export function createController(config: Config, deps: Dependencies) {
    * 1. the verdict is to skip or to wait: sleep
    * 2. the spacing of its writes, or its own back-off, is not over: sleep
    * 3. a token in hand will do: write it. Unless the Secret has it already (a `refresh` has it written all the same,
-   *    which takes the annotation off) or, where it is only due, has one that lives longer
+   *    which takes the annotation off) or, where it is only due, has one that lives longer: then sleep for half of what
+   *    that one has left
    * 4. the issuer may be asked: exchange
    * 5. otherwise wait for the next token, and sleep until the issuer may be asked
    *
@@ -848,8 +850,11 @@ export function createController(config: Config, deps: Dependencies) {
       if (!isFirst) endHurry(entry);
       if (entry.backoff.failures > MAX_CHANCE) tell(entry, OVERWRITTEN.reason, OVERWRITTEN.message);
       progress();
-      const read = within(REQUEST_TIMEOUT_MS, (signal) => api.get(entry.facts.namespace, entry.facts.name, signal));
-      return await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);
+      const { namespace, name, resourceVersion } = entry.facts;
+      const read = within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal));
+      const secret = await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);
+      // etcd was restored from a backup, which nobody has told yet: what is known has to be listed anew.
+      return secret && isOlder(secret.metadata.resourceVersion, resourceVersion) ? vanish(entry) : secret;
     }
     if (!isKnown(entry)) return undefined;
     entry.backoff = fail(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
@@ -859,7 +864,7 @@ export function createController(config: Config, deps: Dependencies) {
     else failed(entry, error, `the token could not be written: ${clean(error.message)}`);
   }
 
-  /** It was not found twice. Should something in between have made that up, the list after this watch brings it back. */
+  /** It was not found twice, or as it was long ago. The list after this watch brings it back if it is still there. */
   function vanish(entry: Entry): undefined {
     if (isKnown(entry)) forget(entry);
     for (const scope of scopes) scope.version = "";
@@ -873,7 +878,7 @@ export function createController(config: Config, deps: Dependencies) {
   }
 
   /** The back-off after one more failure; a refusal after what may pass begins anew, and the other way round. */
-  function fail({ range: lastRange, failures: before }: Backoff, error: Partial<StsError>): Backoff {
+  function fail({ range: lastRange, failures: before }: typeof NO_BACKOFF, error: Partial<StsError>) {
     const range = error.refused ? REFUSED : error.status === 409 || error.status === 404 ? CONFLICT : PASSING;
     const failures = (range === REFUSED) === (lastRange === REFUSED) ? before + 1 : 1;
     const now = monotonic();
@@ -1060,8 +1065,7 @@ function explain(error: Partial<StsError>, { asker: { identity }, subject }: Sha
 
 // ───── The program ─────
 
-const HELP =
-  `Keeps image pull Secrets filled with registry tokens that have not expired; environment variables configure it.
+const HELP = `Keeps image pull Secrets filled with registry tokens that have not expired, as environment variables say.
 
 Usage: main.ts [--status | --status=json | --version | --help]
 

@@ -2080,6 +2080,20 @@ for (
   });
 }
 
+rule("A restored etcd that has counted on past what is known is noticed by the next conflict", async (world) => {
+  world.cluster.create(secret("a"));
+  world.cluster.create({ ...secret("other"), metadata: { namespace: "apps", name: "other" } });
+  world.start();
+  await world.clock.advance(1 * MIN);
+  const restore = world.cluster.backUp(0);
+  await world.clock.advance(50 * MIN);
+  restore();
+  for (let step = 0; step < 50; step++) world.cluster.update("apps/other", annotate({ note: `${step}` }));
+  world.cluster.endWatches();
+  await world.clock.advance(45 * MIN);
+  assert(claimsOf(held(world)).expiresAt > world.clock.now());
+});
+
 rule("A stopped replica sends nothing more, and leaves no timer", async (world) => {
   for (let number = 0; number < 20; number++) {
     world.cluster.create(secret(`s-${number}`, { identity: identityOf(number) }));
@@ -2654,6 +2668,28 @@ rule("While it fails the waits double from 0.8 s, a random half to the whole, up
   world.cluster.fault = () => undefined;
   await world.clock.advance(5 * S + 100);
   assertNotEquals(held(world), undefined);
+});
+
+rule("After a failure it asks for the newest version once, and not for each watch that follows", async (world) => {
+  world.start();
+  await world.clock.advance(20 * S);
+  world.cluster.endWatches(apiAnswer(429));
+  world.cluster.watchLife = 1_100;
+  await world.clock.advance(1 * MIN);
+  assert(asked(world, "watch").length > 30);
+  assertEquals(asked(world, "list").length, 2);
+});
+
+rule("A newest version that cannot be had keeps the one that is known", async (world) => {
+  world.start();
+  await world.clock.advance(20 * S);
+  world.cluster.fault = ({ verb }) => verb === "list" ? apiAnswer(500) : undefined;
+  world.cluster.endWatches(new ApiError("cut", { reason: "UND_ERR_SOCKET" }));
+  await world.clock.advance(30 * S);
+  world.cluster.fault = () => undefined;
+  await world.clock.advance(10 * S);
+  assertEquals(world.lines.filter((line) => line.includes('"msg":"listed"')).length, 1);
+  assertEquals(asked(world, "watch").length, 2);
 });
 
 rule("The back-off starts anew after a watch that lived 10 s", async (world) => {

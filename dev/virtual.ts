@@ -307,9 +307,9 @@ export class VirtualCluster {
   }
 
   /** Keeps all as it is now; returns what restores it, and the version from which it counts. */
-  backUp(): () => void {
+  backUp(otherWrites = OTHER_WRITES): () => void {
     const [secrets, version] = [new Map(this.secrets), this.#version];
-    this.#version += OTHER_WRITES;
+    this.#version += otherWrites;
     return () => {
       this.secrets.clear();
       for (const [key, secret] of secrets) this.secrets.set(key, secret);
