@@ -72,8 +72,15 @@ export const VARIANTS: Variant[] = [
   {
     name: "a 410 does not lead to a new list",
     file: "main.ts",
-    text: "![undefined, 401, 403, 429].includes(status)) scope.version",
-    by: "![undefined, 401, 403, 429, 410].includes(status)) scope.version",
+    text: "[undefined, 401, 403, 429].includes(status)",
+    by: "[undefined, 401, 403, 429, 410].includes(status)",
+    breaks: /^\((a|d)\)/,
+  },
+  {
+    name: "a restored etcd goes unnoticed",
+    file: "main.ts",
+    text: 'isUnsure = (error !== undefined || isShort) && scope.version !== "";',
+    by: "isUnsure = false;",
     breaks: /^\((a|d)\)/,
   },
   {
@@ -93,7 +100,7 @@ export const VARIANTS: Variant[] = [
   {
     name: "a conflict drops the Secret",
     file: "main.ts",
-    text: "return await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);",
+    text: "const secret = await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);",
     by: "return void forget(entry);",
     breaks: /^\((a|d)\)/,
   },
