@@ -94,15 +94,24 @@ export interface Launch {
   file?: string;
   /** A command that runs the one it is given, as `env` does. */
   through?: string[];
+  /** Settings of V8. Default: none. */
+  v8Flags?: string[];
+}
+
+/** The settings of V8 that the program ships with, on either runtime. */
+export function shippedV8Flags(): string[] {
+  const [, flags] = /--v8-flags=(\S+)/.exec(readFileSync(join(ROOT, "deploy.yaml"), "utf8"))!;
+  return flags!.split(",");
 }
 
 /** On Deno with the rights that `deno task start` gives. */
-function commandOf(runtime: Runtime, file: string): string[] {
+function commandOf(runtime: Runtime, file: string, v8Flags: string[]): string[] {
   const own = join(ROOT, "node_modules", ".bin", runtime);
   const command = existsSync(own) ? own : runtime;
-  if (runtime === "node") return [command, file];
+  if (runtime === "node") return [command, ...v8Flags, file];
   const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start.split(" ");
-  return [command, ...words.slice(words.indexOf("deno") + 1, -1), file];
+  const flags = v8Flags.length > 0 ? [`--v8-flags=${v8Flags.join()}`] : [];
+  return [command, ...words.slice(words.indexOf("deno") + 1, -1), ...flags, file];
 }
 
 /** Starts the program; `settings` is its whole environment. */
@@ -110,9 +119,9 @@ export async function startProgram(
   runtime: Runtime,
   settings: Record<string, string>,
   args: string[] = [],
-  { file = "main.ts", through = [] }: Launch = {},
+  { file = "main.ts", through = [], v8Flags = [] }: Launch = {},
 ) {
-  const [command = "", ...rest] = [...through, ...commandOf(runtime, file)];
+  const [command = "", ...rest] = [...through, ...commandOf(runtime, file, v8Flags)];
   const { PATH = "", HOME = "", DENO_COVERAGE_DIR } = process.env;
   // Node hands its own variable on by itself.
   const measured = DENO_COVERAGE_DIR === undefined ? {} : { DENO_COVERAGE_DIR };

@@ -9,7 +9,7 @@ import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseAllDocuments } from "yaml";
 import { NAMESPACE, ROOT } from "../e2e/context.ts";
-import { findPort, type Runtime } from "../program.ts";
+import { findPort, type Runtime, shippedV8Flags } from "../program.ts";
 import { type Ground, ISSUER_HOST } from "./ground.ts";
 import { type Usage, usageOf } from "../usage.ts";
 
@@ -18,7 +18,6 @@ const READY_POLL_MS = 5;
 const FILLED_POLL_MS = 20;
 /** Upstream's writes are some five a second; nothing else takes so long. */
 const WAIT_MS = 15 * 60_000;
-const V8_FLAGS = "--v8-flags=";
 /** What a side said last, in a failure. */
 const TAIL = 5;
 
@@ -163,20 +162,14 @@ function product(name: string, runtime: Runtime, file: string): Side {
     written: '"msg":"token written"',
     hasReadyz: true,
     command(ground, port) {
-      const { args, env = [] } = readContainer();
+      const { env = [] } = readContainer();
       const fixed = Object.fromEntries(env.flatMap(({ name, value }) => value === undefined ? [] : [[name, value]]));
-      const flags = runtime === "node" ? nodeFlags(args) : denoFlags(ground, port).map((flag) => {
+      const flags = runtime === "node" ? shippedV8Flags() : denoFlags(ground, port).map((flag) => {
         return file === "main.ts" && flag.startsWith("--allow-read=") ? `${flag},${ROOT}` : flag;
       });
       return { args: [binary(runtime), ...flags, file], env: { ...fixed, ...podEnvironment(ground, port) } };
     },
   };
-}
-
-/** V8's settings are the same on Node, which takes them as they are. */
-function nodeFlags(args: string[]): string[] {
-  const settings = args.find((flag) => flag.startsWith(V8_FLAGS));
-  return settings?.slice(V8_FLAGS.length).split(",") ?? [];
 }
 
 /** A bare program of limit.ts: no more than what it takes, on the same runtime with the same client. */

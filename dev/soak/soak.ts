@@ -27,7 +27,7 @@ import {
   standingOf,
 } from "../faults/objects.ts";
 import { parseMetrics } from "../faults/observe.ts";
-import { findPort, type Program, type Runtime, startProgram } from "../program.ts";
+import { findPort, type Program, type Runtime, shippedV8Flags, startProgram } from "../program.ts";
 import { type Issuer, startIssuer } from "../server/issuer.ts";
 import { machineLoad, usageOf } from "./machine.ts";
 import { drawExpired, drawFigures, drawMinute } from "./report.ts";
@@ -161,7 +161,8 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
   };
   const start = async (runtime: Runtime) => {
     const port = `${await findPort()}`;
-    replicas.set(runtime, await startProgram(runtime, { ...settings, PORT: port }, [], { file }));
+    const launch = { file, v8Flags: shippedV8Flags() };
+    replicas.set(runtime, await startProgram(runtime, { ...settings, PORT: port }, [], launch));
   };
   await start("node");
   await start("deno");
