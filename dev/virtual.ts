@@ -306,7 +306,10 @@ export class VirtualCluster {
     this.#dropped += old;
   }
 
-  /** Keeps all as it is now; returns what restores it, and the version from which it counts. */
+  /**
+   * Keeps all as it is now; returns what restores it, and the version from which it counts. Meanwhile so many other
+   * objects are written.
+   */
   backUp(otherWrites = OTHER_WRITES): () => void {
     const [secrets, version] = [new Map(this.secrets), this.#version];
     this.#version += otherWrites;

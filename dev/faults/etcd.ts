@@ -1,10 +1,9 @@
 /** What is done to etcd: its disk is filled and made free again; it is restored from a backup. As operators do it. */
 import { Buffer } from "node:buffer";
 import { cpSync, renameSync, rmSync } from "node:fs";
-import { join } from "node:path";
 import { request } from "undici";
 import type { Cluster } from "../cluster/cluster.ts";
-import { etcdAddress, type Options } from "../cluster/components.ts";
+import { etcdAddress, type Options, paths } from "../cluster/components.ts";
 import type { Json } from "./admin.ts";
 
 /** Below the 1.5 MiB that etcd takes for one request. */
@@ -42,7 +41,7 @@ export async function fillEtcd(options: Options): Promise<() => Promise<void>> {
 
 /** Makes a backup; returns what restores it. The API server is stopped for either. */
 export async function backUpEtcd(cluster: Cluster): Promise<() => Promise<void>> {
-  const data = join(cluster.options.dir, "etcd");
+  const data = paths(cluster.options.dir).etcd;
   const backup = `${data}-backup`;
   async function whileStopped(act: () => void): Promise<void> {
     await cluster.stop("kube-apiserver");
