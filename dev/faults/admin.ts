@@ -6,8 +6,10 @@ import type { Cluster } from "../cluster/cluster.ts";
 // deno-lint-ignore no-explicit-any
 export type Json = any;
 
-/** No answer takes so long that is any good. */
-const TIMEOUT_MS = 10_000;
+/** A look that takes longer is of no use. */
+const READ_TIMEOUT_MS = 10_000;
+/** A write has to be done, though etcd may just have come back: the API server itself gives it up after a minute. */
+const WRITE_TIMEOUT_MS = 65_000;
 
 export type Admin = ReturnType<typeof createAdmin>;
 
@@ -36,7 +38,7 @@ export function createAdmin(cluster: Cluster) {
         "content-type": method === "PATCH" ? "application/merge-patch+json" : "application/json",
       },
       ...body && { body: JSON.stringify(body) },
-      signal: AbortSignal.timeout(TIMEOUT_MS),
+      signal: AbortSignal.timeout(method === "GET" ? READ_TIMEOUT_MS : WRITE_TIMEOUT_MS),
     });
     const text = await answer.body.text();
     if (answer.statusCode >= 300) throw new Error(`${method} ${path}: ${answer.statusCode} ${text}`);
