@@ -118,8 +118,9 @@ function serve(): void {
 }
 
 const modes: Record<string, () => unknown> = {
-  patch: () => patchAll(false),
-  watched: () => patchAll(true),
+  // Stays until it is ended, as its CPU time is read last.
+  patch: () => patchAll(false).then(serve),
+  watched: () => patchAll(true).then(serve),
   list: () => list().then(serve),
   reflex,
 };
