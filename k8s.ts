@@ -28,7 +28,7 @@ const PAGE_SHRINK = 4;
 /** A failed request. Its message may quote the API server's, and is to be cleaned where it is told. */
 export class ApiError extends Error {
   override name = "ApiError";
-  /** The HTTP status, or the code of a watch's ERROR record; undefined if there was no answer. */
+  /** The HTTP status, or the code of a watch's ERROR record; undefined without either. */
   declare readonly status?: number;
   /**
    * The reason in the answer's Status, the error code of the connection or file, or InvalidAnswer, BodyTooLarge,
@@ -96,8 +96,7 @@ type TokenRequest = { status?: { token?: unknown } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
 /** The client of one API server. A namespace of undefined means all of them. */
-export function createClient(options: ClientOptions) {
-  const { url, tokenFile, caFile, labelSelector, userAgent, onAnswer, onStale } = options;
+export function createClient({ url, tokenFile, caFile, labelSelector, userAgent, onAnswer, onStale }: ClientOptions) {
   const token = tokenFile === undefined ? undefined : openRotatingFile(tokenFile, TOKEN_MAX_AGE_MS, onStale);
   const ca = caFile === undefined ? undefined : openRotatingFile(caFile, CA_MAX_AGE_MS, onStale);
   let agent: Agent | undefined;
@@ -106,15 +105,14 @@ export function createClient(options: ClientOptions) {
   function dispatcher(): Agent {
     const currentCa = ca?.read();
     if (agent && currentCa === agentCa) return agent;
-    const old = agent;
+    // Not awaited: this waits for the watch that still runs on it.
+    agent?.close();
     // Some Node releases reject the valid IP SAN of an IPv6 address; this name is in every API server's certificate.
     const servername = url.includes("//[") ? "kubernetes.default.svc" : undefined;
     const connect = { ca: currentCa, servername, timeout: CONNECT_TIMEOUT_MS };
     // undici's HTTP/2 ping has no time-out for its answer: a dead connection would stall the watch.
     agent = new Agent({ allowH2: false, headersTimeout: SILENCE_TIMEOUT_MS, bodyTimeout: SILENCE_TIMEOUT_MS, connect });
     agentCa = currentCa;
-    // Not awaited: this waits for the watch that still runs on it.
-    old?.close();
     return agent;
   }
 

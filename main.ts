@@ -158,10 +158,10 @@ const isPort = (text: string) => /^\d{1,5}$/.test(text) && +text >= 1 && +text <
 const isHttpUrl = (text: string) => /^https?:/.test(text) && URL.canParse(text);
 
 function isBaseUrl(text: string): boolean {
-  const { protocol, hostname = "", username, password } = URL.parse(text) ?? {};
-  const isSafe = protocol === "https:" ||
-    (protocol === "http:" && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname));
-  return isSafe && username === "" && password === "" && !/[?#]/.test(text);
+  const { hostname = "", username, password } = URL.parse(text) ?? {};
+  const isSafe = text.startsWith("https://") ||
+    (text.startsWith("http://") && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname));
+  return isSafe && username === "" && password === "" && !/[?#\s]/.test(text);
 }
 
 // ───── What is told ─────
@@ -457,8 +457,8 @@ class Entry {
   dueAt = Infinity;
   /** When it is to be looked at again, whatever happens. */
   wakeAt = Infinity;
-  isQueued = false;
-  isPatching = false;
+  /** Whether a write is under way, or waits for its turn. */
+  isBusy = false;
   backoff = NO_BACKOFF;
   /** A user asks for a refresh, or has named another identity: the back-off is skipped, once. */
   isHurried = false;
@@ -557,8 +557,9 @@ export function createController(config: Config, deps: Dependencies) {
       if (!isKept) scope.version = "";
       count(`watch_restarts_total{reason="${isGone ? "gone" : error ? "error" : isShort ? "short" : "ended"}"}`);
       if (lived >= WATCH_GOOD_MS) failures = 0;
-      isUnsure = (error !== undefined || isShort) && scope.version !== "";
-      if (isFirstGone || !(error || isShort)) continue;
+      const hasFailed = error !== undefined || isShort;
+      isUnsure = hasFailed && scope.version !== "";
+      if (isFirstGone || !hasFailed) continue;
       failures++;
       const delay = Math.max(drawDelay(WATCH, failures), retryAfter(error));
       log("warn", "watch failed", { namespace, error: message, retryInMs: Math.round(delay) });
@@ -570,11 +571,12 @@ export function createController(config: Config, deps: Dependencies) {
   /** Takes over a whole list: what is not in it is gone, though its DELETED was missed. */
   async function list(scope: Scope, signal: AbortSignal): Promise<string> {
     const listed = new Set<string>();
+    const since = monotonic();
     let version = "";
     for await (const page of api.list(scope.namespace, signal)) {
       scope.aliveAt = monotonic();
       version = page.resourceVersion;
-      for (const secret of page.items) listed.add(takeIn(secret, "LISTED"));
+      for (const secret of page.items) listed.add(takeIn(secret, "LISTED", since));
     }
     for (const [key, entry] of entries) {
       const isInScope = scope.namespace === undefined || scope.namespace === entry.facts.namespace;
@@ -602,13 +604,15 @@ export function createController(config: Config, deps: Dependencies) {
 
   /**
    * Takes in a Secret as it is now; returns its key. A token that is new in it has just been issued if it was modified;
-   * otherwise it may be of any age. Only a list may take a Secret back to an older version, as etcd may have been.
+   * otherwise it may be of any age. Only a list may take a Secret back to an older version, as etcd may have been; unless
+   * the Secret was written since the list began.
    */
-  function takeIn(secret: Secret, how: "LISTED" | "ADDED" | "MODIFIED"): string {
+  function takeIn(secret: Secret, how: "LISTED" | "ADDED" | "MODIFIED", since = Infinity): string {
     const key = keyOf(secret.metadata);
     const known = entries.get(key);
     // What a patch was answered with comes again by the watch.
-    if (how !== "LISTED" && known && !isOlder(known.facts.resourceVersion, secret.metadata.resourceVersion)) return key;
+    const mayBeOld = how === "LISTED" && !(known && known.wroteAt >= since);
+    if (known && !mayBeOld && !isOlder(known.facts.resourceVersion, secret.metadata.resourceVersion)) return key;
     const facts = observe(secret, config);
     const same = known?.facts.uid === facts.uid ? known : undefined;
     if (known && !same) forget(known);
@@ -630,7 +634,7 @@ export function createController(config: Config, deps: Dependencies) {
         : monotonic() + refreshDelay(token, fraction, clock.now(), how === "MODIFIED");
       // Somebody could write it: what passes has passed, and a replica that always comes too late waits no longer.
       const { range, failures, retryAt } = entry.backoff;
-      const eased = { failures: Math.min(failures, 1), retryAt: Math.min(retryAt, entry.dueAt) };
+      const eased = { failures: 1, retryAt: Math.min(retryAt, entry.dueAt) };
       if (range !== REFUSED && failures > 0) entry.backoff = { ...entry.backoff, ...eased };
     }
     consider(entry);
@@ -647,9 +651,9 @@ export function createController(config: Config, deps: Dependencies) {
   /** Decides what is next for a Secret, in place of what was decided before; one that is queued is when its turn comes. */
   function consider(entry: Entry): void {
     entry.wakeAt = Infinity;
-    entry.shared?.waiting.delete(entry);
-    if (entry.isQueued || entry.isPatching || stopped) return;
-    const step = nextStep(entry);
+    const asked = entry.shared?.waiting.delete(entry) ? entry.shared : undefined;
+    if (entry.isBusy || stopped) return;
+    const step = nextStep(entry, asked);
     if (step.do === "sleep") {
       if (step.problem) tell(entry, step.problem.reason, step.problem.message);
       entry.wakeAt = step.until;
@@ -661,7 +665,7 @@ export function createController(config: Config, deps: Dependencies) {
     const hasFailed = (failures > 0 && range !== CONFLICT) || shared.backoff.failures > 0;
     const rank = (hasFailed ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
     if (step.do === "patch") {
-      entry.isQueued = true;
+      entry.isBusy = true;
       return patches.add(entry, entry.facts.namespace, rank);
     }
     shared.waiting.add(entry);
@@ -682,26 +686,29 @@ export function createController(config: Config, deps: Dependencies) {
    * 4. the issuer may be asked: exchange
    * 5. otherwise wait for the next token, and sleep until the issuer may be asked
    *
-   * A user's wish (`isHurried`) shortens the spacing and skips the back-offs, but nothing that `Retry-After` asks for.
+   * A user's wish (`isHurried`) shortens the spacing and skips the back-offs, but nothing that `Retry-After` asks for; it
+   * goes on waiting for the exchange under way that it has `asked` for.
    */
-  function nextStep(entry: Entry): Step {
+  function nextStep(entry: Entry, asked?: SharedToken): Step {
     const { facts, isHurried, backoff } = entry;
     const now = clock.now();
     const tick = monotonic();
     const sleep = (until: number, problem?: Problem): Step => ({ do: "sleep", until, problem });
     const reason = decide(facts, now, now + entry.dueAt - tick, entry.satisfied);
     if (reason === "skip") return sleep(tick + EVENT_STANDING_MS, facts.isGone ? undefined : facts.problem);
+    entry.isHurried &&= reason !== "wait"; // another replica may have fulfilled the wish
     if (reason === "wait") return sleep(entry.dueAt);
 
+    const shared = entry.shared = sharedFor(facts);
     const spacing = reason === "due" || reason === "expired" ? entry.renewalSpacing : entry.spacing;
     const writableAt = entry.wroteAt + Math.min(spacing, isHurried ? SHORT_SPACING_MS : Infinity);
-    const retryAt = Math.max(backoff.heldUntil, isHurried ? entry.hurriedAt + SHORT_SPACING_MS : backoff.retryAt);
+    const hurryAt = asked === shared && shared.isBusy ? 0 : entry.hurriedAt + SHORT_SPACING_MS;
+    const retryAt = Math.max(backoff.heldUntil, isHurried ? hurryAt : backoff.retryAt);
     if (Math.max(writableAt, retryAt) > tick) {
       const isReplaced = writableAt > tick && !isHurried && (reason === "missing" || reason === "identity-changed");
       return sleep(Math.max(writableAt, retryAt), isReplaced ? OVERWRITTEN : undefined);
     }
 
-    const shared = entry.shared = sharedFor(facts);
     const { token, staleAt, settledUntil, backoff: asking } = shared;
     const askableAt = Math.max(settledUntil, heldUntil, asking.heldUntil, isHurried ? 0 : asking.retryAt);
     const isRecent = reason !== "requested" || shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
@@ -713,7 +720,7 @@ export function createController(config: Config, deps: Dependencies) {
       if (isHeld && reason !== "requested") return sleep(isFresh ? staleAt : askableAt);
       const left = (soonestToExpire(facts.tokens)?.expiresAt ?? 0) - now;
       const isNoGain = reason === "due" && token.claims.expiresAt - now <= left;
-      // Until it is better than the Secret's own, which may be soon.
+      // By then the issuer may have given a better one.
       return isNoGain ? sleep(tick + left / 2) : { do: "patch", shared, reason };
     }
     if (askableAt <= tick) return { do: "exchange", shared, reason };
@@ -738,7 +745,7 @@ export function createController(config: Config, deps: Dependencies) {
     const { asker: { identity, account }, waiting } = shared;
     const askedAt = progress();
     // While it waited for its turn those who asked may have left, or the issuer may have asked for a pause.
-    if (waiting.size === 0 || heldUntil > askedAt) {
+    if (stopped || waiting.size === 0 || heldUntil > askedAt) {
       shared.isBusy = false;
       return [...waiting].forEach(consider);
     }
@@ -752,17 +759,15 @@ export function createController(config: Config, deps: Dependencies) {
     const endedAt = progress();
     count("exchange_duration_seconds_count");
     count("exchange_duration_seconds_sum", (endedAt - askedAt) / 1000);
-    const waited = [...waiting];
-    waiting.clear();
     if (error) {
-      shared.backoff = fail(isHurried ? NO_BACKOFF : shared.backoff, error);
+      shared.backoff = nextBackoff(isHurried ? NO_BACKOFF : shared.backoff, error);
       if (error instanceof StsError && error.status === 429) heldUntil = Math.max(heldUntil, shared.backoff.heldUntil);
       // Nobody who asks for one refresh after another makes us spin.
       if (isHurried) shared.backoff.heldUntil = Math.max(shared.backoff.heldUntil, endedAt + SHORT_SPACING_MS);
-      log("warn", "exchange failed", { identity, account, error: error.message, secrets: waited.length });
+      log("warn", "exchange failed", { identity, account, error: error.message, secrets: waiting.size });
     }
     const message = error ? explain(error, shared) : "";
-    for (const entry of waited) {
+    for (const entry of [...waiting]) {
       if (error) failed(entry, error, message);
       // Served: only the spacing of writes holds it up now.
       else entry.hurriedAt = -Infinity;
@@ -799,15 +804,16 @@ export function createController(config: Config, deps: Dependencies) {
   }
 
   async function runPatch(entry: Entry): Promise<void> {
-    entry.isQueued = false;
+    entry.isBusy = false;
     if (!isKnown(entry)) return;
     const step = nextStep(entry);
     if (step.do !== "patch") return consider(entry);
-    entry.isPatching = true;
+    const { facts } = entry;
+    entry.isBusy = true;
     progress();
     const secret = await within(REQUEST_TIMEOUT_MS, (signal) => write(entry, step, signal))
-      .catch((error: ApiError) => patchFailed(entry, error));
-    entry.isPatching = false;
+      .catch((error: ApiError) => patchFailed(entry, facts, error));
+    entry.isBusy = false;
     progress();
     // It may have been deleted meanwhile or made anew; and what came of it was taken in, but not acted on.
     if (secret && isKnown(entry)) takeIn(secret, "MODIFIED");
@@ -815,13 +821,10 @@ export function createController(config: Config, deps: Dependencies) {
   }
 
   async function write(entry: Entry, { shared, reason }: RefreshStep, signal: AbortSignal): Promise<Secret> {
-    const { facts } = entry;
-    const { namespace, name, uid, resourceVersion, identity, refresh } = facts;
+    const { namespace, name, uid, resourceVersion, identity, refresh, isPlain } = entry.facts;
     const { jwt, claims, arrivedAt, life } = shared.token!;
-    const dockerConfig = facts.isPlain
-      ? EMPTY_CONFIG
-      : decodeConfig((await api.get(namespace, name, signal)).data?.[DATA_KEY]);
-    const data = Buffer.from(withToken(dockerConfig, config.registries, jwt)).toString("base64");
+    const current = isPlain ? EMPTY_CONFIG : decodeConfig((await api.get(namespace, name, signal)).data?.[DATA_KEY]);
+    const data = Buffer.from(withToken(current, config.registries, jwt)).toString("base64");
     const expires = new Date(claims.expiresAt).toISOString();
     const annotations = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires, [REFRESH_KEY]: null };
     // A Secret that is not the one that was decided on, or not as it was, is a conflict.
@@ -841,12 +844,12 @@ export function createController(config: Config, deps: Dependencies) {
   }
 
   /** Returns the Secret as it is now, if the one that was to be written is no more or has changed. */
-  async function patchFailed(entry: Entry, error: Partial<ApiError>): Promise<Secret | undefined> {
+  async function patchFailed(entry: Entry, facts: Facts, error: Partial<ApiError>): Promise<Secret | undefined> {
     if (error.status === 409 || error.status === 404) {
       count('refreshes_total{result="conflict"}');
       const isFirst = entry.backoff.failures === 0;
-      entry.backoff = isFirst ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 } : fail(entry.backoff, error);
-      // Once is chance; after that somebody else writes all the time, and no hurry helps.
+      entry.backoff = isFirst ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 } : nextBackoff(entry.backoff, error);
+      // A user's wish may run into one write of another's; where there is a second, no hurry helps.
       if (!isFirst) endHurry(entry);
       if (entry.backoff.failures > MAX_CHANCE) tell(entry, OVERWRITTEN.reason, OVERWRITTEN.message);
       progress();
@@ -857,16 +860,17 @@ export function createController(config: Config, deps: Dependencies) {
       return secret && isOlder(secret.metadata.resourceVersion, resourceVersion) ? vanish(entry) : secret;
     }
     if (!isKnown(entry)) return undefined;
-    entry.backoff = fail(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
+    entry.backoff = nextBackoff(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
     endHurry(entry);
-    // No answer of the API server: the docker config could not be merged with.
-    if (!(error instanceof ApiError)) entry.facts = { ...entry.facts, problem: INVALID_DOCKER_CONFIG };
-    else failed(entry, error, `the token could not be written: ${clean(error.message)}`);
+    // Else the docker config could not be merged with; unless somebody has mended it meanwhile.
+    if (error instanceof ApiError) failed(entry, error, `the token could not be written: ${clean(error.message)}`);
+    else if (entry.facts === facts) entry.facts = { ...facts, problem: INVALID_DOCKER_CONFIG };
   }
 
   /** It was not found twice, or as it was long ago. The list after this watch brings it back if it is still there. */
   function vanish(entry: Entry): undefined {
-    if (isKnown(entry)) forget(entry);
+    if (!isKnown(entry)) return;
+    forget(entry);
     for (const scope of scopes) scope.version = "";
   }
 
@@ -878,7 +882,7 @@ export function createController(config: Config, deps: Dependencies) {
   }
 
   /** The back-off after one more failure; a refusal after what may pass begins anew, and the other way round. */
-  function fail({ range: lastRange, failures: before }: typeof NO_BACKOFF, error: Partial<StsError>) {
+  function nextBackoff({ range: lastRange, failures: before }: typeof NO_BACKOFF, error: Partial<StsError>) {
     const range = error.refused ? REFUSED : error.status === 409 || error.status === 404 ? CONFLICT : PASSING;
     const failures = (range === REFUSED) === (lastRange === REFUSED) ? before + 1 : 1;
     const now = monotonic();
@@ -964,7 +968,7 @@ export function createController(config: Config, deps: Dependencies) {
     if (stands || (toldAt.get(key) ?? -Infinity) > tick - EVENT_SPACING_MS) return;
     if (tick >= events.endsAt) events = { endsAt: tick + EVENT_WINDOW_MS, namespaces: [] };
     const own = events.namespaces.filter((other) => other === namespace).length;
-    // What is dropped has not been told: it is when its Secret is next looked at.
+    // A problem that is dropped has not been told: it is the next time.
     if (events.namespaces.length >= MAX_EVENTS || own >= MAX_EVENTS_OF_NAMESPACE) return count("events_dropped_total");
     events.namespaces.push(namespace);
     entry.standing = { message, at: tick };

@@ -610,6 +610,12 @@ test("A password in a URL is never shown, however the URL is broken", () => {
   }
 });
 
+test("A URL is written as it is used: without spaces, its scheme in small letters", () => {
+  for (const url of ["HTTPS://api.example", " https://api.example", "https://api.example ", "HTTP://127.0.0.1:8001"]) {
+    assertThrows(() => readConfig((name) => name === "KUBERNETES_API" ? url : undefined), ConfigError, "an https URL");
+  }
+});
+
 test("A value is taken as it is, or refused: nothing is silently cut off", () => {
   const env = (name: string, value: string) => (variable: string) =>
     ({ KUBERNETES_API: "http://127.0.0.1:1", [name]: value })[variable];
@@ -1185,6 +1191,18 @@ rule("A docker config that broke between the verdict and the write is not quoted
   assertEquals(told(world, "InvalidDockerConfig").length, 1);
 });
 
+rule("A docker config that was mended while its write was under way is not taken for the broken one", async (world) => {
+  world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
+  world.cluster.fault = ({ verb }) => verb === "get" ? { ms: 50, answerMs: 100 } : undefined;
+  world.start();
+  await world.clock.advance(20);
+  world.cluster.update("apps/a", { data: { [DATA_KEY]: base64("{") } });
+  await world.clock.advance(80);
+  world.cluster.update("apps/a", { data: { [DATA_KEY]: base64('{"auths":{},"other":2}') } });
+  await world.clock.advance(10 * S);
+  assertEquals(held(world), world.issuer.requests[0]!.token);
+});
+
 // ───── The refresh: back-off ─────
 
 /** A token of the issuer, but for some claims. */
@@ -1537,6 +1555,49 @@ rule("A refresh skips the back-off once; after that its failures back off as all
   assertEquals(world.issuer.requests.length, before + 1);
   await world.clock.advance(16.5 * S);
   assertEquals(world.issuer.requests.length, before + 2);
+});
+
+rule("A wish waits for the exchange that it asked for, whatever is written to the Secret meanwhile", async (world) => {
+  world.cluster.create(secret("a"));
+  world.start();
+  await world.clock.advance(1 * MIN);
+  world.issuer.fault = () => 2 * S;
+  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+  await world.clock.advance(1 * S);
+  world.cluster.update("apps/a", annotate({ other: "1" }));
+  await world.clock.advance(2 * S);
+  assertEquals([world.issuer.requests.length, written(world).length], [2, 2]);
+});
+
+rule("A wish whose exchange fails is told so, whatever is written to the Secret meanwhile", async (world) => {
+  world.cluster.create(secret("a"));
+  world.start();
+  await world.clock.advance(1 * MIN);
+  world.issuer.fault = () => ({ ms: 2 * S, after: answer(503) });
+  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+  await world.clock.advance(1 * S);
+  world.cluster.update("apps/a", annotate({ other: "1" }));
+  await world.clock.advance(2 * S);
+  assertEquals(told(world, "ExchangeFailed").length, 1);
+});
+
+rule("A wish that another replica fulfilled skips no back-off later", async (world) => {
+  world.cluster.create(secret("a"));
+  world.cluster.create(secret("b"));
+  world.start();
+  await world.clock.advance(1 * MIN);
+  world.issuer.fault = () => 2 * S;
+  world.cluster.update("apps/b", annotate({ [REFRESH]: "1" }));
+  await world.clock.advance(1 * S);
+  // Due at 80 min at the earliest, when that of "a" has failed for 40.
+  const config = configOf(fresh(world, { exp: Math.floor(world.clock.now() / S) + 7200 }));
+  world.cluster.update("apps/b", { ...annotate({ [REFRESH]: null }), data: { [DATA_KEY]: base64(config) } });
+  await world.clock.advance(1 * MIN);
+  world.issuer.fault = () => answer(403);
+  await world.clock.advance(100 * MIN);
+  const refused = world.issuer.requests.filter(({ token }) => token === undefined).map(({ at }) => at);
+  assert(refused.length > 15);
+  assert(gaps(refused).slice(4).every((gap) => gap >= 150 * S), `${gaps(refused)}`);
 });
 
 rule("The same refresh value asks no second time; another does, and so does a new uid", async (world) => {
@@ -1949,6 +2010,30 @@ rule("A Secret made anew under the same name while it is patched is told from th
   await world.clock.advance(1 * S);
   assertEquals(claimsOf(held(world)).subject, BOB);
   assertEquals(world.cluster.get("apps/a").metadata.annotations![TOKEN_IDENTITY], BOB);
+});
+
+rule("A Secret that is deleted while it is patched makes nobody list again", async (world) => {
+  world.cluster.create(secret("a"));
+  world.cluster.fault = ({ verb }) => verb === "patch" ? 50 : undefined;
+  world.start();
+  await world.clock.advance(30);
+  world.cluster.delete("apps/a");
+  await world.clock.advance(2 * S);
+  world.cluster.endWatches();
+  await world.clock.advance(1 * S);
+  assertEquals([asked(world, "watch").length, wholeLists(world)], [2, 1]);
+});
+
+rule("A list that was made before a write tells of nobody who replaces the token", async (world) => {
+  world.cluster.create(secret("a"));
+  world.cluster.fault = ({ verb }) =>
+    verb === "patch" ? { ms: 500 } : verb === "list" ? { answerMs: 1 * S } : undefined;
+  world.start();
+  await world.clock.advance(1_200); // the patch is under way
+  world.cluster.endWatches(apiAnswer(410));
+  await world.clock.advance(5 * S);
+  assertEquals([wholeLists(world), written(world).length], [2, 1]);
+  assertEquals(told(world, "Overwritten"), []);
 });
 
 rule("A Secret that is relabelled is looked after again", async (world) => {

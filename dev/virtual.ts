@@ -136,9 +136,10 @@ const SIGNATURE_REPEATS = 20;
 
 /**
  * What happens to a request: it fails, hangs until the client gives it up, never settles though it was given up (the
- * client is at fault), takes so many ms (infinitely: until the caller gives it up); or fails after it has had its effect.
+ * client is at fault), takes so many ms (infinitely: until the caller gives it up); or it has its effect after `ms`, and
+ * then fails, or its answer is under way for so long.
  */
-export type Fault = Error | "hang" | "wedged" | number | { after: Error; ms?: number } | undefined;
+export type Fault = Error | "hang" | "wedged" | number | { after?: Error; ms?: number; answerMs?: number } | undefined;
 
 const never = new Promise<never>(() => {});
 
@@ -363,7 +364,11 @@ export class VirtualCluster {
         if (fault === "hang") throw new ApiError("silence", { reason: "UND_ERR_HEADERS_TIMEOUT" });
         if (fault instanceof Error) throw fault;
         const result = work();
-        if (typeof fault === "object") throw fault.after;
+        if (typeof fault === "object") {
+          await clock.sleep(fault.answerMs ?? 0, signal);
+          if (fault.after) throw fault.after;
+          if (cuts !== this.#cuts) throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
+        }
         request.status = 200;
         return result;
       } catch (cause) {
@@ -489,7 +494,7 @@ export class VirtualIssuer {
         if (fault instanceof Error) throw fault;
         request.token = typeof fault === "string" ? fault : this.#issue(request, act);
         this.#world.secrets.add(request.token);
-        if (typeof fault === "object") throw fault.after;
+        if (typeof fault === "object" && fault.after) throw fault.after;
         return request.token;
       } finally {
         request.endedAt = clock.tick;

@@ -9,6 +9,9 @@ import { startApiServer } from "../server/apiserver.ts";
 import { identityOf, pathOf, secretOf, standingOf } from "./objects.ts";
 import { parseMetrics, peakRise, total } from "./observe.ts";
 import { startProxy } from "./proxy.ts";
+import { tabulate } from "./report.ts";
+import type { Row } from "./rows.ts";
+import type { Outcome } from "./run.ts";
 import { startWire } from "./wire.ts";
 
 const api = await startApiServer({});
@@ -117,4 +120,25 @@ test("metrics are summed over their labels, and not with those of a longer name"
   const metrics = parseMetrics('# HELP a\na_total{x="1"} 2\na_total{x="2"} 3\na_total_more 7\nb 1\n');
   assertEquals(total(metrics, "a_total"), 5);
   assertEquals(total(metrics, "b"), 1);
+});
+
+test("a row of the table has the worse runtime's figures, and what a user sees first", () => {
+  const row: Row = { name: "one", fault: "issuer: 500", inject: async () => () => {}, suffers: "all", backS: 1 };
+  const none = { requests: 0, exchanges: 0, log: ["exchange failed: 500"], metrics: [], broken: [] };
+  const node: Outcome = {
+    ...none,
+    row,
+    runtime: "node",
+    expired: 1,
+    expiredMs: 900,
+    secrets: 3,
+    events: [],
+    backMs: 50,
+  };
+  const event = `ExchangeFailed: ${identity} at 127.0.0.1:80`;
+  const deno: Outcome = { ...node, runtime: "deno", expired: 2, expiredMs: 1100, events: [event] };
+  const seen = "event `ExchangeFailed: IDENTITY at ADDRESS`";
+  assertEquals(tabulate([node, deno]), [["issuer: 500", seen, "2 of 3, 2 s", "1 s"]]);
+  const { backMs: _, ...lost } = node;
+  assertEquals(tabulate([lost]), [["issuer: 500", "log `exchange failed: 500`", "1 of 3, 1 s", "never"]]);
 });

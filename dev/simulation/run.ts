@@ -76,7 +76,7 @@ export class Run {
     const { cluster, issuer } = this.world;
     issuer.life = plan.life;
     cluster.fault = (request) =>
-      this.#wedge(request.replica, request.verb) ?? first(this.apiFaults, request) ?? this.random() * plan.latency.api;
+      this.#wedge(request.replica, request.verb) ?? first(this.apiFaults, request) ?? this.#latency(plan.latency.api);
     issuer.fault = (request) =>
       this.#wedge(request.replica, "exchange") ?? first(this.issuerFaults, request) ??
         this.random() * plan.latency.issuer;
@@ -84,6 +84,12 @@ export class Run {
     this.invariants = new Invariants(this);
     for (let number = 0; number < plan.secrets; number++) this.make(number);
     for (let slot = 0; slot < plan.replicas; slot++) this.#start(slot);
+  }
+
+  /** Some of it for the request, and some for the answer: what happens meanwhile may be known before that. */
+  #latency(most: number): Fault {
+    const [total, part] = [this.random() * most, this.random()];
+    return { ms: total * part, answerMs: total * (1 - part) };
   }
 
   /** Reading takes no time, so that a replica which reads and reads would never let any pass. */

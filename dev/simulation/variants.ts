@@ -79,7 +79,7 @@ export const VARIANTS: Variant[] = [
   {
     name: "a restored etcd goes unnoticed",
     file: "main.ts",
-    text: 'isUnsure = (error !== undefined || isShort) && scope.version !== "";',
+    text: 'isUnsure = hasFailed && scope.version !== "";',
     by: "isUnsure = false;",
     breaks: /^\((a|d)\)/,
   },
@@ -107,7 +107,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "conflicts have no back-off",
     file: "main.ts",
-    text: "entry.backoff = isFirst ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 } : fail(entry.backoff, error);",
+    text:
+      "entry.backoff = isFirst ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 } : nextBackoff(entry.backoff, error);",
     by: "",
     breaks: /^\(b\)/,
   },
@@ -142,8 +143,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "a docker config is believed to be empty",
     file: "main.ts",
-    text: "const dockerConfig = facts.isPlain\n",
-    by: "const dockerConfig = facts\n",
+    text: "const current = isPlain ?",
+    by: "const current = true ?",
     breaks: /^\(c\)/,
   },
   {
