@@ -2,7 +2,7 @@
  * Measures the program on a real kube-apiserver, side by side in one run with the least that the work takes, with a
  * controller on the Kubernetes SDK and with the Go controller of the same name, where its binary is given.
  */
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -12,10 +12,10 @@ import { run } from "../cluster/processes.ts";
 import type { Figure } from "./figures.ts";
 import { FILL, IDENTITIES, MANY } from "./filling.ts";
 import { end, prepare } from "./ground.ts";
-import { type Bench, RUNTIMES } from "./measure.ts";
+import { type Bench, type Row, RUNTIMES } from "./measure.ts";
 import { describeMachine } from "./machine.ts";
 import { BESIDE, MEMORY } from "./memory.ts";
-import { drawReport, publish } from "./report.ts";
+import { drawReport, publish, type Report } from "./report.ts";
 import { installSdk, sdk } from "./sides.ts";
 import { findBroken } from "./table.ts";
 import { DAY, IDLE, LATENCY, RESTART, START, STEADY } from "./time.ts";
@@ -33,6 +33,7 @@ const HELP = `Usage: node dev/bench/bench.ts [flags]
   --peer FILE            the Go controller's binary, its issuer line mended; as root
   --peer-published FILE  the same as published
   --json FILE            writes the figures there too
+  --with FILE            takes the figures of all other rows from there: of a run before, here and with the same versions
   --publish              writes figures, table and pictures to docs/bench
   --dir DIR --port PORT  of the cluster that it brings up and takes down
 
@@ -47,6 +48,7 @@ const { values: flags } = parseArgs({
     peer: { type: "string" },
     "peer-published": { type: "string" },
     json: { type: "string" },
+    with: { type: "string" },
     publish: { type: "boolean", default: false },
     dir: { type: "string", default: join(tmpdir(), "pull-secret-updater-bench") },
     port: { type: "string", default: "18943" },
@@ -78,22 +80,35 @@ async function main(): Promise<number> {
       say(`${row.name}: ${row.about}`);
       // What the other rows measured, perhaps for an hour, is not lost with one.
       const measured = row.run({ ...bench, runs: Math.min(runs, row.maxRuns ?? runs) });
-      figures.push(...await measured.catch(({ message }: Error) => {
-        failures.push(`${row.name} not measured: ${message}`);
-        return [];
-      }));
+      figures.push(
+        ...await measured.catch(({ message }: Error) => {
+          failures.push(`${row.name} not measured: ${message}`);
+          return [];
+        }),
+      );
     }
   } finally {
     await end(ground);
   }
+  const broken = findBroken(figures);
+  figures.push(...otherFigures(rows));
+  figures.sort((a, b) => rankOf(a) - rankOf(b));
   const report = { ...await describeMachine(), runs, isShort, figures };
   if (flags.json) writeFileSync(flags.json, JSON.stringify(report, null, 2) + "\n");
   if (flags.publish) publish(report);
   console.log(drawReport(report));
-  const broken = findBroken(figures);
   for (const line of broken) console.log(`regression: ${line}`);
   for (const line of failures) console.log(line);
   return failures.length > 0 ? 2 : broken.length > 0 ? 1 : 0;
+}
+
+const rankOf = ({ row }: Figure) => ROWS.findIndex(({ name }) => name === row);
+
+/** What was measured before of the rows that were not run now. */
+function otherFigures(rows: Row[]): Figure[] {
+  if (flags.with === undefined) return [];
+  const { figures }: Report = JSON.parse(readFileSync(flags.with, "utf8"));
+  return figures.filter(({ row }) => !rows.some(({ name }) => name === row));
 }
 
 for (const signal of ["SIGINT", "SIGTERM"]) {
