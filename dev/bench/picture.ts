@@ -1,4 +1,5 @@
 /** Line charts as SVG, readable on light and on dark pages: no background, and text that follows the page's scheme. */
+import { UNFORMATTED } from "../docs/terminal.ts";
 
 /** All of a length is in pixels. */
 const WIDTH = 720;
@@ -65,6 +66,7 @@ export function draw({ title, xLabel, yLabel, isLogarithmic = false, note, lines
     ];
   });
   return [
+    UNFORMATTED,
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img">`,
     `<title>${escape(title)}</title>`,
     `<style>${STYLE}</style>`,
