@@ -50,7 +50,8 @@ function describe(ofRow: Outcome[]): string {
 function shorten(line: string): string {
   const general = line
     .replaceAll(/[0-9a-f]{40}\/[0-9a-f]{16}/g, "IDENTITY")
-    .replaceAll(/\d+(\.\d+){3}(:\d+)?/g, "ADDRESS");
+    .replaceAll(/\d+(\.\d+){3}(:\d+)?/g, "ADDRESS")
+    .replaceAll(/'\/[^']+'/g, "FILE");
   return general.length <= MAX_QUOTE ? general : `${general.slice(0, MAX_QUOTE)}…`;
 }
 
