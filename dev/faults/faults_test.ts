@@ -123,7 +123,13 @@ test("metrics are summed over their labels, and not with those of a longer name"
 });
 
 test("a row of the table has the worse runtime's figures, and what a user sees first", () => {
-  const row: Row = { name: "one", fault: "issuer: 500", inject: async () => () => {}, suffers: "all", backS: 1 };
+  const row: Row = {
+    name: "one",
+    fault: "issuer: 500",
+    inject: () => Promise.resolve(() => {}),
+    suffers: "all",
+    backS: 1,
+  };
   const none = { requests: 0, exchanges: 0, log: ["exchange failed: 500"], metrics: [], broken: [] };
   const node: Outcome = {
     ...none,
