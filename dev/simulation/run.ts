@@ -76,7 +76,8 @@ export class Run {
     const { cluster, issuer } = this.world;
     issuer.life = plan.life;
     cluster.fault = (request) =>
-      this.#wedge(request.replica, request.verb) ?? first(this.apiFaults, request) ?? this.#latency(plan.latency.api);
+      this.#wedge(request.replica, request.verb) ?? first(this.apiFaults, request) ??
+        this.#latency(plan.latency.api, request.verb);
     issuer.fault = (request) =>
       this.#wedge(request.replica, "exchange") ?? first(this.issuerFaults, request) ??
         this.random() * plan.latency.issuer;
@@ -87,9 +88,10 @@ export class Run {
   }
 
   /** Some of it for the request, and some for the answer: what happens meanwhile may be known before that. */
-  #latency(most: number): Fault {
+  #latency(most: number, verb: ApiRequest["verb"]): Fault {
     const [total, part] = [this.random() * most, this.random()];
-    return { ms: total * part, answerMs: total * (1 - part) };
+    // A watch misses nothing from its effect on, which is its answer.
+    return verb === "watch" ? total : { ms: total * part, answerMs: total * (1 - part) };
   }
 
   /** Reading takes no time, so that a replica which reads and reads would never let any pass. */
