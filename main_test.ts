@@ -1557,27 +1557,25 @@ rule("A refresh skips the back-off once; after that its failures back off as all
   assertEquals(world.issuer.requests.length, before + 2);
 });
 
-rule("A wish waits for the exchange that it asked for, whatever is written to the Secret meanwhile", async (world) => {
+/** Asks for a refresh; while its exchange is under way, for 2 s, somebody writes to the Secret. */
+async function disturbWish(world: VirtualWorld, exchange: Fault): Promise<void> {
   world.cluster.create(secret("a"));
   world.start();
   await world.clock.advance(1 * MIN);
-  world.issuer.fault = () => 2 * S;
+  world.issuer.fault = () => exchange;
   world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
   await world.clock.advance(1 * S);
   world.cluster.update("apps/a", annotate({ other: "1" }));
   await world.clock.advance(2 * S);
+}
+
+rule("A wish waits for the exchange that it asked for, whatever is written to the Secret meanwhile", async (world) => {
+  await disturbWish(world, 2 * S);
   assertEquals([world.issuer.requests.length, written(world).length], [2, 2]);
 });
 
 rule("A wish whose exchange fails is told so, whatever is written to the Secret meanwhile", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  await world.clock.advance(1 * MIN);
-  world.issuer.fault = () => ({ ms: 2 * S, after: answer(503) });
-  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(1 * S);
-  world.cluster.update("apps/a", annotate({ other: "1" }));
-  await world.clock.advance(2 * S);
+  await disturbWish(world, { ms: 2 * S, after: answer(503) });
   assertEquals(told(world, "ExchangeFailed").length, 1);
 });
 
