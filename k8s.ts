@@ -38,7 +38,10 @@ export class ApiError extends Error {
   /** The answer's `Retry-After` header, as it came. */
   declare readonly retryAfter?: string;
 
-  constructor(message: string, { cause, ...fields }: Omit<Partial<ApiError>, "message" | "refused">) {
+  constructor(
+    message: string,
+    { cause, ...fields }: Omit<Partial<ApiError>, "message" | "refused">,
+  ) {
     super(message, { cause });
     Object.assign(this, fields);
   }
@@ -96,8 +99,12 @@ type TokenRequest = { status?: { token?: unknown } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
 /** The client of one API server. A namespace of undefined means all of them. */
-export function createClient({ url, tokenFile, caFile, labelSelector, userAgent, onAnswer, onStale }: ClientOptions) {
-  const token = tokenFile === undefined ? undefined : openRotatingFile(tokenFile, TOKEN_MAX_AGE_MS, onStale);
+export function createClient(
+  { url, tokenFile, caFile, labelSelector, userAgent, onAnswer, onStale }: ClientOptions,
+) {
+  const token = tokenFile === undefined
+    ? undefined
+    : openRotatingFile(tokenFile, TOKEN_MAX_AGE_MS, onStale);
   const ca = caFile === undefined ? undefined : openRotatingFile(caFile, CA_MAX_AGE_MS, onStale);
   let agent: Agent | undefined;
   let agentCa: string | undefined;
@@ -111,7 +118,12 @@ export function createClient({ url, tokenFile, caFile, labelSelector, userAgent,
     const servername = url.includes("//[") ? "kubernetes.default.svc" : undefined;
     const connect = { ca: currentCa, servername, timeout: CONNECT_TIMEOUT_MS };
     // undici's HTTP/2 ping has no time-out for its answer: a dead connection would stall the watch.
-    agent = new Agent({ allowH2: false, headersTimeout: SILENCE_TIMEOUT_MS, bodyTimeout: SILENCE_TIMEOUT_MS, connect });
+    agent = new Agent({
+      allowH2: false,
+      headersTimeout: SILENCE_TIMEOUT_MS,
+      bodyTimeout: SILENCE_TIMEOUT_MS,
+      connect,
+    });
     agentCa = currentCa;
     return agent;
   }
@@ -119,29 +131,44 @@ export function createClient({ url, tokenFile, caFile, labelSelector, userAgent,
   /**
    * Sends a request, and once more after a 401 if there may be another token by now. Throws unless the answer is a 2xx.
    */
-  async function send(verb: string, path: string, options: RequestOptions): Promise<Dispatcher.ResponseData> {
+  async function send(
+    verb: string,
+    path: string,
+    options: RequestOptions,
+  ): Promise<Dispatcher.ResponseData> {
     const startedAt = performance.now();
     const sent = token?.read();
     const authorization = sent && { authorization: `Bearer ${sent}` };
     const type = options.method === "PATCH" ? "application/merge-patch+json" : "application/json";
-    const headers = { accept: "application/json", "content-type": type, "user-agent": userAgent, ...authorization };
-    const answer = await request(url + path, { ...options, headers, dispatcher: dispatcher() }).catch((cause) => {
-      onAnswer(verb, "error");
-      // The API server's certificate may have been replaced.
-      ca?.expire(Infinity);
-      throw noAnswer(verb, cause);
-    });
+    const headers = {
+      accept: "application/json",
+      "content-type": type,
+      "user-agent": userAgent,
+      ...authorization,
+    };
+    const answer = await request(url + path, { ...options, headers, dispatcher: dispatcher() })
+      .catch((cause) => {
+        onAnswer(verb, "error");
+        // The API server's certificate may have been replaced.
+        ca?.expire(Infinity);
+        throw noAnswer(verb, cause);
+      });
     const { statusCode: status, headers: { "retry-after": retryAfter } } = answer;
     onAnswer(verb, `${status}`);
     if (status < 300) return answer;
     const { message, reason } = parseStatus(await readText(verb, answer.body));
-    if (status === 401 && (token?.expire(startedAt) || token?.read() !== sent)) return send(verb, path, options);
+    if (status === 401 && (token?.expire(startedAt) || token?.read() !== sent)) {
+      return send(verb, path, options);
+    }
     const fields = { status, reason, retryAfter: `${retryAfter ?? ""}` };
     throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, fields);
   }
 
   async function json(verb: string, path: string, options: RequestOptions): Promise<unknown> {
-    return parseJson(await readText(verb, (await send(verb, path, options)).body), `${verb}: the answer`);
+    return parseJson(
+      await readText(verb, (await send(verb, path, options)).body),
+      `${verb}: the answer`,
+    );
   }
 
   return {
@@ -154,9 +181,13 @@ export function createClient({ url, tokenFile, caFile, labelSelector, userAgent,
       while (next !== undefined) {
         try {
           const query = { labelSelector, limit, ...(next !== "" && { continue: next }) };
-          const answer = await json("list", secretsPath(namespace), { query, signal }) as SecretList | null;
+          const answer = await json("list", secretsPath(namespace), { query, signal }) as
+            | SecretList
+            | null;
           const { items, metadata } = answer ?? {};
-          if (!Array.isArray(items) || typeof metadata?.resourceVersion !== "string") throw invalid("list: not a list");
+          if (!Array.isArray(items) || typeof metadata?.resourceVersion !== "string") {
+            throw invalid("list: not a list");
+          }
           yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
           next = metadata.continue || undefined;
         } catch (error) {
@@ -167,10 +198,23 @@ export function createClient({ url, tokenFile, caFile, labelSelector, userAgent,
     },
 
     /** Watches the selected Secrets from a resource version on, until the API server ends it. */
-    async *watch(namespace: string | undefined, resourceVersion: string, timeoutSeconds: number, signal: AbortSignal) {
-      const query = { labelSelector, resourceVersion, timeoutSeconds, watch: 1, allowWatchBookmarks: true };
+    async *watch(
+      namespace: string | undefined,
+      resourceVersion: string,
+      timeoutSeconds: number,
+      signal: AbortSignal,
+    ) {
+      const query = {
+        labelSelector,
+        resourceVersion,
+        timeoutSeconds,
+        watch: 1,
+        allowWatchBookmarks: true,
+      };
       const bodyTimeout = (timeoutSeconds + WATCH_GRACE_S) * 1000;
-      yield* parseWatch((await send("watch", secretsPath(namespace), { query, bodyTimeout, signal })).body);
+      yield* parseWatch(
+        (await send("watch", secretsPath(namespace), { query, bodyTimeout, signal })).body,
+      );
     },
 
     /** Reads one Secret. Throws an {@linkcode ApiError}, as all of these do. */
@@ -179,10 +223,17 @@ export function createClient({ url, tokenFile, caFile, labelSelector, userAgent,
     },
 
     /** Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs is a 409. */
-    async patch(namespace: string, name: string, patch: object, signal: AbortSignal): Promise<Secret> {
+    async patch(
+      namespace: string,
+      name: string,
+      patch: object,
+      signal: AbortSignal,
+    ): Promise<Secret> {
       const query = { fieldManager: "pull-secret-updater" };
       const path = secretsPath(namespace, name);
-      return asSecret(await json("patch", path, { method: "PATCH", query, body: JSON.stringify(patch), signal }));
+      return asSecret(
+        await json("patch", path, { method: "PATCH", query, body: JSON.stringify(patch), signal }),
+      );
     },
 
     /** Creates an Event of events.k8s.io/v1. */
@@ -193,12 +244,34 @@ export function createClient({ url, tokenFile, caFile, labelSelector, userAgent,
     },
 
     /** Requests a token of a service account (TokenRequest) for one audience, to live so many seconds. */
-    async requestToken(namespace: string, account: string, audience: string, seconds: number, signal: AbortSignal) {
-      const path = resourcePath("api", "v1", "namespaces", namespace, "serviceaccounts", account, "token");
+    async requestToken(
+      namespace: string,
+      account: string,
+      audience: string,
+      seconds: number,
+      signal: AbortSignal,
+    ) {
+      const path = resourcePath(
+        "api",
+        "v1",
+        "namespaces",
+        namespace,
+        "serviceaccounts",
+        account,
+        "token",
+      );
       const spec = { audiences: [audience], expirationSeconds: seconds };
-      const body = JSON.stringify({ apiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", spec });
-      const answer = await json("create", path, { method: "POST", body, signal }) as TokenRequest | null;
-      if (typeof answer?.status?.token !== "string") throw invalid("create: the answer bears no token");
+      const body = JSON.stringify({
+        apiVersion: "authentication.k8s.io/v1",
+        kind: "TokenRequest",
+        spec,
+      });
+      const answer = await json("create", path, { method: "POST", body, signal }) as
+        | TokenRequest
+        | null;
+      if (typeof answer?.status?.token !== "string") {
+        throw invalid("create: the answer bears no token");
+      }
       return answer.status.token;
     },
 
@@ -221,7 +294,9 @@ function openRotatingFile(path: string, maxAgeMs: number, onStale: (message: str
         content = text;
       } catch (cause) {
         const { code, message } = cause as NodeJS.ErrnoException;
-        if (content === undefined) throw new ApiError(`${path}: ${message}`, { reason: code, cause });
+        if (content === undefined) {
+          throw new ApiError(`${path}: ${message}`, { reason: code, cause });
+        }
         onStale(`${path}: ${message}`);
       }
       return content;
@@ -257,7 +332,9 @@ async function readText(verb: string, body: AsyncIterable<Uint8Array>): Promise<
     for await (const chunk of body) {
       chunks.push(chunk);
       size += chunk.length;
-      if (size > MAX_BODY_BYTES) throw new ApiError(`${verb}: over 16 MiB`, { reason: "BodyTooLarge" });
+      if (size > MAX_BODY_BYTES) {
+        throw new ApiError(`${verb}: over 16 MiB`, { reason: "BodyTooLarge" });
+      }
     }
   } catch (cause) {
     throw cause instanceof ApiError ? cause : noAnswer(verb, cause);
@@ -283,13 +360,18 @@ function secretsPath(namespace?: string, name?: string): string {
 /** Joins the parts of a path; none of them can reach beyond its place. */
 function resourcePath(...parts: string[]): string {
   const unfit = parts.find((part) => ["", ".", ".."].includes(part));
-  if (unfit !== undefined) throw new ApiError(`"${unfit}" is no resource's name`, { reason: "InvalidName" });
+  if (unfit !== undefined) {
+    throw new ApiError(`"${unfit}" is no resource's name`, { reason: "InvalidName" });
+  }
   return "/" + parts.map(encodeURIComponent).join("/");
 }
 
 function asSecret(value: unknown): Secret {
-  const { namespace, name, uid, resourceVersion } = (value as Partial<Secret> | null)?.metadata ?? {};
-  if ([namespace, name, uid, resourceVersion].every((field) => typeof field === "string")) return value as Secret;
+  const { namespace, name, uid, resourceVersion } = (value as Partial<Secret> | null)?.metadata ??
+    {};
+  if ([namespace, name, uid, resourceVersion].every((field) => typeof field === "string")) {
+    return value as Secret;
+  }
   throw invalid("an object lacks the metadata of a Secret");
 }
 
@@ -315,14 +397,19 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
 }
 
 function parseWatchEvent(line: string): WatchEvent {
-  const { type, object } = (parseJson(line, "watch: a line") ?? {}) as { type?: unknown; object?: unknown };
+  const { type, object } = (parseJson(line, "watch: a line") ?? {}) as {
+    type?: unknown;
+    object?: unknown;
+  };
   if (type === "ERROR") {
     const { code: status, message, reason } = parseStatus(JSON.stringify(object));
     throw new ApiError(`watch: the API server sent an error: ${message}`, { status, reason });
   }
   if (type === "BOOKMARK") {
     const resourceVersion = (object as Partial<Secret> | null)?.metadata?.resourceVersion;
-    if (typeof resourceVersion !== "string") throw invalid("watch: a bookmark has no resource version");
+    if (typeof resourceVersion !== "string") {
+      throw invalid("watch: a bookmark has no resource version");
+    }
     return { type, resourceVersion };
   }
   if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") {

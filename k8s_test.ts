@@ -1,5 +1,12 @@
 /** The client of the API server, over real loopback HTTPS against the stand-in. */
-import { assert, assertEquals, assertIsError, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertIsError,
+  assertMatch,
+  assertNotEquals,
+  assertStringIncludes,
+} from "@std/assert";
 import fc from "fast-check";
 import { decodeJwt } from "jose/jwt/decode";
 import { Buffer } from "node:buffer";
@@ -18,7 +25,8 @@ import { makeAuthority } from "./dev/server/certificates.ts";
 const LABEL = "pull-secret-updater.chainguard.dev/identity";
 const USER = "system:serviceaccount:pull-secret-updater:controller";
 const TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJvbmUgb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1maXJzdA";
-const NEXT_TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ0d28gb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1zZWNvbmQ";
+const NEXT_TOKEN =
+  "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ0d28gb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1zZWNvbmQ";
 const MIB = 1024 * 1024;
 /** Connections for requests that come one after the other: undici opens one more where it has not noticed an end yet. */
 const FEW = 2;
@@ -37,7 +45,11 @@ afterEach(async () => {
 after(() => api.close());
 
 function startServer(options: ApiServerOptions = {}) {
-  return startApiServer({ certificate: authority.issue(), tokens: new Map([[TOKEN, USER]]), ...options });
+  return startApiServer({
+    certificate: authority.issue(),
+    tokens: new Map([[TOKEN, USER]]),
+    ...options,
+  });
 }
 
 /** A server for one test, which may change its certificate. */
@@ -53,7 +65,10 @@ interface Credentials {
 }
 
 /** A client with a service-account folder of its own; undefined credentials are not used at all. */
-function connect(url = api.url, { token, ca }: Credentials = { token: TOKEN, ca: authority.certificate }) {
+function connect(
+  url = api.url,
+  { token, ca }: Credentials = { token: TOKEN, ca: authority.certificate },
+) {
   const folder = mkdtempSync(join(tmpdir(), "k8s-test-"));
   const files = { token: join(folder, "token"), ca: join(folder, "ca.crt") };
   if (token !== undefined) writeFileSync(files.token, token);
@@ -126,17 +141,26 @@ async function failure(request: Promise<unknown>): Promise<ApiError> {
 
 function assertNoToken(error: Error): void {
   const seen = [inspect(error, { depth: Infinity, showHidden: true }), JSON.stringify(error)];
-  for (let each: unknown = error; each instanceof Error; each = each.cause) seen.push(each.message, `${each.stack}`);
+  for (let each: unknown = error; each instanceof Error; each = each.cause) {
+    seen.push(each.message, `${each.stack}`);
+  }
   const text = seen.join("\n");
   for (const token of [TOKEN, NEXT_TOKEN]) {
     for (let at = 0; at + 16 <= token.length; at++) {
       const part = token.slice(at, at + 16);
-      assert(!text.includes(part), `a part of the token, ${part}, is in the error: ${text.slice(0, 200)}`);
+      assert(
+        !text.includes(part),
+        `a part of the token, ${part}, is in the error: ${text.slice(0, 200)}`,
+      );
     }
   }
 }
 
-async function listAll(client: Pick<ReturnType<typeof connect>, "list">, namespace?: string, signal = anySignal()) {
+async function listAll(
+  client: Pick<ReturnType<typeof connect>, "list">,
+  namespace?: string,
+  signal = anySignal(),
+) {
   const names: string[] = [];
   for await (const { items } of client.list(namespace, signal)) {
     names.push(...items.map(({ metadata }) => metadata.name));
@@ -190,7 +214,10 @@ describe("the bearer token", () => {
     const namespace = createSecrets(1);
     await listAll(client, namespace);
     await client.get(namespace, "pull-0", anySignal());
-    assertEquals(api.requests.map(({ headers }) => headers.authorization), Array(2).fill(`Bearer ${TOKEN}`));
+    assertEquals(
+      api.requests.map(({ headers }) => headers.authorization),
+      Array(2).fill(`Bearer ${TOKEN}`),
+    );
   });
 
   test("is never sent where there is no file of it", async () => {
@@ -284,8 +311,13 @@ describe("the bearer token", () => {
 
 describe("TLS", () => {
   test("refuses an API server whose certificate another CA signed", async () => {
-    const error = await failure(listAll(connect(api.url, { token: TOKEN, ca: makeAuthority().certificate })));
-    assertMatch(`${error.reason}`, /UNABLE_TO_VERIFY|SELF_SIGNED|UNKNOWN_ISSUER|UNABLE_TO_GET_ISSUER/);
+    const error = await failure(
+      listAll(connect(api.url, { token: TOKEN, ca: makeAuthority().certificate })),
+    );
+    assertMatch(
+      `${error.reason}`,
+      /UNABLE_TO_VERIFY|SELF_SIGNED|UNKNOWN_ISSUER|UNABLE_TO_GET_ISSUER/,
+    );
     assertEquals([error.status, error.refused, api.requests.length], [undefined, false, 0]);
   });
 
@@ -381,7 +413,10 @@ describe("each request", () => {
     api.faults.add({ verb: "watch", close: 0 });
     await readAll(client.watch(namespace, "0", 60, anySignal()));
     for (const { headers } of api.requests) {
-      assertEquals([headers["user-agent"], headers.accept], ["pull-secret-updater/test", "application/json"]);
+      assertEquals([headers["user-agent"], headers.accept], [
+        "pull-secret-updater/test",
+        "application/json",
+      ]);
     }
     const answers = ["list 200", "get 200", "patch 200", "create 201", "get 404", "watch 200"];
     assertEquals(client.answers, answers);
@@ -468,7 +503,9 @@ describe("each request", () => {
 
   test("never has a body that is no Status in its error", async () => {
     const client = connect();
-    for (const body of ["<html>a proxy's page</html>", "", "null", "42", '"a proxy\'s page"', "[]"]) {
+    for (
+      const body of ["<html>a proxy's page</html>", "", "null", "42", '"a proxy\'s page"', "[]"]
+    ) {
       api.faults.add({ status: 502, body });
       const error = await failure(client.get("team", "any", anySignal()));
       assertEquals([error.status, error.refused], [502, false]);
@@ -488,7 +525,19 @@ describe("each request", () => {
 
   test("fails with an ApiError when the answer is not what was asked for", async () => {
     const client = connect();
-    for (const body of ["", "{", "<html></html>", "null", "42", '"text"', "[]", "{}", '{"metadata":null}']) {
+    for (
+      const body of [
+        "",
+        "{",
+        "<html></html>",
+        "null",
+        "42",
+        '"text"',
+        "[]",
+        "{}",
+        '{"metadata":null}',
+      ]
+    ) {
       const requests = {
         list: () => listAll(client),
         get: () => client.get("team", "any", anySignal()),
@@ -506,14 +555,37 @@ describe("each request", () => {
 
   test("stays in its place in the path, whatever the names in it are", async () => {
     const client = connect();
-    const names = ["a/b", "../x", "..;", "%2e%2e", "%2f", "a?b=c", "a#b", "\\..\\", "é😀", " ", "\n", "a%00", "//host"];
+    const names = [
+      "a/b",
+      "../x",
+      "..;",
+      "%2e%2e",
+      "%2f",
+      "a?b=c",
+      "a#b",
+      "\\..\\",
+      "é😀",
+      " ",
+      "\n",
+      "a%00",
+      "//host",
+    ];
     for (const name of names) {
       const encoded = encodeURIComponent(name);
       const requests: [() => Promise<unknown>, string][] = [
-        [() => client.get(name, name, anySignal()), `/api/v1/namespaces/${encoded}/secrets/${encoded}`],
-        [() => client.patch(name, name, {}, anySignal()), `/api/v1/namespaces/${encoded}/secrets/${encoded}`],
+        [
+          () => client.get(name, name, anySignal()),
+          `/api/v1/namespaces/${encoded}/secrets/${encoded}`,
+        ],
+        [
+          () => client.patch(name, name, {}, anySignal()),
+          `/api/v1/namespaces/${encoded}/secrets/${encoded}`,
+        ],
         [() => listAll(client, name), `/api/v1/namespaces/${encoded}/secrets`],
-        [() => client.createEvent(name, {}, anySignal()), `/apis/events.k8s.io/v1/namespaces/${encoded}/events`],
+        [
+          () => client.createEvent(name, {}, anySignal()),
+          `/apis/events.k8s.io/v1/namespaces/${encoded}/events`,
+        ],
         [
           () => client.requestToken(name, name, "a", 600, anySignal()),
           `/api/v1/namespaces/${encoded}/serviceaccounts/${encoded}/token`,
@@ -578,7 +650,9 @@ describe("the list", () => {
     const namespace = createSecrets(251);
     const versions = new Set<string>();
     const { resourceVersion } = api;
-    for await (const page of connect().list(namespace, anySignal())) versions.add(page.resourceVersion);
+    for await (const page of connect().list(namespace, anySignal())) {
+      versions.add(page.resourceVersion);
+    }
     assertEquals([...versions], [resourceVersion]);
   });
 
@@ -601,7 +675,9 @@ describe("the list", () => {
     assertEquals(new Set(names).size, 24);
     assertEquals(names.length, 24);
     assertEquals(api.requests.map(({ query }) => query.get("limit")), ["250", "63", "16", "16"]);
-    for (const { name } of api.secrets(namespace).map(({ metadata }) => metadata)) api.deleteSecret(namespace, name);
+    for (const { name } of api.secrets(namespace).map(({ metadata }) => metadata)) {
+      api.deleteSecret(namespace, name);
+    }
   });
 
   test("asks for a page that was too large again, from the same place", async () => {
@@ -620,7 +696,13 @@ describe("the list", () => {
     api.faults.add({ verb: "list", times: Infinity, body: "x".repeat(17 * MIB) });
     const error = await failure(listAll(connect(), createSecrets(1)));
     assertEquals(error.reason, "BodyTooLarge");
-    assertEquals(api.requests.map(({ query }) => query.get("limit")), ["250", "63", "16", "4", "1"]);
+    assertEquals(api.requests.map(({ query }) => query.get("limit")), [
+      "250",
+      "63",
+      "16",
+      "4",
+      "1",
+    ]);
   });
 
   test("fails with a 410 when `continue` has expired", async () => {
@@ -641,7 +723,10 @@ describe("the watch", () => {
     await readAll(connect().watch(namespace, resourceVersion, 73, anySignal()));
     const [{ path, query } = api.requests[0]!] = api.requests;
     assertEquals(path, `/api/v1/namespaces/${namespace}/secrets`);
-    assertEquals([query.get("labelSelector"), query.get("resourceVersion")], [LABEL, resourceVersion]);
+    assertEquals([query.get("labelSelector"), query.get("resourceVersion")], [
+      LABEL,
+      resourceVersion,
+    ]);
     assertEquals([query.get("timeoutSeconds"), query.get("allowWatchBookmarks")], ["73", "true"]);
     assert(["1", "true"].includes(`${query.get("watch")}`));
   });
@@ -659,7 +744,10 @@ describe("the watch", () => {
     assertEquals(brief(await next()), "MODIFIED one");
     api.patchSecret(namespace, "one", { metadata: { labels: { [LABEL]: null } } });
     const unlabelled = await next();
-    assertEquals([brief(unlabelled), unlabelled.resourceVersion], ["DELETED one", api.resourceVersion]);
+    assertEquals([brief(unlabelled), unlabelled.resourceVersion], [
+      "DELETED one",
+      api.resourceVersion,
+    ]);
     createSecret(namespace, "two");
     api.deleteSecret(namespace, "two");
     assertEquals([brief(await next()), brief(await next())], ["ADDED two", "DELETED two"]);
@@ -669,7 +757,12 @@ describe("the watch", () => {
 
   test("gives bookmarks, for the resource version in them", async () => {
     const server = await startOwnServer({ bookmarkInterval: 20 });
-    const watch = connect(server.url).watch(createSecrets(0, server), server.resourceVersion, 60, anySignal());
+    const watch = connect(server.url).watch(
+      createSecrets(0, server),
+      server.resourceVersion,
+      60,
+      anySignal(),
+    );
     createSecrets(0, server);
     for (let index = 0; index < 2; index++) {
       assertEquals(brief((await watch.next()).value!), `BOOKMARK ${server.resourceVersion}`);
@@ -679,9 +772,16 @@ describe("the watch", () => {
 
   test("puts characters and lines together that come in pieces, some milliseconds apart", async () => {
     const lines = ["one", "two", "日本é😀"].map((name) => `${JSON.stringify(added(name))}\n`);
-    api.faults.add({ verb: "watch", lines: [lines.join("")], close: 2_500, split: { bytes: 1, ms: 2 } });
+    api.faults.add({
+      verb: "watch",
+      lines: [lines.join("")],
+      close: 2_500,
+      split: { bytes: 1, ms: 2 },
+    });
     const watch = connect().watch(createSecrets(0), "1", 60, anySignal());
-    for (const name of ["one", "two", "日本é😀"]) assertEquals(brief((await watch.next()).value!), `ADDED ${name}`);
+    for (const name of ["one", "two", "日本é😀"]) {
+      assertEquals(brief((await watch.next()).value!), `ADDED ${name}`);
+    }
     await watch.return(undefined);
   });
 
@@ -690,7 +790,10 @@ describe("the watch", () => {
     const watch = connect().watch(namespace, api.resourceVersion, 60, anySignal());
     const first = watch.next();
     const blob = Buffer.alloc(MIB - 1_000, 1).toString("base64");
-    api.createSecret({ metadata: { namespace, name: "large", labels: { [LABEL]: "" } }, data: { blob } });
+    api.createSecret({
+      metadata: { namespace, name: "large", labels: { [LABEL]: "" } },
+      data: { blob },
+    });
     const event = (await first).value!;
     assertEquals("secret" in event && event.secret.data?.blob, blob);
     await watch.return(undefined);
@@ -777,7 +880,9 @@ describe("the watch", () => {
     server.expire();
     for (const expiredAs of ["status", "event"] as const) {
       server.expiredAs = expiredAs;
-      const { seen, error } = await readAll(connect(server.url).watch(namespace, "1", 60, anySignal()));
+      const { seen, error } = await readAll(
+        connect(server.url).watch(namespace, "1", 60, anySignal()),
+      );
       assertEquals([seen, error?.status, error?.reason], [[], 410, "Expired"]);
     }
   });
@@ -787,7 +892,9 @@ describe("the watch", () => {
     // Nine seconds less than none: silence counts as death after one.
     api.faults.add({ verb: "watch", lines: [added("one")], stall: 1 });
     const openedAt = performance.now();
-    const { seen, error } = await readAll(connect(relay.url).watch(createSecrets(0), "1", -9, anySignal()));
+    const { seen, error } = await readAll(
+      connect(relay.url).watch(createSecrets(0), "1", -9, anySignal()),
+    );
     const lived = performance.now() - openedAt;
     assertEquals([seen, error?.reason], [["ADDED one"], "UND_ERR_BODY_TIMEOUT"]);
     assert(lived > 900 && lived < 3_000, `${lived} ms`);
@@ -796,15 +903,23 @@ describe("the watch", () => {
 
   test("lives on as long as something comes", async () => {
     const line = `${JSON.stringify(added("one"))}\n`;
-    api.faults.add({ verb: "watch", lines: [line.repeat(5)], split: { bytes: line.length, ms: 300 } });
-    const { seen, error } = await readAll(connect().watch(createSecrets(0), api.resourceVersion, -9, anySignal()));
+    api.faults.add({
+      verb: "watch",
+      lines: [line.repeat(5)],
+      split: { bytes: line.length, ms: 300 },
+    });
+    const { seen, error } = await readAll(
+      connect().watch(createSecrets(0), api.resourceVersion, -9, anySignal()),
+    );
     assertEquals([seen.length, error], [5, undefined]);
   });
 
   test("ends at once when it is aborted, and its connection too", async () => {
     const relay = await startRelay(portOf(api.url));
     const controller = new AbortController();
-    const watch = readAll(connect(relay.url).watch(createSecrets(0), api.resourceVersion, 60, controller.signal));
+    const watch = readAll(
+      connect(relay.url).watch(createSecrets(0), api.resourceVersion, 60, controller.signal),
+    );
     await until(() => api.openWatches === 1, "the watch is open");
     const abortedAt = performance.now();
     controller.abort(new Error("enough"));
@@ -827,7 +942,9 @@ describe("the watch", () => {
     const client = connect(relay.url);
     api.faults.add({ verb: "watch", close: 0, times: 30 });
     const namespace = createSecrets(0);
-    for (let index = 0; index < 30; index++) await readAll(client.watch(namespace, "1", 60, anySignal()));
+    for (let index = 0; index < 30; index++) {
+      await readAll(client.watch(namespace, "1", 60, anySignal()));
+    }
     assert(relay.opened <= FEW, `${relay.opened} connections`);
   });
 
@@ -837,24 +954,31 @@ describe("the watch", () => {
         type: "MODIFIED",
         object: { metadata: { namespace: "n", name, uid: "u", resourceVersion: "1" } },
       })),
-      fc.nat().map((version) => ({ type: "BOOKMARK", object: { metadata: { resourceVersion: `${version}` } } })),
+      fc.nat().map((version) => ({
+        type: "BOOKMARK",
+        object: { metadata: { resourceVersion: `${version}` } },
+      })),
     );
-    await fc.assert(fc.asyncProperty(fc.array(record), fc.array(fc.nat(40)), async (records, sizes) => {
-      const body = Buffer.from(records.map((each) => `${JSON.stringify(each)}\n`).join(""));
-      async function* cut() {
-        let at = 0;
-        for (const size of [...sizes, body.length]) yield body.subarray(at, at += size);
-      }
-      const seen: unknown[] = [];
-      for await (const { type, ...event } of parseWatch(cut())) {
-        seen.push({ type, object: "secret" in event ? event.secret : { metadata: event } });
-      }
-      assertEquals(seen, records);
-    }));
+    await fc.assert(
+      fc.asyncProperty(fc.array(record), fc.array(fc.nat(40)), async (records, sizes) => {
+        const body = Buffer.from(records.map((each) => `${JSON.stringify(each)}\n`).join(""));
+        async function* cut() {
+          let at = 0;
+          for (const size of [...sizes, body.length]) yield body.subarray(at, at += size);
+        }
+        const seen: unknown[] = [];
+        for await (const { type, ...event } of parseWatch(cut())) {
+          seen.push({ type, object: "secret" in event ? event.secret : { metadata: event } });
+        }
+        assertEquals(seen, records);
+      }),
+    );
   });
 
   test("keeps a byte-order mark that stands in a text, even where a piece begins with it", async () => {
-    const object = { metadata: { namespace: "n", name: "a\ufeffb", uid: "u", resourceVersion: "1" } };
+    const object = {
+      metadata: { namespace: "n", name: "a\ufeffb", uid: "u", resourceVersion: "1" },
+    };
     const body = Buffer.from(`${JSON.stringify({ type: "ADDED", object })}\n`);
     async function* cut(at: number) {
       yield body.subarray(0, at);
@@ -933,7 +1057,13 @@ describe("writing", () => {
   test("requests a token of a service account for one audience and so many seconds", async () => {
     const namespace = createSecrets(0);
     api.createServiceAccount(namespace, "puller");
-    const token = await connect().requestToken(namespace, "puller", "issuer.example", 600, anySignal());
+    const token = await connect().requestToken(
+      namespace,
+      "puller",
+      "issuer.example",
+      600,
+      anySignal(),
+    );
     const { aud, sub, iat = 0, exp = 0 } = decodeJwt(token);
     assertEquals(aud as unknown, ["issuer.example"]);
     assertEquals([sub, exp - iat], [`system:serviceaccount:${namespace}:puller`, 600]);
@@ -945,10 +1075,14 @@ describe("writing", () => {
   test("fails where a token request is refused, with the API server's reason", async () => {
     const namespace = createSecrets(0);
     const client = connect();
-    const error = await failure(client.requestToken(namespace, "none", "audience", 600, anySignal()));
+    const error = await failure(
+      client.requestToken(namespace, "none", "audience", 600, anySignal()),
+    );
     assertEquals([error.status, error.reason], [404, "NotFound"]);
     api.faults.add({ status: 403 });
-    const forbidden = await failure(client.requestToken(namespace, "none", "audience", 600, anySignal()));
+    const forbidden = await failure(
+      client.requestToken(namespace, "none", "audience", 600, anySignal()),
+    );
     assertEquals([forbidden.status, forbidden.refused], [403, true]);
   });
 });

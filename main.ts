@@ -8,8 +8,24 @@ import { existsSync, readFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { join } from "node:path";
 import process from "node:process";
-import { ApiError, type ClientOptions, createClient, type KubernetesApi, type Secret } from "./k8s.ts";
-import { type Claims, decode, exchange, findFlaw, IDENTITY, issuerAgent, type Life, StsError, verify } from "./sts.ts";
+import {
+  ApiError,
+  type ClientOptions,
+  createClient,
+  type KubernetesApi,
+  type Secret,
+} from "./k8s.ts";
+import {
+  type Claims,
+  decode,
+  exchange,
+  findFlaw,
+  IDENTITY,
+  issuerAgent,
+  type Life,
+  StsError,
+  verify,
+} from "./sts.ts";
 
 const VERSION = "0.1.0";
 const USER_AGENT = `pull-secret-updater/${VERSION}`;
@@ -107,26 +123,38 @@ export class ConfigError extends Error {}
 const LOG_LEVELS = ["debug", "info", "warn", "error"];
 const BASE_URL = "an https URL (http to a loopback host only) without user, query and fragment";
 const REGISTRY_HOST = /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?$/;
-const ACCOUNT_NAME = /^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
+const ACCOUNT_NAME =
+  /^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
 const DNS_LABEL = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/;
 
 export type Config = ReturnType<typeof readConfig>;
 
 /** Reads the environment, once; throws a {@linkcode ConfigError}. A variable that is empty counts as unset. */
 export function readConfig(env: (name: string) => string | undefined) {
-  function read(name: string, isAllowed: (text: string) => boolean, allowed: string, fallback = ""): string {
+  function read(
+    name: string,
+    isAllowed: (text: string) => boolean,
+    allowed: string,
+    fallback = "",
+  ): string {
     const text = env(name) || fallback;
     if (isAllowed(text)) return text;
     // A URL may bear a password, even one that is none.
     throw new ConfigError(`${name}="${clean(text.replace(/.*@/s, "…@"))}": must be ${allowed}`);
   }
-  const listOf = (item: RegExp) => (text: string) => splitList(text).every((part) => item.test(part));
+  const listOf = (item: RegExp) => (text: string) =>
+    splitList(text).every((part) => item.test(part));
   const dir = env("SERVICE_ACCOUNT_DIR") || "/var/run/secrets/kubernetes.io/serviceaccount";
-  const [tokenFile, caFile, namespaceFile] = [join(dir, "token"), join(dir, "ca.crt"), join(dir, "namespace")];
+  const [tokenFile, caFile, namespaceFile] = [
+    join(dir, "token"),
+    join(dir, "ca.crt"),
+    join(dir, "namespace"),
+  ];
   let api: Pick<ClientOptions, "url" | "tokenFile" | "caFile">;
   if (env("KUBERNETES_API")) {
     const url = read("KUBERNETES_API", isBaseUrl, BASE_URL).replace(/\/+$/, "");
-    const ifUsed = (path: string) => url.startsWith("https:") && existsSync(path) ? path : undefined;
+    const ifUsed = (path: string) =>
+      url.startsWith("https:") && existsSync(path) ? path : undefined;
     api = { url, tokenFile: ifUsed(tokenFile), caFile: ifUsed(caFile) };
   } else {
     const allowed = "a host, as each Pod is given it (elsewhere set KUBERNETES_API)";
@@ -141,15 +169,34 @@ export function readConfig(env: (name: string) => string | undefined) {
       ? splitList(read("WATCH_NAMESPACES", listOf(DNS_LABEL), "a comma list of namespaces"))
       : [undefined],
     /** The controller's own; elsewhere than in a Pod the name that the manifest gives it. */
-    ownNamespace: existsSync(namespaceFile) ? readFileSync(namespaceFile, "utf8").trim() : "pull-secret-updater",
-    issuer: read("ISSUER_URL", isBaseUrl, BASE_URL, "https://issuer.enforce.dev").replace(/\/+$/, ""),
-    audience: read("AUDIENCE", (text) => /^[!-~]+$/.test(text), "printable characters without spaces", "cgr.dev"),
-    registries: splitList(read("REGISTRIES", listOf(REGISTRY_HOST), "a comma list of hosts", "cgr.dev")),
+    ownNamespace: existsSync(namespaceFile)
+      ? readFileSync(namespaceFile, "utf8").trim()
+      : "pull-secret-updater",
+    issuer: read("ISSUER_URL", isBaseUrl, BASE_URL, "https://issuer.enforce.dev").replace(
+      /\/+$/,
+      "",
+    ),
+    audience: read(
+      "AUDIENCE",
+      (text) => /^[!-~]+$/.test(text),
+      "printable characters without spaces",
+      "cgr.dev",
+    ),
+    registries: splitList(
+      read("REGISTRIES", listOf(REGISTRY_HOST), "a comma list of hosts", "cgr.dev"),
+    ),
     subjectTokenFile: env("SUBJECT_TOKEN_FILE") || "/var/run/chainguard/oidc/oidc-token",
-    httpsProxy: env("HTTPS_PROXY") ? read("HTTPS_PROXY", isHttpUrl, "an http or https URL") : undefined,
+    httpsProxy: env("HTTPS_PROXY")
+      ? read("HTTPS_PROXY", isHttpUrl, "an http or https URL")
+      : undefined,
     noProxy: env("NO_PROXY") ?? "",
     port: +read("PORT", isPort, "a port from 1 to 65535", "8080"),
-    logLevel: read("LOG_LEVEL", (text) => LOG_LEVELS.includes(text), `one of ${LOG_LEVELS.join(", ")}`, "info"),
+    logLevel: read(
+      "LOG_LEVEL",
+      (text) => LOG_LEVELS.includes(text),
+      `one of ${LOG_LEVELS.join(", ")}`,
+      "info",
+    ),
   });
 }
 
@@ -180,15 +227,27 @@ export function clean(text: string, limit = MAX_FOREIGN_CHARS): string {
   return [...cleaned].slice(0, limit).join("");
 }
 
-export type Log = (level: "debug" | "info" | "warn" | "error", msg: string, fields: Record<string, unknown>) => void;
+export type Log = (
+  level: "debug" | "info" | "warn" | "error",
+  msg: string,
+  fields: Record<string, unknown>,
+) => void;
 
 /** Logs one JSON object a line, from the level `threshold` on. */
-export function createLog(threshold: string, now: () => number, write: (line: string) => void): Log {
+export function createLog(
+  threshold: string,
+  now: () => number,
+  write: (line: string) => void,
+): Log {
   return (level, msg, fields) => {
     if (LOG_LEVELS.indexOf(level) < LOG_LEVELS.indexOf(threshold)) return;
     const tidy = (key: string, value: unknown) =>
-      typeof value === "string" ? clean(value, key === "message" ? MAX_NOTE_BYTES : undefined) : value;
-    write(JSON.stringify({ time: new Date(now()).toISOString(), level, msg, ...fields }, tidy) + "\n");
+      typeof value === "string"
+        ? clean(value, key === "message" ? MAX_NOTE_BYTES : undefined)
+        : value;
+    write(
+      JSON.stringify({ time: new Date(now()).toISOString(), level, msg, ...fields }, tidy) + "\n",
+    );
   };
 }
 
@@ -196,25 +255,34 @@ export function createLog(threshold: string, now: () => number, write: (line: st
 
 /** Why something is not as it should be, and what to do about it. */
 export interface Problem {
-  reason: "ExchangeFailed" | "InvalidIdentity" | "UnsupportedSecret" | "InvalidDockerConfig" | "Overwritten";
+  reason:
+    | "ExchangeFailed"
+    | "InvalidIdentity"
+    | "UnsupportedSecret"
+    | "InvalidDockerConfig"
+    | "Overwritten";
   message: string;
 }
 
 const INVALID_DOCKER_CONFIG: Problem = {
   reason: "InvalidDockerConfig",
-  message: `${DATA_KEY} is not a JSON object whose auths is one too: mend it, or set it to ${EMPTY_CONFIG}`,
+  message:
+    `${DATA_KEY} is not a JSON object whose auths is one too: mend it, or set it to ${EMPTY_CONFIG}`,
 };
 const OVERWRITTEN: Problem = {
   reason: "Overwritten",
-  message: "somebody else replaces the token, which is written again, but more slowly: see GitOps in the README",
+  message:
+    "somebody else replaces the token, which is written again, but more slowly: see GitOps in the README",
 };
 
 export type Facts = ReturnType<typeof observe>;
 
 /** Takes from a Secret what the verdict needs, and all that is kept of each: ten thousands of them are. */
 export function observe(secret: Secret, config: Observer) {
-  const { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp } = secret.metadata;
-  const identity = annotations?.[IDENTITY_KEY] || (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
+  const { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp } =
+    secret.metadata;
+  const identity = annotations?.[IDENTITY_KEY] ||
+    (labels?.[IDENTITY_KEY] ?? "").replaceAll(".", "/");
   const account = annotations?.[ACCOUNT_KEY];
   const problem = findProblem(secret, identity, account, config.ownNamespace);
   const docker = problem ? undefined : readDockerConfig(secret.data?.[DATA_KEY], config.registries);
@@ -239,11 +307,17 @@ export function observe(secret: Secret, config: Observer) {
 
 type Observer = Pick<Config, "audience" | "registries" | "ownNamespace">;
 
-function observeToken(claims: Claims | undefined, secret: Secret, identity: string, config: Observer) {
+function observeToken(
+  claims: Claims | undefined,
+  secret: Secret,
+  identity: string,
+  config: Observer,
+) {
   if (!claims?.audiences.includes(config.audience)) return undefined;
   const { fingerprint, issuedAt, expiresAt, subject, actor } = claims;
   const { namespace, annotations } = secret.metadata;
-  const isOfIdentity = (IDENTITY.test(subject) ? subject : annotations?.[TOKEN_IDENTITY_KEY]) === identity;
+  const isOfIdentity =
+    (IDENTITY.test(subject) ? subject : annotations?.[TOKEN_IDENTITY_KEY]) === identity;
   const account = annotations?.[ACCOUNT_KEY];
   const ofNamespace = `system:serviceaccount:${namespace}:`;
   // Without an account the controller's own subject is meant, which is of none but its own namespace.
@@ -253,21 +327,34 @@ function observeToken(claims: Claims | undefined, secret: Secret, identity: stri
   return { fingerprint, issuedAt, expiresAt, isForAnother: !isOfIdentity || !isOfSubject };
 }
 
-function findProblem(secret: Secret, identity: string, account: string | undefined, own: string): Problem | undefined {
+function findProblem(
+  secret: Secret,
+  identity: string,
+  account: string | undefined,
+  own: string,
+): Problem | undefined {
   const { metadata: { namespace }, type, immutable } = secret;
   if (!IDENTITY.test(identity)) {
-    const message = `the identity "${clean(identity)}" is not a UID (40 hexadecimal digits, then / and 16 for each ` +
+    const message =
+      `the identity "${
+        clean(identity)
+      }" is not a UID (40 hexadecimal digits, then / and 16 for each ` +
       `level): set the annotation ${IDENTITY_KEY} to one, or the label to one with . for /`;
     return { reason: "InvalidIdentity", message };
   }
   if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === own)) {
-    const message = `the service account "${clean(account)}" cannot be used: set the annotation ${ACCOUNT_KEY} to ` +
+    const message =
+      `the service account "${
+        clean(account)
+      }" cannot be used: set the annotation ${ACCOUNT_KEY} to ` +
       "one of the Secret's namespace, which must not be the controller's, or take it off";
     return { reason: "InvalidIdentity", message };
   }
   if (type === SECRET_TYPE && !immutable) return undefined;
   const message =
-    `the Secret is ${immutable ? "immutable" : `of type ${clean(`${type}`)}`}, which no write can mend: ` +
+    `the Secret is ${
+      immutable ? "immutable" : `of type ${clean(`${type}`)}`
+    }, which no write can mend: ` +
     `delete it, and create it with type ${SECRET_TYPE} and without immutable`;
   return { reason: "UnsupportedSecret", message };
 }
@@ -280,7 +367,9 @@ const readDockerConfig = rememberLast((data: string | undefined, registries: str
     if (!isObject(config) || !isObject(auths)) return undefined;
     const others = Object.keys(auths).filter((host) => !registries.includes(host));
     const isPlain = others.length === 0 && Object.keys(config).every((key) => key === "auths");
-    const passwords = registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : "");
+    const passwords = registries.map((host) =>
+      Object.hasOwn(auths, host) ? passwordOf(auths[host]) : ""
+    );
     return { claims: [...new Set(passwords)].map(decode), isPlain };
   } catch {
     return undefined;
@@ -290,7 +379,8 @@ const readDockerConfig = rememberLast((data: string | undefined, registries: str
 /** Thousands of Secrets may hold the same: what is the same as the last time is not worked out again. */
 function rememberLast<A, B, R>(work: (a: A, b: B) => R) {
   let last: { a?: A; b?: B; result?: R } = {};
-  return (a: A, b: B) => (last.a === a && last.b === b ? last : last = { a, b, result: work(a, b) }).result;
+  return (a: A, b: B) =>
+    (last.a === a && last.b === b ? last : last = { a, b, result: work(a, b) }).result;
 }
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
@@ -353,7 +443,12 @@ function tokenState({ tokens }: Facts, now: number) {
  * How long (ms) after `now` a token is to be replaced, at a `fraction` of its life. One that has just arrived counts
  * from now, whatever the issuer's clock says; one that was found counts from its time of issue.
  */
-export function refreshDelay({ issuedAt, expiresAt }: Life, fraction: number, now: number, arrived: boolean): number {
+export function refreshDelay(
+  { issuedAt, expiresAt }: Life,
+  fraction: number,
+  now: number,
+  arrived: boolean,
+): number {
   const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
   const life = expiresAt - issued;
   return arrived ? fraction * Math.min(life, expiresAt - now) : issued + fraction * life - now;
@@ -398,9 +493,12 @@ export interface Dependencies {
 function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) => Promise<void>) {
   const queue: { job: T; namespace: string; rank: number }[] = [];
   const running: string[] = [];
-  const isFree = (namespace: string) => running.filter((other) => other === namespace).length < limitOfNamespace;
+  const isFree = (namespace: string) =>
+    running.filter((other) => other === namespace).length < limitOfNamespace;
   function startNext(): void {
-    const index = running.length < limit ? queue.findIndex(({ namespace }) => isFree(namespace)) : -1;
+    const index = running.length < limit
+      ? queue.findIndex(({ namespace }) => isFree(namespace))
+      : -1;
     const [next] = index === -1 ? [] : queue.splice(index, 1);
     if (!next) return;
     running.push(next.namespace);
@@ -412,7 +510,11 @@ function createPool<T>(limit: number, limitOfNamespace: number, run: (job: T) =>
   return {
     isBusy: () => queue.length + running.length > 0,
     add(job: T, namespace: string, rank: number): void {
-      queue.splice(queue.findLastIndex((other) => other.rank <= rank) + 1, 0, { job, namespace, rank });
+      queue.splice(queue.findLastIndex((other) => other.rank <= rank) + 1, 0, {
+        job,
+        namespace,
+        rank,
+      });
       startNext();
     },
   };
@@ -508,7 +610,12 @@ export function createController(config: Config, deps: Dependencies) {
    * What is listed and watched in one go, a namespace or the whole cluster: the version to watch from (none: list first),
    * and when it last tried or received something, which is ahead of now while it waits.
    */
-  const scopes = config.namespaces.map((namespace) => ({ namespace, version: "", synced: false, aliveAt: Infinity }));
+  const scopes = config.namespaces.map((namespace) => ({
+    namespace,
+    version: "",
+    synced: false,
+    aliveAt: Infinity,
+  }));
   type Scope = typeof scopes[number];
   const requests = new Set<AbortController>();
   const counters = new Map<string, number>();
@@ -536,7 +643,8 @@ export function createController(config: Config, deps: Dependencies) {
       scope.aliveAt = monotonic();
       try {
         // etcd may have been restored meanwhile: a watch from a version that is yet to come again would be silent.
-        const page = isUnsure && await within(LIST_WATCH_TIMEOUT_MS, (signal) => api.list(namespace, signal, 1).next());
+        const page = isUnsure &&
+          await within(LIST_WATCH_TIMEOUT_MS, (signal) => api.list(namespace, signal, 1).next());
         if (page && isOlder(page.value?.resourceVersion ?? "", scope.version)) scope.version = "";
         scope.version ||= await within(LIST_WATCH_TIMEOUT_MS, (signal) => list(scope, signal));
         openedAt = monotonic();
@@ -553,9 +661,14 @@ export function createController(config: Config, deps: Dependencies) {
       wasGone = isGone;
       // What the resource version may be to blame for (a bad record, a 410, another status) leads to a new list; what
       // passes (no answer, 401, 403, 429) keeps it.
-      const isKept = lived < 0 || (reason !== "InvalidAnswer" && [undefined, 401, 403, 429].includes(status));
+      const isKept = lived < 0 ||
+        (reason !== "InvalidAnswer" && [undefined, 401, 403, 429].includes(status));
       if (!isKept) scope.version = "";
-      count(`watch_restarts_total{reason="${isGone ? "gone" : error ? "error" : isShort ? "short" : "ended"}"}`);
+      count(
+        `watch_restarts_total{reason="${
+          isGone ? "gone" : error ? "error" : isShort ? "short" : "ended"
+        }"}`,
+      );
       if (lived >= WATCH_GOOD_MS) failures = 0;
       const hasFailed = error !== undefined || isShort;
       isUnsure = hasFailed && scope.version !== "";
@@ -564,7 +677,10 @@ export function createController(config: Config, deps: Dependencies) {
       const delay = Math.max(drawDelay(WATCH, failures), retryAfter(error));
       log("warn", "watch failed", { namespace, error: message, retryInMs: Math.round(delay) });
       scope.aliveAt = monotonic() + delay;
-      await within(delay, (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve)));
+      await within(
+        delay,
+        (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve)),
+      );
     }
   }
 
@@ -612,7 +728,9 @@ export function createController(config: Config, deps: Dependencies) {
     const known = entries.get(key);
     // What a patch was answered with comes again by the watch.
     const mayBeOld = how === "LISTED" && !(known && known.wroteAt >= since);
-    if (known && !mayBeOld && !isOlder(known.facts.resourceVersion, secret.metadata.resourceVersion)) return key;
+    if (
+      known && !mayBeOld && !isOlder(known.facts.resourceVersion, secret.metadata.resourceVersion)
+    ) return key;
     const facts = observe(secret, config);
     const same = known?.facts.uid === facts.uid ? known : undefined;
     if (known && !same) forget(known);
@@ -620,7 +738,8 @@ export function createController(config: Config, deps: Dependencies) {
     const entry = same ?? new Entry(facts, stateOf(facts, clock.now()) === "valid");
     entries.set(key, entry);
     entry.facts = facts;
-    const isRenamed = before && (before.identity !== facts.identity || before.account !== facts.account);
+    const isRenamed = before &&
+      (before.identity !== facts.identity || before.account !== facts.account);
     const isAsked = ![undefined, before?.refresh, entry.satisfied].includes(facts.refresh);
     if (isRenamed) entry.isSettled = false;
     if (isAsked) entry.requestedAt = monotonic();
@@ -660,7 +779,9 @@ export function createController(config: Config, deps: Dependencies) {
       return setAlarm(step.until);
     }
     const { shared, reason } = step;
-    const current = reason === "due" || reason === "requested" ? soonestToExpire(entry.facts.tokens) : undefined;
+    const current = reason === "due" || reason === "requested"
+      ? soonestToExpire(entry.facts.tokens)
+      : undefined;
     const { range, failures } = entry.backoff;
     const hasFailed = (failures > 0 && range !== CONFLICT) || shared.backoff.failures > 0;
     const rank = (hasFailed ? BEHIND_ALL : 0) + (current?.expiresAt ?? 0);
@@ -695,7 +816,9 @@ export function createController(config: Config, deps: Dependencies) {
     const tick = monotonic();
     const sleep = (until: number, problem?: Problem): Step => ({ do: "sleep", until, problem });
     const reason = decide(facts, now, now + entry.dueAt - tick, entry.satisfied);
-    if (reason === "skip") return sleep(tick + EVENT_STANDING_MS, facts.isGone ? undefined : facts.problem);
+    if (reason === "skip") {
+      return sleep(tick + EVENT_STANDING_MS, facts.isGone ? undefined : facts.problem);
+    }
     entry.isHurried &&= reason !== "wait"; // another replica may have fulfilled the wish
     if (reason === "wait") return sleep(entry.dueAt);
 
@@ -705,13 +828,20 @@ export function createController(config: Config, deps: Dependencies) {
     const hurryAt = asked === shared && shared.isBusy ? 0 : entry.hurriedAt + SHORT_SPACING_MS;
     const retryAt = Math.max(backoff.heldUntil, isHurried ? hurryAt : backoff.retryAt);
     if (Math.max(writableAt, retryAt) > tick) {
-      const isReplaced = writableAt > tick && !isHurried && (reason === "missing" || reason === "identity-changed");
+      const isReplaced = writableAt > tick && !isHurried &&
+        (reason === "missing" || reason === "identity-changed");
       return sleep(Math.max(writableAt, retryAt), isReplaced ? OVERWRITTEN : undefined);
     }
 
     const { token, staleAt, settledUntil, backoff: asking } = shared;
-    const askableAt = Math.max(settledUntil, heldUntil, asking.heldUntil, isHurried ? 0 : asking.retryAt);
-    const isRecent = reason !== "requested" || shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
+    const askableAt = Math.max(
+      settledUntil,
+      heldUntil,
+      asking.heldUntil,
+      isHurried ? 0 : asking.retryAt,
+    );
+    const isRecent = reason !== "requested" ||
+      shared.askedAt >= entry.requestedAt - SHORT_SPACING_MS;
     const isFresh = staleAt > tick && isRecent;
     // While the issuer fails or is not to be asked, the token in hand still serves those who have none.
     const isNeeded = reason !== "due" && reason !== "requested" && askableAt > tick;
@@ -761,10 +891,19 @@ export function createController(config: Config, deps: Dependencies) {
     count("exchange_duration_seconds_sum", (endedAt - askedAt) / 1000);
     if (error) {
       shared.backoff = nextBackoff(isHurried ? NO_BACKOFF : shared.backoff, error);
-      if (error instanceof StsError && error.status === 429) heldUntil = Math.max(heldUntil, shared.backoff.heldUntil);
+      if (error instanceof StsError && error.status === 429) {
+        heldUntil = Math.max(heldUntil, shared.backoff.heldUntil);
+      }
       // Nobody who asks for one refresh after another makes us spin.
-      if (isHurried) shared.backoff.heldUntil = Math.max(shared.backoff.heldUntil, endedAt + SHORT_SPACING_MS);
-      log("warn", "exchange failed", { identity, account, error: error.message, secrets: waiting.size });
+      if (isHurried) {
+        shared.backoff.heldUntil = Math.max(shared.backoff.heldUntil, endedAt + SHORT_SPACING_MS);
+      }
+      log("warn", "exchange failed", {
+        identity,
+        account,
+        error: error.message,
+        secrets: waiting.size,
+      });
     }
     const message = error ? explain(error, shared) : "";
     for (const entry of [...waiting]) {
@@ -778,12 +917,18 @@ export function createController(config: Config, deps: Dependencies) {
   /** Gets a subject token, and a registry token in return for it. */
   async function mint(shared: SharedToken, signal: AbortSignal): Promise<string> {
     const { identity, account, namespace } = shared.asker;
-    const subjectToken = account === undefined
-      ? deps.readSubjectToken()
-      : await api.requestToken(namespace, account, new URL(config.issuer).hostname, SUBJECT_TOKEN_LIFE_S, signal);
+    const subjectToken = account === undefined ? deps.readSubjectToken() : await api.requestToken(
+      namespace,
+      account,
+      new URL(config.issuer).hostname,
+      SUBJECT_TOKEN_LIFE_S,
+      signal,
+    );
     shared.subject = decode(subjectToken);
     if (shared.subject && shared.subject.expiresAt <= clock.now()) {
-      throw new StsError("the subject token has expired: the kubelet has not renewed it (elsewhere: make another)");
+      throw new StsError(
+        "the subject token has expired: the kubelet has not renewed it (elsewhere: make another)",
+      );
     }
     return deps.exchange(subjectToken, identity, signal);
   }
@@ -792,7 +937,9 @@ export function createController(config: Config, deps: Dependencies) {
     const now = clock.now();
     const arrivedAt = monotonic();
     // Issuers may give the same token again. That is no failure: they are asked again after half of what is left of it.
-    const again = shared.token?.jwt === jwt && shared.token.claims.expiresAt > now ? shared.token : undefined;
+    const again = shared.token?.jwt === jwt && shared.token.claims.expiresAt > now
+      ? shared.token
+      : undefined;
     const claims = again?.claims ?? verify(jwt, shared.asker.identity, config.audience, now);
     const life = refreshDelay(claims, 1, now, true);
     const settle = Math.max(PASSING.baseMs, Math.min(SHORT_SPACING_MS, life / 2));
@@ -820,13 +967,23 @@ export function createController(config: Config, deps: Dependencies) {
     if (isKnown(entry)) consider(entry);
   }
 
-  async function write(entry: Entry, { shared, reason }: RefreshStep, signal: AbortSignal): Promise<Secret> {
+  async function write(
+    entry: Entry,
+    { shared, reason }: RefreshStep,
+    signal: AbortSignal,
+  ): Promise<Secret> {
     const { namespace, name, uid, resourceVersion, identity, refresh, isPlain } = entry.facts;
     const { jwt, claims, arrivedAt, life } = shared.token!;
-    const current = isPlain ? EMPTY_CONFIG : decodeConfig((await api.get(namespace, name, signal)).data?.[DATA_KEY]);
+    const current = isPlain
+      ? EMPTY_CONFIG
+      : decodeConfig((await api.get(namespace, name, signal)).data?.[DATA_KEY]);
     const data = Buffer.from(withToken(current, config.registries, jwt)).toString("base64");
     const expires = new Date(claims.expiresAt).toISOString();
-    const annotations = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires, [REFRESH_KEY]: null };
+    const annotations = {
+      [TOKEN_IDENTITY_KEY]: identity,
+      [TOKEN_EXPIRES_KEY]: expires,
+      [REFRESH_KEY]: null,
+    };
     // A Secret that is not the one that was decided on, or not as it was, is a conflict.
     const patch = { metadata: { uid, resourceVersion, annotations }, data: { [DATA_KEY]: data } };
     const secret = await api.patch(namespace, name, patch, signal);
@@ -838,17 +995,25 @@ export function createController(config: Config, deps: Dependencies) {
     endHurry(entry);
     count('refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason, expires });
-    if (!entry.isSettled) tell(entry, "TokenIssued", `the Secret holds a token of ${clean(identity)} until ${expires}`);
+    if (!entry.isSettled) {
+      tell(entry, "TokenIssued", `the Secret holds a token of ${clean(identity)} until ${expires}`);
+    }
     entry.isSettled = true;
     return secret;
   }
 
   /** Returns the Secret as it is now, if the one that was to be written is no more or has changed. */
-  async function patchFailed(entry: Entry, facts: Facts, error: Partial<ApiError>): Promise<Secret | undefined> {
+  async function patchFailed(
+    entry: Entry,
+    facts: Facts,
+    error: Partial<ApiError>,
+  ): Promise<Secret | undefined> {
     if (error.status === 409 || error.status === 404) {
       count('refreshes_total{result="conflict"}');
       const isFirst = entry.backoff.failures === 0;
-      entry.backoff = isFirst ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 } : nextBackoff(entry.backoff, error);
+      entry.backoff = isFirst
+        ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 }
+        : nextBackoff(entry.backoff, error);
       // A user's wish may run into one write of another's; where there is a second, no hurry helps.
       if (!isFirst) endHurry(entry);
       if (entry.backoff.failures > MAX_CHANCE) tell(entry, OVERWRITTEN.reason, OVERWRITTEN.message);
@@ -857,14 +1022,17 @@ export function createController(config: Config, deps: Dependencies) {
       const read = within(REQUEST_TIMEOUT_MS, (signal) => api.get(namespace, name, signal));
       const secret = await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);
       // etcd was restored from a backup, which nobody has told yet: what is known has to be listed anew.
-      return secret && isOlder(secret.metadata.resourceVersion, resourceVersion) ? vanish(entry) : secret;
+      return secret && isOlder(secret.metadata.resourceVersion, resourceVersion)
+        ? vanish(entry)
+        : secret;
     }
     if (!isKnown(entry)) return undefined;
     entry.backoff = nextBackoff(entry.isHurried ? NO_BACKOFF : entry.backoff, error);
     endHurry(entry);
     // Else the docker config could not be merged with; unless somebody has mended it meanwhile.
-    if (error instanceof ApiError) failed(entry, error, `the token could not be written: ${clean(error.message)}`);
-    else if (entry.facts === facts) entry.facts = { ...facts, problem: INVALID_DOCKER_CONFIG };
+    if (error instanceof ApiError) {
+      failed(entry, error, `the token could not be written: ${clean(error.message)}`);
+    } else if (entry.facts === facts) entry.facts = { ...facts, problem: INVALID_DOCKER_CONFIG };
   }
 
   /** It was not found twice, or as it was long ago. The list after this watch brings it back if it is still there. */
@@ -882,11 +1050,23 @@ export function createController(config: Config, deps: Dependencies) {
   }
 
   /** The back-off after one more failure; a refusal after what may pass begins anew, and the other way round. */
-  function nextBackoff({ range: lastRange, failures: before }: typeof NO_BACKOFF, error: Partial<StsError>) {
-    const range = error.refused ? REFUSED : error.status === 409 || error.status === 404 ? CONFLICT : PASSING;
+  function nextBackoff(
+    { range: lastRange, failures: before }: typeof NO_BACKOFF,
+    error: Partial<StsError>,
+  ) {
+    const range = error.refused
+      ? REFUSED
+      : error.status === 409 || error.status === 404
+      ? CONFLICT
+      : PASSING;
     const failures = (range === REFUSED) === (lastRange === REFUSED) ? before + 1 : 1;
     const now = monotonic();
-    return { range, failures, retryAt: now + drawDelay(range, failures), heldUntil: now + retryAfter(error) };
+    return {
+      range,
+      failures,
+      retryAt: now + drawDelay(range, failures),
+      heldUntil: now + retryAfter(error),
+    };
   }
 
   const drawDelay = ({ baseMs, capMs }: typeof PASSING, failures: number) =>
@@ -903,7 +1083,10 @@ export function createController(config: Config, deps: Dependencies) {
   async function within<T>(ms: number, send: (signal: AbortSignal) => Promise<T>): Promise<T> {
     // One each: a signal that lived as long as the program would gather listeners.
     const request = new AbortController();
-    const timer = clock.setTimeout(() => request.abort(new Error(`no answer within ${ms / 1000} s`)), ms);
+    const timer = clock.setTimeout(
+      () => request.abort(new Error(`no answer within ${ms / 1000} s`)),
+      ms,
+    );
     requests.add(request);
     try {
       return await send(request.signal);
@@ -950,7 +1133,8 @@ export function createController(config: Config, deps: Dependencies) {
     }
     const used = new Set(entries.values().map((entry) => entry.shared));
     for (const [key, { isBusy, settledUntil, backoff }] of sharedTokens) {
-      const isAtRest = !isBusy && Math.max(settledUntil, backoff.retryAt, backoff.heldUntil) <= tick;
+      const isAtRest = !isBusy &&
+        Math.max(settledUntil, backoff.retryAt, backoff.heldUntil) <= tick;
       if (isAtRest && !used.has(sharedTokens.get(key))) sharedTokens.delete(key);
     }
     for (const [key, at] of toldAt) if (at <= tick - EVENT_SPACING_MS) toldAt.delete(key);
@@ -964,12 +1148,15 @@ export function createController(config: Config, deps: Dependencies) {
     const { namespace, name, uid } = entry.facts;
     const tick = monotonic();
     const key = `${namespace}/${name} ${reason}`;
-    const stands = entry.standing?.message === message && entry.standing.at > tick - EVENT_STANDING_MS;
+    const stands = entry.standing?.message === message &&
+      entry.standing.at > tick - EVENT_STANDING_MS;
     if (stands || (toldAt.get(key) ?? -Infinity) > tick - EVENT_SPACING_MS) return;
     if (tick >= events.endsAt) events = { endsAt: tick + EVENT_WINDOW_MS, namespaces: [] };
     const own = events.namespaces.filter((other) => other === namespace).length;
     // A problem that is dropped has not been told: it is the next time.
-    if (events.namespaces.length >= MAX_EVENTS || own >= MAX_EVENTS_OF_NAMESPACE) return count("events_dropped_total");
+    if (events.namespaces.length >= MAX_EVENTS || own >= MAX_EVENTS_OF_NAMESPACE) {
+      return count("events_dropped_total");
+    }
     events.namespaces.push(namespace);
     entry.standing = { message, at: tick };
     toldAt.set(key, tick);
@@ -988,15 +1175,23 @@ export function createController(config: Config, deps: Dependencies) {
       note: Buffer.from(message).subarray(0, MAX_NOTE_BYTES).toString(),
     };
     within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal))
-      .catch(({ message }) => log("warn", "event not written", { namespace, name, reason, error: message }));
+      .catch(({ message }) =>
+        log("warn", "event not written", { namespace, name, reason, error: message })
+      );
   }
 
-  const count = (series: string, by = 1) => void counters.set(series, (counters.get(series) ?? 0) + by);
+  const count = (series: string, by = 1) =>
+    void counters.set(series, (counters.get(series) ?? 0) + by);
 
   return {
     /** Starts to list and watch. */
     start(): void {
-      log("info", "started", { version: VERSION, instance, api: config.api.url, issuer: config.issuer });
+      log("info", "started", {
+        version: VERSION,
+        instance,
+        api: config.api.url,
+        issuer: config.issuer,
+      });
       for (const scope of scopes) follow(scope);
       ring();
     },
@@ -1007,18 +1202,22 @@ export function createController(config: Config, deps: Dependencies) {
       clock.clearTimeout(alarm.timer);
     },
     /** Says what /readyz waits for, if anything: every first list. */
-    findUnready: () => scopes.every(({ synced }) => synced) ? undefined : "the first list is not done",
+    findUnready: () =>
+      scopes.every(({ synced }) => synced) ? undefined : "the first list is not done",
     /** Says why this process is stuck, if it is; that others are down, slow or hang is no reason. */
     findStuck(): string | undefined {
       const tick = monotonic();
       const isOverdue = entries.values().some(({ wakeAt }) => wakeAt < tick - STUCK_WORK_MS);
       const isDue = isOverdue || exchanges.isBusy() || patches.isBusy();
-      if (isDue && progressAt < tick - STUCK_WORK_MS) return "work is due, and none was done for a minute";
+      if (isDue && progressAt < tick - STUCK_WORK_MS) {
+        return "work is due, and none was done for a minute";
+      }
       if (scopes.every(({ aliveAt }) => aliveAt >= tick - STUCK_WATCH_MS)) return undefined;
       return "a watch has neither tried nor received anything for 5 minutes";
     },
     /** Told of each answer of the API server. */
-    countAnswer: (verb: string, code: string) => count(`api_requests_total{verb="${verb}",code="${code}"}`),
+    countAnswer: (verb: string, code: string) =>
+      count(`api_requests_total{verb="${verb}",code="${code}"}`),
     /** The metrics, in Prometheus' text format. */
     renderMetrics(): string {
       const now = clock.now();
@@ -1031,12 +1230,21 @@ export function createController(config: Config, deps: Dependencies) {
         const labels = `namespace=${quote(facts.namespace)},name=${quote(facts.name)}`;
         expiries.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
       }
-      const gauges = Object.entries(states).map(([state, size]) => [`secrets{state="${state}"}`, size] as const);
-      const samples = [[`build_info{version="${VERSION}"}`, 1] as const, ...gauges, ...expiries, ...counters];
+      const gauges = Object.entries(states).map(([state, size]) =>
+        [`secrets{state="${state}"}`, size] as const
+      );
+      const samples = [
+        [`build_info{version="${VERSION}"}`, 1] as const,
+        ...gauges,
+        ...expiries,
+        ...counters,
+      ];
       const lines = samples.map(([series, value]) => `${METRIC_PREFIX}${series} ${value}\n`);
       return METRICS.map(([name, type, help]) => {
         const own = lines.filter((line) => line.startsWith(METRIC_PREFIX + name));
-        return `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n${own.join("")}`;
+        return `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n${
+          own.join("")
+        }`;
       }).join("");
     },
   };
@@ -1059,17 +1267,22 @@ const METRICS = [
 /** The message of a failed exchange; of a refusal, with what it takes to mend it. */
 function explain(error: Partial<StsError>, { asker: { identity }, subject }: SharedToken): string {
   const message = clean(`${"path" in error ? "SUBJECT_TOKEN_FILE: " : ""}${error.message}`);
-  if (error instanceof ApiError && error.refused) return `${message}; it takes create on serviceaccounts/token`;
+  if (error instanceof ApiError && error.refused) {
+    return `${message}; it takes create on serviceaccounts/token`;
+  }
   if (!(error instanceof StsError) || ![401, 403].includes(error.status ?? 0)) return message;
   const { issuer = "?", subject: sub = "?", audiences = [] } = subject ?? {};
-  return `${message}. The subject token has iss=${clean(issuer)} sub=${clean(sub)} aud=${clean(audiences.join())}. ` +
+  return `${message}. The subject token has iss=${clean(issuer)} sub=${clean(sub)} aud=${
+    clean(audiences.join())
+  }. ` +
     "Bind the identity to it, or another by: chainctl iam identities create NAME --identity-issuer=ISS --subject=SUB " +
     `--parent=${identity.replace(/\/[^/]*$/, "")} --role=registry.pull`;
 }
 
 // ───── The program ─────
 
-const HELP = `Keeps image pull Secrets filled with registry tokens that have not expired, as environment variables say.
+const HELP =
+  `Keeps image pull Secrets filled with registry tokens that have not expired, as environment variables say.
 
 Usage: main.ts [--status | --status=json | --version | --help]
 
@@ -1083,18 +1296,26 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean):
   for (const scope of config.namespaces) {
     for await (const { items } of api.list(scope, AbortSignal.timeout(LIST_WATCH_TIMEOUT_MS))) {
       for (const facts of items.map((secret) => observe(secret, config))) {
-        const [namespace, name, identity] = [facts.namespace, facts.name, facts.identity].map((text) => clean(text));
+        const [namespace, name, identity] = [facts.namespace, facts.name, facts.identity].map((
+          text,
+        ) => clean(text));
         const state = stateOf(facts, now);
         const expires = soonestToExpire(facts.tokens)?.expiresAt;
         const expiresIn = expires === undefined ? "" : `${Math.round((expires - now) / 1000)}s`;
-        const wrong = facts.problem?.message ?? (state === "valid" ? "" : "see its events and the controller's log");
+        const wrong = facts.problem?.message ??
+          (state === "valid" ? "" : "see its events and the controller's log");
         rows.push({ namespace, name, identity, state, expiresIn, problem: wrong });
       }
     }
   }
-  const table = [["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"], ...rows.map(Object.values)];
+  const table = [
+    ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"],
+    ...rows.map(Object.values),
+  ];
   const widths = table[0]!.map((_, column) => Math.max(...table.map((row) => row[column]!.length)));
-  const lines = table.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd());
+  const lines = table.map((row) =>
+    row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()
+  );
   const text = rows.length === 0 ? `no Secret has the label ${IDENTITY_KEY}` : lines.join("\n");
   process.stdout.write(`${asJson ? JSON.stringify(rows, null, 2) : text}\n`);
   return rows.every(({ state }) => state === "valid") ? 0 : 1;
@@ -1104,17 +1325,31 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean):
 function serve(controller: Controller, port: number): Server {
   return createServer(({ url = "" }, response) => {
     const isKnown = ["/healthz", "/readyz", "/metrics"].includes(url);
-    const why = url === "/healthz" ? controller.findStuck() : url === "/readyz" ? controller.findUnready() : undefined;
-    response.writeHead(why ? 503 : isKnown ? 200 : 404, { "content-type": "text/plain; version=0.0.4" });
-    response.end(url === "/metrics" ? controller.renderMetrics() : `${why ?? (isKnown ? "ok" : "not found")}\n`);
+    const why = url === "/healthz"
+      ? controller.findStuck()
+      : url === "/readyz"
+      ? controller.findUnready()
+      : undefined;
+    response.writeHead(why ? 503 : isKnown ? 200 : 404, {
+      "content-type": "text/plain; version=0.0.4",
+    });
+    response.end(
+      url === "/metrics"
+        ? controller.renderMetrics()
+        : `${why ?? (isKnown ? "ok" : "not found")}\n`,
+    );
   }).listen(port);
 }
 
 /** The program: returns the exit status, or nothing while it runs. */
 async function main([flag = "", ...others]: string[]): Promise<number | undefined> {
-  if (!["", "--help", "--version", "--status", "--status=json"].includes(flag) || others.length > 0) {
+  if (
+    !["", "--help", "--version", "--status", "--status=json"].includes(flag) || others.length > 0
+  ) {
     const given = clean([flag, ...others].join(" "));
-    throw new ConfigError(`unknown argument "${given}": must be --status, --status=json, --version or --help`);
+    throw new ConfigError(
+      `unknown argument "${given}": must be --status, --status=json, --version or --help`,
+    );
   }
   if (flag === "--help") return void process.stdout.write(HELP);
   if (flag === "--version") return void process.stdout.write(`${VERSION}\n`);
@@ -1128,14 +1363,20 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
     onAnswer: (verb, code) => controller?.countAnswer(verb, code),
     onStale: (error) => log("warn", "file not read again", { error }),
   });
-  if (flag !== "") return await printStatus(api, config, flag === "--status=json").finally(api.close);
+  if (flag !== "") {
+    return await printStatus(api, config, flag === "--status=json").finally(api.close);
+  }
   const { issuer, audience, subjectTokenFile } = config;
   const dispatcher = issuerAgent(config.httpsProxy, config.noProxy);
   controller = createController(config, {
     api,
     readSubjectToken: () => readFileSync(subjectTokenFile, "utf8").trim(),
     exchange: (subjectToken, identity, signal) =>
-      exchange({ issuer, subjectToken, identity, audience }, { dispatcher, userAgent: USER_AGENT, signal }),
+      exchange({ issuer, subjectToken, identity, audience }, {
+        dispatcher,
+        userAgent: USER_AGENT,
+        signal,
+      }),
     clock: systemClock,
     random: Math.random,
     log,
@@ -1155,7 +1396,9 @@ async function main([flag = "", ...others]: string[]): Promise<number | undefine
 // Node before 24.2 does not know import.meta.main.
 if (import.meta.main ?? process.argv[1] === import.meta.filename) {
   main(process.argv.slice(2)).then((status) => process.exitCode = status, (error) => {
-    process.stderr.write(`${error instanceof ConfigError ? error.message : clean(error.message)}\n`);
+    process.stderr.write(
+      `${error instanceof ConfigError ? error.message : clean(error.message)}\n`,
+    );
     process.exitCode = error instanceof ConfigError ? 2 : 3;
   });
 }

@@ -4,11 +4,27 @@
  */
 import process from "node:process";
 import { test } from "node:test";
-import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertNotEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import fc from "fast-check";
 import { CONTROLLER, type Fault, LABEL, type Replica, VirtualWorld } from "./dev/virtual.ts";
 import { ApiError, parseWatch, type Secret, type WatchEvent } from "./k8s.ts";
-import { clean, ConfigError, createLog, decide, observe, readConfig, refreshDelay, withToken } from "./main.ts";
+import {
+  clean,
+  ConfigError,
+  createLog,
+  decide,
+  observe,
+  readConfig,
+  refreshDelay,
+  withToken,
+} from "./main.ts";
 import { decode, findFlaw, readAnswer, StsError, verify } from "./sts.ts";
 
 const PREFIX = "pull-secret-updater.chainguard.dev/";
@@ -38,7 +54,9 @@ function token(claims: Record<string, unknown> = {}): string {
 const entryOf = (jwt: string, user = "_token") => ({ auth: base64(`${user}:${jwt}`) });
 const configOf = (jwt: string, ...hosts: string[]) =>
   JSON.stringify({
-    auths: Object.fromEntries((hosts.length ? hosts : ["cgr.dev"]).map((host) => [host, entryOf(jwt)])),
+    auths: Object.fromEntries(
+      (hosts.length ? hosts : ["cgr.dev"]).map((host) => [host, entryOf(jwt)]),
+    ),
   });
 
 interface Parts {
@@ -54,7 +72,13 @@ interface Parts {
 
 /** A Secret as a user makes it, for Alice unless `identity` or `label` says otherwise. */
 function secret(name: string, parts: Parts = {}): Secret {
-  const { namespace = "apps", label = "", identity = label ? "" : ALICE, annotations, config = "{}" } = parts;
+  const {
+    namespace = "apps",
+    label = "",
+    identity = label ? "" : ALICE,
+    annotations,
+    config = "{}",
+  } = parts;
   const { type = TYPE, immutable, deletionTimestamp } = parts;
   return {
     metadata: {
@@ -73,10 +97,15 @@ function secret(name: string, parts: Parts = {}): Secret {
 }
 
 const look = (parts: Parts, registries = ["cgr.dev"]) =>
-  observe(secret("a", parts), { audience: "cgr.dev", registries, ownNamespace: "pull-secret-updater" });
+  observe(secret("a", parts), {
+    audience: "cgr.dev",
+    registries,
+    ownNamespace: "pull-secret-updater",
+  });
 
 /** The verdict at the instant `now`, for one that is not due. */
-const verdict = (parts: Parts, now = NOW, registries = ["cgr.dev"]) => decide(look(parts, registries), now, Infinity);
+const verdict = (parts: Parts, now = NOW, registries = ["cgr.dev"]) =>
+  decide(look(parts, registries), now, Infinity);
 const problem = (parts: Parts) => look(parts).problem?.reason;
 
 /** A test in a world of its own; whatever happened in it, nothing else was written, and no token was told. */
@@ -96,19 +125,25 @@ const written = (world: VirtualWorld, name?: string) =>
     verb === "patch" && status === 200 && own.name === (name ?? own.name)
   );
 const asked = (world: VirtualWorld, verb: string, name?: string) =>
-  world.cluster.requests.filter((request) => request.verb === verb && request.name === (name ?? request.name));
-const told = (world: VirtualWorld, reason: string) => world.cluster.events.filter((event) => event.reason === reason);
+  world.cluster.requests.filter((request) =>
+    request.verb === verb && request.name === (name ?? request.name)
+  );
+const told = (world: VirtualWorld, reason: string) =>
+  world.cluster.events.filter((event) => event.reason === reason);
 
 /** The token that a Secret holds for a registry. */
 function jwtOf({ data }: Secret, host = "cgr.dev"): string | undefined {
   const { auths } = JSON.parse(Buffer.from(data![DATA_KEY]!, "base64").toString());
-  return auths?.[host] && Buffer.from(auths[host].auth, "base64").toString().slice("_token:".length);
+  return auths?.[host] &&
+    Buffer.from(auths[host].auth, "base64").toString().slice("_token:".length);
 }
-const held = (world: VirtualWorld, name = "a", namespace = "apps") => jwtOf(world.cluster.get(`${namespace}/${name}`));
+const held = (world: VirtualWorld, name = "a", namespace = "apps") =>
+  jwtOf(world.cluster.get(`${namespace}/${name}`));
 const claimsOf = (jwt = "") => decode(jwt)!;
 
 /** How often all was listed; a list may also ask for the newest version only. */
-const wholeLists = (world: VirtualWorld) => world.lines.filter((line) => line.includes('"msg":"listed"')).length;
+const wholeLists = (world: VirtualWorld) =>
+  world.lines.filter((line) => line.includes('"msg":"listed"')).length;
 
 /** For how long Secrets held tokens that had expired, in true time. */
 function expiredFor(world: VirtualWorld): number {
@@ -133,7 +168,9 @@ function expiredFor(world: VirtualWorld): number {
 function peak(requests: { at: number; endedAt: number }[]): number {
   return Math.max(
     0,
-    ...requests.map(({ at }) => requests.filter((other) => other.at <= at && at < other.endedAt).length),
+    ...requests.map(({ at }) =>
+      requests.filter((other) => other.at <= at && at < other.endedAt).length
+    ),
   );
 }
 
@@ -143,12 +180,18 @@ const annotate = (annotations: Record<string, string | null>) => ({ metadata: { 
 
 /** What the issuer's answer makes of an exchange. */
 function answer(status: number, message = "no", retryAfter = ""): Error {
-  return assertThrows(() => readAnswer(status, JSON.stringify({ code: 7, message }), retryAfter), StsError);
+  return assertThrows(
+    () => readAnswer(status, JSON.stringify({ code: 7, message }), retryAfter),
+    StsError,
+  );
 }
-const apiAnswer = (status: number, retryAfter = "") => new ApiError(`answered ${status}`, { status, retryAfter });
+const apiAnswer = (status: number, retryAfter = "") =>
+  new ApiError(`answered ${status}`, { status, retryAfter });
 
 function metric(replica: Replica, series: string): number | undefined {
-  const line = replica.renderMetrics().split("\n").find((line) => line.startsWith(`pull_secret_updater_${series} `));
+  const line = replica.renderMetrics().split("\n").find((line) =>
+    line.startsWith(`pull_secret_updater_${series} `)
+  );
   return line === undefined ? undefined : +line.split(" ").at(-1)!;
 }
 
@@ -203,7 +246,21 @@ test("1. What is no identity's UID is skipped and reported: both empty, dots in 
 
 test("1. A service account that cannot be one is skipped and reported, also the empty one", () => {
   for (
-    const account of ["", "..", ".", "a/b", "A", "a_b", "-a", "a-", "a..b", "a b", "a\n", "a%2fb", "a".repeat(254)]
+    const account of [
+      "",
+      "..",
+      ".",
+      "a/b",
+      "A",
+      "a_b",
+      "-a",
+      "a-",
+      "a..b",
+      "a b",
+      "a\n",
+      "a%2fb",
+      "a".repeat(254),
+    ]
   ) {
     assertEquals(problem({ annotations: { [ACCOUNT]: account } }), "InvalidIdentity", account);
     assertEquals(verdict({ annotations: { [ACCOUNT]: account } }), "skip", account);
@@ -221,7 +278,11 @@ test("1. A service account of the controller's own namespace is never used", () 
 });
 
 test("2. Another type, and an immutable Secret, are skipped and reported, whatever they hold", () => {
-  for (const parts of [{ type: "Opaque" }, { type: "kubernetes.io/dockercfg" }, { type: "" }, { immutable: true }]) {
+  for (
+    const parts of [{ type: "Opaque" }, { type: "kubernetes.io/dockercfg" }, { type: "" }, {
+      immutable: true,
+    }]
+  ) {
     assertEquals(problem(parts), "UnsupportedSecret", JSON.stringify(parts));
     assertEquals(verdict({ ...parts, config: configOf(token()) }), "skip");
   }
@@ -252,7 +313,11 @@ test("3. What is not a docker config is skipped and reported, and nothing of it 
     assert(!look({ config }).problem!.message.includes("hunter2"));
   }
   const facts = (data?: Record<string, string>) =>
-    observe({ ...secret("a"), data }, { audience: "cgr.dev", registries: ["cgr.dev"], ownNamespace: "x" });
+    observe({ ...secret("a"), data }, {
+      audience: "cgr.dev",
+      registries: ["cgr.dev"],
+      ownNamespace: "x",
+    });
   assertEquals(facts(undefined).problem?.reason, "InvalidDockerConfig");
   assertEquals(facts({}).problem?.reason, "InvalidDockerConfig");
   assertEquals(facts({ [DATA_KEY]: "%%%" }).problem?.reason, "InvalidDockerConfig");
@@ -273,7 +338,15 @@ test("3. JSON of any depth is looked at without harm", () => {
 });
 
 test("3. An empty docker config, and auths of null, are filled", () => {
-  for (const config of ["{}", '{"auths":null}', '{"auths":{}}', ' {"auths" : { } }\n', '{"credsStore":"x"}']) {
+  for (
+    const config of [
+      "{}",
+      '{"auths":null}',
+      '{"auths":{}}',
+      ' {"auths" : { } }\n',
+      '{"credsStore":"x"}',
+    ]
+  ) {
     assertEquals(verdict({ config }), "missing", config);
   }
 });
@@ -309,15 +382,23 @@ test("5. What is not ours in any one way is missing", () => {
     "issued over 60 s in the future": entryOf(token({ iat: iat + 61, exp: iat + 3600 })),
     "a life of over 24 h": entryOf(token({ exp: iat + 86_401 })),
     "24 h and more to live, begun in the past": entryOf(token({ iat: iat - 86_400, exp: iat + 1 })),
-    "24 h and more to live, issued a bit in the future": entryOf(token({ iat: iat + 30, exp: iat + 86_420 })),
+    "24 h and more to live, issued a bit in the future": entryOf(
+      token({ iat: iat + 30, exp: iat + 86_420 }),
+    ),
     "24 h and more to live, no issue": entryOf(token({ iat: undefined, exp: iat + 86_401 })),
     "an expiry beyond all dates": entryOf(token({ iat: undefined, exp: 1e20 })),
-    "over 16 KiB": entryOf(token({ pad: "x".repeat(Math.floor((16 * 1024 - token({ pad: "" }).length) * 3 / 4) + 3) })),
+    "over 16 KiB": entryOf(
+      token({ pad: "x".repeat(Math.floor((16 * 1024 - token({ pad: "" }).length) * 3 / 4) + 3) }),
+    ),
     "user and password apart": { username: "_token", password: token() },
     "null": { auth: null },
   };
   for (const [what, entry] of Object.entries(wrong)) {
-    assertEquals(verdict({ config: JSON.stringify({ auths: { "cgr.dev": entry } }) }), "missing", what);
+    assertEquals(
+      verdict({ config: JSON.stringify({ auths: { "cgr.dev": entry } }) }),
+      "missing",
+      what,
+    );
   }
   for (const entry of ["null", "1", '"x"', "[]"]) {
     assertEquals(verdict({ config: `{"auths":{"cgr.dev":${entry}}}` }), "missing", entry);
@@ -343,19 +424,26 @@ test("5. Each of the registries has to hold a token of ours", () => {
   assertEquals(verdict({ config: configOf(token(), ...registries) }, NOW, registries), "wait");
   assertEquals(verdict({ config: configOf(token()) }, NOW, registries), "missing");
   assertEquals(verdict({ config: configOf(token(), "apk.cgr.dev") }, NOW, ["cgr.dev"]), "missing");
-  const mixed = { auths: { "cgr.dev": entryOf(token()), "apk.cgr.dev": entryOf(token({ sub: BOB })) } };
+  const mixed = {
+    auths: { "cgr.dev": entryOf(token()), "apk.cgr.dev": entryOf(token({ sub: BOB })) },
+  };
   assertEquals(verdict({ config: JSON.stringify(mixed) }, NOW, registries), "identity-changed");
 });
 
 test("1. Labels and annotations that are null count as none", () => {
-  const bare = { ...secret("a"), metadata: { ...secret("a").metadata, labels: null, annotations: null } };
+  const bare = {
+    ...secret("a"),
+    metadata: { ...secret("a").metadata, labels: null, annotations: null },
+  };
   const config = { audience: "cgr.dev", registries: ["cgr.dev"], ownNamespace: "x" };
   const { isGone, problem } = observe(bare as unknown as Secret, config);
   assertEquals([isGone, problem?.reason], [true, "InvalidIdentity"]);
 });
 
 test("5. Names of what every object has are no registry's entries", () => {
-  for (const host of ["constructor", "valueof", "tostring"]) assertEquals(verdict({}, NOW, [host]), "missing", host);
+  for (const host of ["constructor", "valueof", "tostring"]) {
+    assertEquals(verdict({}, NOW, [host]), "missing", host);
+  }
   assertEquals(
     verdict({ config: `{"auths":{"__proto__":{"cgr.dev":${JSON.stringify(entryOf(token()))}}}}` }),
     "missing",
@@ -378,7 +466,10 @@ test("5. An auth that is not text is no entry of ours, which is replaced", () =>
 
 test("6. A token of another identity is replaced", () => {
   assertEquals(verdict({ config: configOf(token({ sub: BOB })) }), "identity-changed");
-  assertEquals(verdict({ config: configOf(token({ sub: `${ALICE}/${"0".repeat(16)}` })) }), "identity-changed");
+  assertEquals(
+    verdict({ config: configOf(token({ sub: `${ALICE}/${"0".repeat(16)}` })) }),
+    "identity-changed",
+  );
 });
 
 test("6. Where the token's subject is no UID, the annotation token-identity counts", () => {
@@ -386,7 +477,10 @@ test("6. Where the token's subject is no UID, the annotation token-identity coun
   assertEquals(verdict({ config }), "identity-changed");
   assertEquals(verdict({ config, annotations: { [TOKEN_IDENTITY]: BOB } }), "identity-changed");
   assertEquals(verdict({ config, annotations: { [TOKEN_IDENTITY]: ALICE } }), "wait");
-  assertEquals(verdict({ config: configOf(token()), annotations: { [TOKEN_IDENTITY]: BOB } }), "wait");
+  assertEquals(
+    verdict({ config: configOf(token()), annotations: { [TOKEN_IDENTITY]: BOB } }),
+    "wait",
+  );
 });
 
 test("6. A token that was exchanged for another service account's is replaced; one that does not say so stays", () => {
@@ -413,7 +507,11 @@ test("6. A token that was exchanged for another service account's is replaced; o
 test("6. A Secret of the controller's own namespace is valid with the controller's own token", () => {
   const jwt = token({ act: { sub: CONTROLLER } });
   const own = secret("a", { namespace: "pull-secret-updater", config: configOf(jwt) });
-  const facts = observe(own, { audience: "cgr.dev", registries: ["cgr.dev"], ownNamespace: "pull-secret-updater" });
+  const facts = observe(own, {
+    audience: "cgr.dev",
+    registries: ["cgr.dev"],
+    ownNamespace: "pull-secret-updater",
+  });
   assertEquals(decide(facts, NOW, Infinity), "wait");
 });
 
@@ -422,7 +520,9 @@ test("7. A token that has expired is replaced, at the very instant", () => {
   assertEquals(verdict({ config }, NOW + 60 * S - 1), "wait");
   assertEquals(verdict({ config }, NOW + 60 * S), "expired");
   assertEquals(
-    verdict({ config: configOf(token({ exp: NOW / S - 86_400 * 365, iat: NOW / S - 86_400 * 366 })) }),
+    verdict({
+      config: configOf(token({ exp: NOW / S - 86_400 * 365, iat: NOW / S - 86_400 * 366 })),
+    }),
     "expired",
   );
 });
@@ -465,7 +565,9 @@ test("A token that the issuer gave is judged, and each flaw has a message of its
   }
   assertEquals(judge({}).expiresAt, (iat + 3600) * S);
   for (
-    const claims of [{ sub: "user@example.com" }, { exp: iat + 5 }, { iat: iat + 60 }, { iat: undefined }, {
+    const claims of [{ sub: "user@example.com" }, { exp: iat + 5 }, { iat: iat + 60 }, {
+      iat: undefined,
+    }, {
       exp: iat + 86_400,
     }]
   ) {
@@ -482,12 +584,18 @@ test("The token replaces our entries whole, and all else stays equal", () => {
   assertEquals(after, {
     a: [1, { b: null }],
     credsStore: "",
-    auths: { "z.example": { auth: "eA==", email: "é" }, "cgr.dev": entryOf("t.t.t"), "x.cgr.dev": entryOf("t.t.t") },
+    auths: {
+      "z.example": { auth: "eA==", email: "é" },
+      "cgr.dev": entryOf("t.t.t"),
+      "x.cgr.dev": entryOf("t.t.t"),
+    },
   });
 });
 
 test("Numbers are kept to the last digit", () => {
-  const after = withToken('{"a":12345678901234567890,"b":1.0,"c":1e400,"d":-0,"e":[1E+2]}', ["cgr.dev"], "t");
+  const after = withToken('{"a":12345678901234567890,"b":1.0,"c":1e400,"d":-0,"e":[1E+2]}', [
+    "cgr.dev",
+  ], "t");
   for (const text of ['"a":12345678901234567890', '"b":1.0', '"c":1e400', '"d":-0', '"e":[1E+2]']) {
     assertStringIncludes(after, text);
   }
@@ -508,7 +616,8 @@ test("Keys such as __proto__ are kept and reach nothing", () => {
 // ───── Configuration ─────
 
 const IN_CLUSTER = { KUBERNETES_SERVICE_HOST: "10.0.0.1", KUBERNETES_SERVICE_PORT: "443" };
-const configure = (env: Record<string, string>) => readConfig((name) => ({ ...IN_CLUSTER, ...env })[name]);
+const configure = (env: Record<string, string>) =>
+  readConfig((name) => ({ ...IN_CLUSTER, ...env })[name]);
 
 test("Every variable has the default that the README names", () => {
   assertEquals(configure({}), {
@@ -533,7 +642,10 @@ test("Every variable has the default that the README names", () => {
 
 test("A variable that is set is taken; an empty one counts as unset", () => {
   assertEquals(configure({ ISSUER_URL: "" }).issuer, "https://issuer.enforce.dev");
-  assertEquals(configure({ ISSUER_URL: "https://issuer.example/" }).issuer, "https://issuer.example");
+  assertEquals(
+    configure({ ISSUER_URL: "https://issuer.example/" }).issuer,
+    "https://issuer.example",
+  );
   assertEquals(configure({ ISSUER_URL: "http://127.0.0.1:8002" }).issuer, "http://127.0.0.1:8002");
   assertEquals(configure({ ISSUER_URL: "http://[::1]:8002" }).issuer, "http://[::1]:8002");
   assertEquals(configure({ ISSUER_URL: "http://localhost" }).issuer, "http://localhost");
@@ -546,11 +658,18 @@ test("A variable that is set is taken; an empty one counts as unset", () => {
   assertEquals(configure({ KUBERNETES_SERVICE_HOST: "fd00::1" }).api.url, "https://[fd00::1]:443");
   assertEquals(configure({ SERVICE_ACCOUNT_DIR: "/sa" }).api.tokenFile, "/sa/token");
   assertEquals(configure({ SUBJECT_TOKEN_FILE: "token" }).subjectTokenFile, "token");
-  assertEquals(configure({ HTTPS_PROXY: "http://u:p@proxy:3128" }).httpsProxy, "http://u:p@proxy:3128");
+  assertEquals(
+    configure({ HTTPS_PROXY: "http://u:p@proxy:3128" }).httpsProxy,
+    "http://u:p@proxy:3128",
+  );
   assertEquals(configure({ NO_PROXY: "a,b" }).noProxy, "a,b");
   assertEquals(configure({ PORT: "65535", LOG_LEVEL: "debug" }).port, 65535);
   const proxied = { KUBERNETES_API: "http://127.0.0.1:8001", SERVICE_ACCOUNT_DIR: "." };
-  assertEquals(configure(proxied).api, { url: "http://127.0.0.1:8001", tokenFile: undefined, caFile: undefined });
+  assertEquals(configure(proxied).api, {
+    url: "http://127.0.0.1:8001",
+    tokenFile: undefined,
+    caFile: undefined,
+  });
 });
 
 test("A bad value ends it with one line: the variable, the value and what is allowed", () => {
@@ -579,7 +698,11 @@ test("A bad value ends it with one line: the variable, the value and what is all
   };
   for (const [name, [values, allowed]] of Object.entries(wrong)) {
     for (const value of values) {
-      const { message } = assertThrows(() => configure({ [name]: value }), ConfigError, `${name}="`);
+      const { message } = assertThrows(
+        () => configure({ [name]: value }),
+        ConfigError,
+        `${name}="`,
+      );
       assertStringIncludes(message, allowed, value);
       if (!value.includes("@")) assertStringIncludes(message, clean(value), value);
       assert(!message.includes("\n"), message);
@@ -611,15 +734,29 @@ test("A password in a URL is never shown, however the URL is broken", () => {
 });
 
 test("A URL is written as it is used: without spaces, its scheme in small letters", () => {
-  for (const url of ["HTTPS://api.example", " https://api.example", "https://api.example ", "HTTP://127.0.0.1:8001"]) {
-    assertThrows(() => readConfig((name) => name === "KUBERNETES_API" ? url : undefined), ConfigError, "an https URL");
+  for (
+    const url of [
+      "HTTPS://api.example",
+      " https://api.example",
+      "https://api.example ",
+      "HTTP://127.0.0.1:8001",
+    ]
+  ) {
+    assertThrows(
+      () => readConfig((name) => name === "KUBERNETES_API" ? url : undefined),
+      ConfigError,
+      "an https URL",
+    );
   }
 });
 
 test("A value is taken as it is, or refused: nothing is silently cut off", () => {
   const env = (name: string, value: string) => (variable: string) =>
     ({ KUBERNETES_API: "http://127.0.0.1:1", [name]: value })[variable];
-  assertEquals(readConfig(env("AUDIENCE", "https://registry.example/")).audience, "https://registry.example/");
+  assertEquals(
+    readConfig(env("AUDIENCE", "https://registry.example/")).audience,
+    "https://registry.example/",
+  );
   for (
     const [name, value] of [["LOG_LEVEL", "info/"], ["PORT", "8080/"], ["REGISTRIES", "cgr.dev/"], [
       "WATCH_NAMESPACES",
@@ -645,7 +782,10 @@ test("Foreign text loses tokens, control and bidirectional characters, and what 
   assertEquals(clean("bearer\tx y"), "[removed] y");
   assert(!clean(base64(`_token:${jwt}`)).includes(base64(`_token:${jwt}`).slice(0, 20)));
   assertEquals(clean("a\u001b[31mb\u0000\r\n\u007f\u0085"), "a\ufffd[31mb" + "\ufffd".repeat(5));
-  assertEquals(clean("a\u202eb\u2066c\u200f\u061c\ufeff\u2028"), "a\ufffdb\ufffdc" + "\ufffd".repeat(4));
+  assertEquals(
+    clean("a\u202eb\u2066c\u200f\u061c\ufeff\u2028"),
+    "a\ufffdb\ufffdc" + "\ufffd".repeat(4),
+  );
   assertEquals(clean("é".repeat(300)), "é".repeat(200));
   assertEquals([...clean("\u{1f980}".repeat(300))].length, 200);
   assertEquals(clean(ALICE), ALICE);
@@ -657,7 +797,8 @@ test("Foreign text loses tokens, control and bidirectional characters, and what 
 
 test("The log is one JSON object a line, from its level on, in the order time, level, msg", () => {
   const lines: string[] = [];
-  const at = (threshold: string) => createLog(threshold, () => NOW, (line) => void lines.push(line));
+  const at = (threshold: string) =>
+    createLog(threshold, () => NOW, (line) => void lines.push(line));
   at("warn")("info", "no", {});
   at("warn")("debug", "no", {});
   at("warn")("warn", "yes", { namespace: "a", name: "b", count: 1, text: "x\ny" });
@@ -736,7 +877,10 @@ rule(
     assertEquals(held(world, "b", "one"), held(world, "a", "one"));
     assertEquals(world.issuer.requests.length, 3);
     const requests = asked(world, "token");
-    assertEquals(requests.map(({ namespace, name }) => `${namespace}/${name}`), ["one/puller", "two/puller"]);
+    assertEquals(requests.map(({ namespace, name }) => `${namespace}/${name}`), [
+      "one/puller",
+      "two/puller",
+    ]);
     assertEquals(requests[0]!.body, { audience: "issuer.enforce.dev", seconds: 600 });
   },
 );
@@ -788,16 +932,19 @@ rule("A token that is found in a Secret is never copied into another", async (wo
   assertNotEquals(held(world, "b"), found);
 });
 
-rule("A failed exchange is shared as well: one attempt at a time for all that wait", async (world) => {
-  for (let number = 0; number < 50; number++) world.cluster.create(secret(`s-${number}`));
-  world.issuer.fault = () => answer(503);
-  world.start();
-  await world.clock.advance(30 * S);
-  assert(world.issuer.requests.length <= 7, `${world.issuer.requests.length}`);
-  world.issuer.fault = () => undefined;
-  await world.clock.advance(1 * MIN);
-  assertEquals(written(world).length, 50);
-});
+rule(
+  "A failed exchange is shared as well: one attempt at a time for all that wait",
+  async (world) => {
+    for (let number = 0; number < 50; number++) world.cluster.create(secret(`s-${number}`));
+    world.issuer.fault = () => answer(503);
+    world.start();
+    await world.clock.advance(30 * S);
+    assert(world.issuer.requests.length <= 7, `${world.issuer.requests.length}`);
+    world.issuer.fault = () => undefined;
+    await world.clock.advance(1 * MIN);
+    assertEquals(written(world).length, 50);
+  },
+);
 
 rule("At most 16 exchanges are under way, and 8 of one namespace", async (world) => {
   for (let number = 0; number < 20; number++) {
@@ -808,7 +955,9 @@ rule("At most 16 exchanges are under way, and 8 of one namespace", async (world)
   await world.clock.advance(30 * S);
   assertEquals(peak(world.issuer.requests), 8);
   for (let number = 20; number < 80; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number % 5}` }));
+    world.cluster.create(
+      secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number % 5}` }),
+    );
   }
   await world.clock.advance(30 * S);
   assertEquals(peak(world.issuer.requests), 16);
@@ -839,11 +988,20 @@ rule("One namespace's hanging exchanges do not keep another's from its turn", as
 rule("First come the expired and the missing, then the soonest to expire", async (world) => {
   const now = Math.floor(world.clock.now() / S);
   const found = (name: string, number: number, expiresIn: number) => {
-    const claims = { aud: "cgr.dev", sub: identityOf(number), iat: now - 3600, exp: now + expiresIn };
-    world.cluster.create(secret(name, { identity: claims.sub, namespace: "x", config: configOf(world.jwt(claims)) }));
+    const claims = {
+      aud: "cgr.dev",
+      sub: identityOf(number),
+      iat: now - 3600,
+      exp: now + expiresIn,
+    };
+    world.cluster.create(
+      secret(name, { identity: claims.sub, namespace: "x", config: configOf(world.jwt(claims)) }),
+    );
   };
   for (let number = 0; number < 16; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number % 4}` }));
+    world.cluster.create(
+      secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number % 4}` }),
+    );
   }
   found("late", 100, 600);
   found("soon", 101, 60);
@@ -852,7 +1010,10 @@ rule("First come the expired and the missing, then the soonest to expire", async
   world.issuer.fault = () => 5 * S;
   world.start();
   await world.clock.advance(20 * S);
-  assertEquals(world.issuer.requests.slice(16).map(({ identity }) => identity), [102, 103, 101, 100].map(identityOf));
+  assertEquals(
+    world.issuer.requests.slice(16).map(({ identity }) => identity),
+    [102, 103, 101, 100].map(identityOf),
+  );
 });
 
 rule("What failed last comes behind all others", async (world) => {
@@ -862,7 +1023,9 @@ rule("What failed last comes behind all others", async (world) => {
   await world.clock.advance(100);
   world.issuer.fault = () => 5 * S;
   for (let number = 10; number < 26; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number % 4}` }));
+    world.cluster.create(
+      secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number % 4}` }),
+    );
   }
   await world.clock.advance(2 * S);
   world.cluster.create(secret("a", { namespace: "x" }));
@@ -871,11 +1034,16 @@ rule("What failed last comes behind all others", async (world) => {
 });
 
 rule("What somebody else wrote first does not come behind all others", async (world) => {
-  const patched = (name: string) => asked(world, "patch", name).map(({ endedAt }) => endedAt).at(-1)!;
+  const patched = (name: string) =>
+    asked(world, "patch", name).map(({ endedAt }) => endedAt).at(-1)!;
   const now = Math.floor(world.clock.now() / S);
-  const config = configOf(world.jwt({ aud: "cgr.dev", sub: ALICE, iat: now - 3000, exp: now + 600 }));
+  const config = configOf(
+    world.jwt({ aud: "cgr.dev", sub: ALICE, iat: now - 3000, exp: now + 600 }),
+  );
   world.cluster.create(secret("s-0"));
-  for (let number = 1; number < 40; number++) world.cluster.create(secret(`s-${number}`, { config }));
+  for (let number = 1; number < 40; number++) {
+    world.cluster.create(secret(`s-${number}`, { config }));
+  }
   let lost = 0;
   world.cluster.fault = ({ verb, name }) => {
     if (verb !== "patch") return undefined;
@@ -887,27 +1055,35 @@ rule("What somebody else wrote first does not come behind all others", async (wo
   assertEquals(asked(world, "patch", "s-0").map(({ status }) => status), [409, 200]);
 });
 
-rule("Conflicts and missing answers by turns are tried more and more slowly, as either alone", async (world) => {
-  world.cluster.create(secret("a"));
-  let tries = 0;
-  world.cluster.fault = ({ verb }) => {
-    if (verb !== "patch") return undefined;
-    return tries++ % 2 === 0 ? apiAnswer(409) : new ApiError("no answer", { reason: "UND_ERR_SOCKET" });
-  };
-  world.start();
-  await world.clock.advance(1 * MIN);
-  assert(tries <= 8, `${tries}`);
-});
+rule(
+  "Conflicts and missing answers by turns are tried more and more slowly, as either alone",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    let tries = 0;
+    world.cluster.fault = ({ verb }) => {
+      if (verb !== "patch") return undefined;
+      return tries++ % 2 === 0
+        ? apiAnswer(409)
+        : new ApiError("no answer", { reason: "UND_ERR_SOCKET" });
+    };
+    world.start();
+    await world.clock.advance(1 * MIN);
+    assert(tries <= 8, `${tries}`);
+  },
+);
 
-rule("Somebody who writes to a Secret all the time is told of, from the third conflict in a row", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(409) : undefined;
-  world.start();
-  await world.clock.advance(1 * S);
-  assertEquals(told(world, "Overwritten"), []);
-  await world.clock.advance(5 * S);
-  assertEquals(told(world, "Overwritten").length, 1);
-});
+rule(
+  "Somebody who writes to a Secret all the time is told of, from the third conflict in a row",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(409) : undefined;
+    world.start();
+    await world.clock.advance(1 * S);
+    assertEquals(told(world, "Overwritten"), []);
+    await world.clock.advance(5 * S);
+    assertEquals(told(world, "Overwritten").length, 1);
+  },
+);
 
 // ───── The refresh: lives ─────
 
@@ -923,7 +1099,10 @@ function agesAtReplacement(world: VirtualWorld, name = "a"): number[] {
 }
 
 for (
-  const [life, during] of [[10 * S, 10 * MIN], [12 * S, 10 * MIN], [60 * S, 1 * HOUR], [1 * HOUR, 7 * 24 * HOUR], [
+  const [life, during] of [[10 * S, 10 * MIN], [12 * S, 10 * MIN], [60 * S, 1 * HOUR], [
+    1 * HOUR,
+    7 * 24 * HOUR,
+  ], [
     24 * HOUR,
     10 * 24 * HOUR,
   ]] as const
@@ -941,8 +1120,15 @@ for (
         assert(ages.every((age) => age > 0.6 && age < 0.9), `${ages}`);
       }
       assertEquals(expiredFor(world), 0);
-      assert(world.issuer.requests.length <= during / (0.67 * life) + 2, `${world.issuer.requests.length} exchanges`);
-      assertEquals(world.cluster.events.map(({ reason }) => reason), ["TokenIssued", "TokenIssued", "TokenIssued"]);
+      assert(
+        world.issuer.requests.length <= during / (0.67 * life) + 2,
+        `${world.issuer.requests.length} exchanges`,
+      );
+      assertEquals(world.cluster.events.map(({ reason }) => reason), [
+        "TokenIssued",
+        "TokenIssued",
+        "TokenIssued",
+      ]);
     },
   );
 }
@@ -960,54 +1146,76 @@ rule(
     const shares = written(world).slice(200).map(({ at }) => share(at));
     assertEquals(shares.length, 200);
     for (let step = 0; step < 5; step++) {
-      const own = shares.filter((share) => share >= 0.669 + step * 0.02 && share < 0.669 + (step + 1) * 0.02);
+      const own = shares.filter((share) =>
+        share >= 0.669 + step * 0.02 && share < 0.669 + (step + 1) * 0.02
+      );
       assert(own.length > 20 && own.length < 60, `${own.length} of 200 in one fifth`);
     }
     assert(Math.max(...shares) <= 0.771);
   },
 );
 
-rule("A Secret that is made with an old token in it has that replaced by its time of issue", async (world) => {
-  world.start();
-  await world.clock.advance(1 * S);
-  const now = Math.floor(world.clock.now() / S);
-  world.cluster.create(secret("a", { config: configOf(token({ iat: now - 2900, exp: now + 700 })) }));
-  world.cluster.create(secret("b", { config: configOf(token({ iat: now - 2200, exp: now + 1400 })) }));
-  await world.clock.advance(1 * S);
-  assertEquals(written(world).map(({ name }) => name), ["a"]);
-  await world.clock.advance(10 * MIN);
-  assertEquals(written(world).map(({ name }) => name), ["a", "b"]);
-});
+rule(
+  "A Secret that is made with an old token in it has that replaced by its time of issue",
+  async (world) => {
+    world.start();
+    await world.clock.advance(1 * S);
+    const now = Math.floor(world.clock.now() / S);
+    world.cluster.create(
+      secret("a", { config: configOf(token({ iat: now - 2900, exp: now + 700 })) }),
+    );
+    world.cluster.create(
+      secret("b", { config: configOf(token({ iat: now - 2200, exp: now + 1400 })) }),
+    );
+    await world.clock.advance(1 * S);
+    assertEquals(written(world).map(({ name }) => name), ["a"]);
+    await world.clock.advance(10 * MIN);
+    assertEquals(written(world).map(({ name }) => name), ["a", "b"]);
+  },
+);
 
-rule("A restart with valid tokens makes no exchange and no patch; each is replaced when it is due", async (world) => {
-  for (let number = 0; number < 20; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number) }));
-  }
-  const first = world.start();
-  await world.clock.advance(20 * MIN);
-  first.stop();
-  const [exchanges, patches] = [world.issuer.requests.length, written(world).length];
-  const events = told(world, "TokenIssued").length;
-  world.start();
-  await world.clock.advance(20 * MIN - S);
-  assertEquals([world.issuer.requests.length, written(world).length], [exchanges, patches]);
-  await world.clock.advance(7 * MIN);
-  assertEquals([world.issuer.requests.length, written(world).length], [2 * exchanges, 2 * patches]);
-  assertEquals(told(world, "TokenIssued").length, events);
-});
+rule(
+  "A restart with valid tokens makes no exchange and no patch; each is replaced when it is due",
+  async (world) => {
+    for (let number = 0; number < 20; number++) {
+      world.cluster.create(secret(`s-${number}`, { identity: identityOf(number) }));
+    }
+    const first = world.start();
+    await world.clock.advance(20 * MIN);
+    first.stop();
+    const [exchanges, patches] = [world.issuer.requests.length, written(world).length];
+    const events = told(world, "TokenIssued").length;
+    world.start();
+    await world.clock.advance(20 * MIN - S);
+    assertEquals([world.issuer.requests.length, written(world).length], [exchanges, patches]);
+    await world.clock.advance(7 * MIN);
+    assertEquals([world.issuer.requests.length, written(world).length], [
+      2 * exchanges,
+      2 * patches,
+    ]);
+    assertEquals(told(world, "TokenIssued").length, events);
+  },
+);
 
-rule("An issuer that caches its tokens is no failure: asked rarely, no Warning, never expired", async (world) => {
-  world.issuer.life = 10 * MIN;
-  world.issuer.renewBefore = 6 * S;
-  for (const name of ["a", "b", "c"]) world.cluster.create(secret(name));
-  world.start();
-  await world.clock.advance(2 * HOUR);
-  assertEquals(expiredFor(world), 0);
-  assert(world.issuer.requests.length <= 8 * 13, `${world.issuer.requests.length} exchanges`);
-  assert(written(world).length <= 3 * 13, `${written(world).length} patches`);
-  assertEquals(world.cluster.events.map(({ reason }) => reason), ["TokenIssued", "TokenIssued", "TokenIssued"]);
-  assertEquals(metric(world.replicas[0]!, 'refreshes_total{result="failed"}'), undefined);
-});
+rule(
+  "An issuer that caches its tokens is no failure: asked rarely, no Warning, never expired",
+  async (world) => {
+    world.issuer.life = 10 * MIN;
+    world.issuer.renewBefore = 6 * S;
+    for (const name of ["a", "b", "c"]) world.cluster.create(secret(name));
+    world.start();
+    await world.clock.advance(2 * HOUR);
+    assertEquals(expiredFor(world), 0);
+    assert(world.issuer.requests.length <= 8 * 13, `${world.issuer.requests.length} exchanges`);
+    assert(written(world).length <= 3 * 13, `${written(world).length} patches`);
+    assertEquals(world.cluster.events.map(({ reason }) => reason), [
+      "TokenIssued",
+      "TokenIssued",
+      "TokenIssued",
+    ]);
+    assertEquals(metric(world.replicas[0]!, 'refreshes_total{result="failed"}'), undefined);
+  },
+);
 
 rule("A token that expires no later than the Secret's own is kept in hand", async (world) => {
   world.cluster.create(secret("a"));
@@ -1025,16 +1233,19 @@ rule("A token that expires no later than the Secret's own is kept in hand", asyn
   assertEquals(world.cluster.events.map(({ type }) => type), ["Normal"]);
 });
 
-rule("An issuer whose tokens get shorter and shorter never has an expired one in the Secret", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  for (const life of [60, 30, 10, 5, 2, 1, 1]) {
-    world.issuer.life = life * MIN;
-    await world.clock.advance(1 * HOUR);
-  }
-  assertEquals(expiredFor(world), 0);
-  assertEquals(world.cluster.events.map(({ type }) => type), ["Normal"]);
-});
+rule(
+  "An issuer whose tokens get shorter and shorter never has an expired one in the Secret",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    for (const life of [60, 30, 10, 5, 2, 1, 1]) {
+      world.issuer.life = life * MIN;
+      await world.clock.advance(1 * HOUR);
+    }
+    assertEquals(expiredFor(world), 0);
+    assertEquals(world.cluster.events.map(({ type }) => type), ["Normal"]);
+  },
+);
 
 // ───── The refresh: failures of the patch ─────
 
@@ -1067,7 +1278,9 @@ rule("Conflicts without end do not spin, and end by themselves", async (world) =
   assertEquals(world.issuer.requests.length, 1);
 });
 
-const lost = new ApiError("patch: no answer of the API server: other side closed", { reason: "UND_ERR_SOCKET" });
+const lost = new ApiError("patch: no answer of the API server: other side closed", {
+  reason: "UND_ERR_SOCKET",
+});
 for (
   const [what, fault] of [
     ["404", apiAnswer(404)],
@@ -1078,16 +1291,19 @@ for (
     ["hanging", "hang"],
   ] as const
 ) {
-  rule(`After a patch that failed (${what}) the token in hand is written, without a second exchange`, async (world) => {
-    let fails = 3;
-    world.cluster.create(secret("a"));
-    world.cluster.fault = ({ verb }) => verb === "patch" && fails-- > 0 ? fault : undefined;
-    world.start();
-    await world.clock.advance(5 * MIN);
-    assertEquals(asked(world, "patch").length, 4);
-    assertEquals(world.issuer.requests.length, 1);
-    assertEquals(held(world), world.issuer.requests[0]!.token);
-  });
+  rule(
+    `After a patch that failed (${what}) the token in hand is written, without a second exchange`,
+    async (world) => {
+      let fails = 3;
+      world.cluster.create(secret("a"));
+      world.cluster.fault = ({ verb }) => verb === "patch" && fails-- > 0 ? fault : undefined;
+      world.start();
+      await world.clock.advance(5 * MIN);
+      assertEquals(asked(world, "patch").length, 4);
+      assertEquals(world.issuer.requests.length, 1);
+      assertEquals(held(world), world.issuer.requests[0]!.token);
+    },
+  );
 }
 
 rule("A patch whose answer was lost is not made again", async (world) => {
@@ -1131,7 +1347,8 @@ rule(
   async (world) => {
     const replica = world.start();
     world.cluster.create(secret("a"));
-    world.cluster.fault = ({ verb }) => verb === "patch" || verb === "get" ? apiAnswer(404) : undefined;
+    world.cluster.fault = ({ verb }) =>
+      verb === "patch" || verb === "get" ? apiAnswer(404) : undefined;
     await world.clock.advance(10 * S);
     world.cluster.fault = () => undefined;
     assertEquals(written(world).length, 0);
@@ -1179,29 +1396,37 @@ rule("A refusal that quotes the whole Secret gives nothing of it away", async (w
   }
 });
 
-rule("A docker config that broke between the verdict and the write is not quoted", async (world) => {
-  world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
-  world.cluster.fault = ({ verb }) => verb === "get" ? 100 : undefined;
-  world.start();
-  await world.clock.advance(50);
-  world.cluster.update("apps/a", { data: { [DATA_KEY]: base64('{"auths":{"x":{"password": hunter2}}}') } });
-  await world.clock.advance(10 * S);
-  const all = world.lines.join("") + JSON.stringify(world.cluster.events);
-  assert(!all.includes("hunter2"), all);
-  assertEquals(told(world, "InvalidDockerConfig").length, 1);
-});
+rule(
+  "A docker config that broke between the verdict and the write is not quoted",
+  async (world) => {
+    world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
+    world.cluster.fault = ({ verb }) => verb === "get" ? 100 : undefined;
+    world.start();
+    await world.clock.advance(50);
+    world.cluster.update("apps/a", {
+      data: { [DATA_KEY]: base64('{"auths":{"x":{"password": hunter2}}}') },
+    });
+    await world.clock.advance(10 * S);
+    const all = world.lines.join("") + JSON.stringify(world.cluster.events);
+    assert(!all.includes("hunter2"), all);
+    assertEquals(told(world, "InvalidDockerConfig").length, 1);
+  },
+);
 
-rule("A docker config that was mended while its write was under way is not taken for the broken one", async (world) => {
-  world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
-  world.cluster.fault = ({ verb }) => verb === "get" ? { ms: 50, answerMs: 100 } : undefined;
-  world.start();
-  await world.clock.advance(20);
-  world.cluster.update("apps/a", { data: { [DATA_KEY]: base64("{") } });
-  await world.clock.advance(80);
-  world.cluster.update("apps/a", { data: { [DATA_KEY]: base64('{"auths":{},"other":2}') } });
-  await world.clock.advance(10 * S);
-  assertEquals(held(world), world.issuer.requests[0]!.token);
-});
+rule(
+  "A docker config that was mended while its write was under way is not taken for the broken one",
+  async (world) => {
+    world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
+    world.cluster.fault = ({ verb }) => verb === "get" ? { ms: 50, answerMs: 100 } : undefined;
+    world.start();
+    await world.clock.advance(20);
+    world.cluster.update("apps/a", { data: { [DATA_KEY]: base64("{") } });
+    await world.clock.advance(80);
+    world.cluster.update("apps/a", { data: { [DATA_KEY]: base64('{"auths":{},"other":2}') } });
+    await world.clock.advance(10 * S);
+    assertEquals(held(world), world.issuer.requests[0]!.token);
+  },
+);
 
 // ───── The refresh: back-off ─────
 
@@ -1212,7 +1437,12 @@ function fresh(world: VirtualWorld, claims: Record<string, unknown>): string {
 }
 
 const RANGES = [
-  { what: "what passes (503)", fault: () => answer(503), caps: [1, 2, 4, 8, 16, 32, 60, 60, 60], status: "failed" },
+  {
+    what: "what passes (503)",
+    fault: () => answer(503),
+    caps: [1, 2, 4, 8, 16, 32, 60, 60, 60],
+    status: "failed",
+  },
   {
     what: "what passes (no answer)",
     fault: () => new StsError("no answer of the issuer"),
@@ -1225,9 +1455,24 @@ const RANGES = [
     caps: [1, 2, 4, 8, 16, 32, 60, 60],
     status: "failed",
   },
-  { what: "a refusal (401)", fault: () => answer(401), caps: [30, 60, 120, 240, 300, 300], status: "refused" },
-  { what: "a refusal (400)", fault: () => answer(400), caps: [30, 60, 120, 240, 300, 300], status: "refused" },
-  { what: "a 200 without a token", fault: () => answer(200), caps: [30, 60, 120, 240, 300, 300], status: "refused" },
+  {
+    what: "a refusal (401)",
+    fault: () => answer(401),
+    caps: [30, 60, 120, 240, 300, 300],
+    status: "refused",
+  },
+  {
+    what: "a refusal (400)",
+    fault: () => answer(400),
+    caps: [30, 60, 120, 240, 300, 300],
+    status: "refused",
+  },
+  {
+    what: "a 200 without a token",
+    fault: () => answer(200),
+    caps: [30, 60, 120, 240, 300, 300],
+    status: "refused",
+  },
   {
     what: "another identity's token",
     fault: (world: VirtualWorld) => fresh(world, { sub: BOB }),
@@ -1246,7 +1491,10 @@ for (const { what, fault, caps, status } of RANGES) {
         await world.clock.advance(30 * MIN);
         const waits = gaps(world.issuer.requests.map(({ at }) => at)).map((gap) => gap / S);
         for (const [index, cap] of caps.entries()) {
-          assert(waits[index]! >= cap / 2 - 0.01 && waits[index]! <= cap + 0.02, `${waits.slice(0, caps.length)}`);
+          assert(
+            waits[index]! >= cap / 2 - 0.01 && waits[index]! <= cap + 0.02,
+            `${waits.slice(0, caps.length)}`,
+          );
         }
         assert(metric(world.replicas[0]!, `refreshes_total{result="${status}"}`)! >= caps.length);
         world.issuer.fault = () => undefined;
@@ -1272,34 +1520,42 @@ rule("Retry-After holds an exchange, in seconds or as a date, for 5 min at most"
   for (const index of cases.keys()) {
     world.cluster.create(secret(`s-${index}`, { identity: identityOf(index + 50) }));
   }
-  world.issuer.fault = ({ identity }) => answer(503, "no", cases[parseInt(identity.slice(-2), 16) - 50]![0]);
+  world.issuer.fault = ({ identity }) =>
+    answer(503, "no", cases[parseInt(identity.slice(-2), 16) - 50]![0]);
   world.start();
   await world.clock.advance(20 * MIN);
   for (const [index, [retryAfter, seconds]] of cases.entries()) {
-    const [first, second] = world.issuer.requests.filter(({ identity }) => identity === identityOf(index + 50));
+    const [first, second] = world.issuer.requests.filter(({ identity }) =>
+      identity === identityOf(index + 50)
+    );
     const wait = (second!.at - first!.at) / S;
     assert(wait >= Math.max(seconds - 2, 0.5) && wait <= seconds + 1.1, `${retryAfter}: ${wait}`);
   }
 });
 
-rule("After a 429 its Retry-After holds for every exchange, and nothing skips it", async (world) => {
-  world.cluster.create(secret("a"));
-  world.issuer.fault = () => answer(429, "slow down", "120");
-  world.start();
-  await world.clock.advance(1 * S);
-  world.issuer.fault = () => undefined;
-  world.cluster.create(secret("b", { identity: BOB }));
-  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(118 * S);
-  assertEquals(world.issuer.requests.length, 1);
-  await world.clock.advance(3 * S);
-  assertEquals(world.issuer.requests.length, 3);
-  assertNotEquals(held(world, "b"), undefined);
-});
+rule(
+  "After a 429 its Retry-After holds for every exchange, and nothing skips it",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.issuer.fault = () => answer(429, "slow down", "120");
+    world.start();
+    await world.clock.advance(1 * S);
+    world.issuer.fault = () => undefined;
+    world.cluster.create(secret("b", { identity: BOB }));
+    world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(118 * S);
+    assertEquals(world.issuer.requests.length, 1);
+    await world.clock.advance(3 * S);
+    assertEquals(world.issuer.requests.length, 3);
+    assertNotEquals(held(world, "b"), undefined);
+  },
+);
 
 rule("Only exchanges that took place are counted", async (world) => {
   for (let number = 0; number < 60; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number}` }));
+    world.cluster.create(
+      secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number}` }),
+    );
   }
   let isThrottled = false;
   world.issuer.fault = () => {
@@ -1392,19 +1648,22 @@ rule("A subject token that has expired is not sent, and the message says why", a
   assertNotEquals(held(world), undefined);
 });
 
-rule("A subject token file that is missing is told, and read again until it is there", async (world) => {
-  const read = world.readSubjectToken;
-  world.cluster.create(secret("a"));
-  world.readSubjectToken = () => {
-    throw new Error("ENOENT: no such file or directory, open '/token'");
-  };
-  world.start();
-  await world.clock.advance(10 * S);
-  assertStringIncludes(told(world, "ExchangeFailed")[0].note, "/token");
-  world.readSubjectToken = read;
-  await world.clock.advance(20 * S);
-  assertNotEquals(held(world), undefined);
-});
+rule(
+  "A subject token file that is missing is told, and read again until it is there",
+  async (world) => {
+    const read = world.readSubjectToken;
+    world.cluster.create(secret("a"));
+    world.readSubjectToken = () => {
+      throw new Error("ENOENT: no such file or directory, open '/token'");
+    };
+    world.start();
+    await world.clock.advance(10 * S);
+    assertStringIncludes(told(world, "ExchangeFailed")[0].note, "/token");
+    world.readSubjectToken = read;
+    await world.clock.advance(20 * S);
+    assertNotEquals(held(world), undefined);
+  },
+);
 
 rule("The subject token is read anew at every exchange", async (world) => {
   world.issuer.life = 60 * S;
@@ -1464,17 +1723,20 @@ rule("While the issuer is down, the token in hand serves a Secret that has none"
   }
 });
 
-rule("No token is lost to an issuer that is down for less than a fifth of a life", async (world) => {
-  for (const name of ["a", "b", "c"]) world.cluster.create(secret(name));
-  world.start();
-  for (let hour = 0; hour < 48; hour++) {
-    world.issuer.fault = () => hour % 2 ? "hang" : answer(503);
-    await world.clock.advance(12 * MIN);
-    world.issuer.fault = () => undefined;
-    await world.clock.advance(48 * MIN);
-  }
-  assertEquals(expiredFor(world), 0);
-});
+rule(
+  "No token is lost to an issuer that is down for less than a fifth of a life",
+  async (world) => {
+    for (const name of ["a", "b", "c"]) world.cluster.create(secret(name));
+    world.start();
+    for (let hour = 0; hour < 48; hour++) {
+      world.issuer.fault = () => hour % 2 ? "hang" : answer(503);
+      await world.clock.advance(12 * MIN);
+      world.issuer.fault = () => undefined;
+      await world.clock.advance(48 * MIN);
+    }
+    assertEquals(expiredFor(world), 0);
+  },
+);
 
 // ───── `refresh` ─────
 
@@ -1492,7 +1754,9 @@ rule(
     assertEquals(held(world, "b"), before);
     assertEquals(world.cluster.get("apps/a").metadata.annotations![REFRESH], undefined);
     const [patch] = written(world).slice(2);
-    const { metadata, data } = patch!.body as Secret & { metadata: { annotations: Record<string, string | null> } };
+    const { metadata, data } = patch!.body as Secret & {
+      metadata: { annotations: Record<string, string | null> };
+    };
     assertEquals(metadata.annotations[REFRESH], null as unknown as string);
     assert(data![DATA_KEY]);
     await world.clock.advance(20 * MIN);
@@ -1502,60 +1766,72 @@ rule(
   },
 );
 
-rule("A refresh is satisfied by the token of an exchange that began within the 10 s before", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.create(secret("b"));
-  world.start();
-  await world.clock.advance(3 * S);
-  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(1 * MIN);
-  assertEquals(world.issuer.requests.length, 1);
-  assertEquals(world.cluster.get("apps/a").metadata.annotations![REFRESH], undefined);
-  const [, , third, ...rest] = written(world);
-  assert(third!.at >= 10 * S && third!.at <= 11 * S, `${third!.at}`);
-  assertEquals(rest, []);
-});
+rule(
+  "A refresh is satisfied by the token of an exchange that began within the 10 s before",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.create(secret("b"));
+    world.start();
+    await world.clock.advance(3 * S);
+    world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(1 * MIN);
+    assertEquals(world.issuer.requests.length, 1);
+    assertEquals(world.cluster.get("apps/a").metadata.annotations![REFRESH], undefined);
+    const [, , third, ...rest] = written(world);
+    assert(third!.at >= 10 * S && third!.at <= 11 * S, `${third!.at}`);
+    assertEquals(rest, []);
+  },
+);
 
-rule("A refresh soon after a token was got gets that one, though its exchange began long ago", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.create(secret("b", { config: configOf(fresh(world, {})) }));
-  world.issuer.fault = () => 9 * S;
-  world.start();
-  await world.clock.advance(15 * S);
-  world.cluster.update("apps/b", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(1 * S);
-  assertEquals(held(world, "b"), held(world, "a"));
-  await world.clock.advance(10 * MIN);
-  assertEquals(world.issuer.requests.length, 1);
-});
+rule(
+  "A refresh soon after a token was got gets that one, though its exchange began long ago",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.create(secret("b", { config: configOf(fresh(world, {})) }));
+    world.issuer.fault = () => 9 * S;
+    world.start();
+    await world.clock.advance(15 * S);
+    world.cluster.update("apps/b", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(1 * S);
+    assertEquals(held(world, "b"), held(world, "a"));
+    await world.clock.advance(10 * MIN);
+    assertEquals(world.issuer.requests.length, 1);
+  },
+);
 
-rule("Two Secrets that ask for a refresh soon after each other share one exchange", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.create(secret("b"));
-  world.start();
-  await world.clock.advance(10 * MIN);
-  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(5 * S);
-  world.cluster.update("apps/b", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(1 * S);
-  assertEquals(world.issuer.requests.length, 2);
-  assertEquals(held(world, "b"), held(world, "a"));
-});
+rule(
+  "Two Secrets that ask for a refresh soon after each other share one exchange",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.create(secret("b"));
+    world.start();
+    await world.clock.advance(10 * MIN);
+    world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(5 * S);
+    world.cluster.update("apps/b", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(1 * S);
+    assertEquals(world.issuer.requests.length, 2);
+    assertEquals(held(world, "b"), held(world, "a"));
+  },
+);
 
-rule("A refresh skips the back-off once; after that its failures back off as all others", async (world) => {
-  world.cluster.create(secret("a"));
-  world.issuer.fault = () => answer(403);
-  world.start();
-  await world.clock.advance(20 * MIN);
-  const before = world.issuer.requests.length;
-  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(1 * S);
-  assertEquals(world.issuer.requests.length, before + 1);
-  await world.clock.advance(13 * S);
-  assertEquals(world.issuer.requests.length, before + 1);
-  await world.clock.advance(16.5 * S);
-  assertEquals(world.issuer.requests.length, before + 2);
-});
+rule(
+  "A refresh skips the back-off once; after that its failures back off as all others",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.issuer.fault = () => answer(403);
+    world.start();
+    await world.clock.advance(20 * MIN);
+    const before = world.issuer.requests.length;
+    world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(1 * S);
+    assertEquals(world.issuer.requests.length, before + 1);
+    await world.clock.advance(13 * S);
+    assertEquals(world.issuer.requests.length, before + 1);
+    await world.clock.advance(16.5 * S);
+    assertEquals(world.issuer.requests.length, before + 2);
+  },
+);
 
 /** Asks for a refresh; while its exchange is under way, for 2 s, somebody writes to the Secret. */
 async function disturbWish(world: VirtualWorld, exchange: Fault): Promise<void> {
@@ -1569,15 +1845,21 @@ async function disturbWish(world: VirtualWorld, exchange: Fault): Promise<void> 
   await world.clock.advance(2 * S);
 }
 
-rule("A wish waits for the exchange that it asked for, whatever is written to the Secret meanwhile", async (world) => {
-  await disturbWish(world, 2 * S);
-  assertEquals([world.issuer.requests.length, written(world).length], [2, 2]);
-});
+rule(
+  "A wish waits for the exchange that it asked for, whatever is written to the Secret meanwhile",
+  async (world) => {
+    await disturbWish(world, 2 * S);
+    assertEquals([world.issuer.requests.length, written(world).length], [2, 2]);
+  },
+);
 
-rule("A wish whose exchange fails is told so, whatever is written to the Secret meanwhile", async (world) => {
-  await disturbWish(world, { ms: 2 * S, after: answer(503) });
-  assertEquals(told(world, "ExchangeFailed").length, 1);
-});
+rule(
+  "A wish whose exchange fails is told so, whatever is written to the Secret meanwhile",
+  async (world) => {
+    await disturbWish(world, { ms: 2 * S, after: answer(503) });
+    assertEquals(told(world, "ExchangeFailed").length, 1);
+  },
+);
 
 rule("A wish that another replica fulfilled skips no back-off later", async (world) => {
   world.cluster.create(secret("a"));
@@ -1589,35 +1871,46 @@ rule("A wish that another replica fulfilled skips no back-off later", async (wor
   await world.clock.advance(1 * S);
   // Due at 80 min at the earliest, when that of "a" has failed for 40.
   const config = configOf(fresh(world, { exp: Math.floor(world.clock.now() / S) + 7200 }));
-  world.cluster.update("apps/b", { ...annotate({ [REFRESH]: null }), data: { [DATA_KEY]: base64(config) } });
+  world.cluster.update("apps/b", {
+    ...annotate({ [REFRESH]: null }),
+    data: { [DATA_KEY]: base64(config) },
+  });
   await world.clock.advance(1 * MIN);
   world.issuer.fault = () => answer(403);
   await world.clock.advance(100 * MIN);
-  const refused = world.issuer.requests.filter(({ token }) => token === undefined).map(({ at }) => at);
+  const refused = world.issuer.requests.filter(({ token }) => token === undefined).map(({ at }) =>
+    at
+  );
   assert(refused.length > 15);
   assert(gaps(refused).slice(4).every((gap) => gap >= 150 * S), `${gaps(refused)}`);
 });
 
-rule("The same refresh value asks no second time; another does, and so does a new uid", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  const set = async (value: string) => {
-    world.cluster.update("apps/a", annotate({ [REFRESH]: value }));
+rule(
+  "The same refresh value asks no second time; another does, and so does a new uid",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    const set = async (value: string) => {
+      world.cluster.update("apps/a", annotate({ [REFRESH]: value }));
+      await world.clock.advance(1 * MIN);
+      return world.issuer.requests.length;
+    };
     await world.clock.advance(1 * MIN);
-    return world.issuer.requests.length;
-  };
-  await world.clock.advance(1 * MIN);
-  assertEquals(await set("1"), 2);
-  assertEquals(await set("1"), 2);
-  assertEquals(await set("2"), 3);
-  world.cluster.delete("apps/a");
-  world.cluster.create(secret("a", { annotations: { [REFRESH]: "2" } }));
-  await world.clock.advance(1 * MIN);
-  assertEquals(world.issuer.requests.length, 4);
-});
+    assertEquals(await set("1"), 2);
+    assertEquals(await set("1"), 2);
+    assertEquals(await set("2"), 3);
+    world.cluster.delete("apps/a");
+    world.cluster.create(secret("a", { annotations: { [REFRESH]: "2" } }));
+    await world.clock.advance(1 * MIN);
+    assertEquals(world.issuer.requests.length, 4);
+  },
+);
 
 for (
-  const [what, fault] of [["works", () => undefined], ["refuses", () => answer(403)], ["fails", () => answer(503)]] as [
+  const [what, fault] of [["works", () => undefined], ["refuses", () => answer(403)], [
+    "fails",
+    () => answer(503),
+  ]] as [
     string,
     () => Fault,
   ][]
@@ -1629,10 +1922,16 @@ for (
       world.issuer.fault = fault;
       world.start();
       for (let step = 0; step < 3000; step++) {
-        world.cluster.update(`apps/${["a", "b", "c"][step % 3]}`, annotate({ [REFRESH]: `${step}` }));
+        world.cluster.update(
+          `apps/${["a", "b", "c"][step % 3]}`,
+          annotate({ [REFRESH]: `${step}` }),
+        );
         await world.clock.advance(100);
       }
-      assert(world.issuer.requests.length <= 5 * 6 + 8, `${world.issuer.requests.length} exchanges`);
+      assert(
+        world.issuer.requests.length <= 5 * 6 + 8,
+        `${world.issuer.requests.length} exchanges`,
+      );
       for (const name of ["a", "b", "c"]) assert(asked(world, "patch", name).length <= 5 * 6 + 2);
     },
   );
@@ -1640,37 +1939,46 @@ for (
 
 // ───── Spacing ─────
 
-rule("A user's new identity is written at once, though the last write was only 12 s ago", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  await world.clock.advance(12 * S);
-  world.cluster.update("apps/a", annotate({ [IDENTITY]: BOB }));
-  await world.clock.advance(1 * S);
-  assertEquals(claimsOf(held(world)).subject, BOB);
-  assertEquals(told(world, "Overwritten"), []);
-});
+rule(
+  "A user's new identity is written at once, though the last write was only 12 s ago",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    await world.clock.advance(12 * S);
+    world.cluster.update("apps/a", annotate({ [IDENTITY]: BOB }));
+    await world.clock.advance(1 * S);
+    assertEquals(claimsOf(held(world)).subject, BOB);
+    assertEquals(told(world, "Overwritten"), []);
+  },
+);
 
-rule("A requested refresh is written at once, though the last write was only 12 s ago", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  await world.clock.advance(12 * S);
-  const before = held(world);
-  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(1 * S);
-  assertNotEquals(held(world), before);
-  assertEquals(world.cluster.get("apps/a").metadata.annotations![REFRESH], undefined);
-});
+rule(
+  "A requested refresh is written at once, though the last write was only 12 s ago",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    await world.clock.advance(12 * S);
+    const before = held(world);
+    world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(1 * S);
+    assertNotEquals(held(world), before);
+    assertEquals(world.cluster.get("apps/a").metadata.annotations![REFRESH], undefined);
+  },
+);
 
-rule("A Secret that comes late in a shared token's life never holds an expired one", async (world) => {
-  world.issuer.life = 12 * S;
-  world.start();
-  for (let number = 0; number < 40; number++) {
-    world.cluster.create(secret(`late-${number}`));
-    await world.clock.advance(1_300);
-  }
-  await world.clock.advance(1 * MIN);
-  assertEquals(expiredFor(world), 0);
-});
+rule(
+  "A Secret that comes late in a shared token's life never holds an expired one",
+  async (world) => {
+    world.issuer.life = 12 * S;
+    world.start();
+    for (let number = 0; number < 40; number++) {
+      world.cluster.create(secret(`late-${number}`));
+      await world.clock.advance(1_300);
+    }
+    await world.clock.advance(1 * MIN);
+    assertEquals(expiredFor(world), 0);
+  },
+);
 
 rule(
   "Someone who blanks a Secret every 500 ms brings about spaced writes, one exchange a life and one Warning",
@@ -1689,49 +1997,58 @@ rule(
   },
 );
 
-rule("A Secret that is blanked for the first time is mended at once, from the token in hand", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  await world.clock.advance(1 * MIN);
-  world.cluster.update("apps/a", blank);
-  await world.clock.advance(1 * S);
-  assertEquals(held(world), world.issuer.requests[0]!.token);
-  assertEquals([world.issuer.requests.length, world.cluster.events.length], [1, 1]);
-});
+rule(
+  "A Secret that is blanked for the first time is mended at once, from the token in hand",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    await world.clock.advance(1 * MIN);
+    world.cluster.update("apps/a", blank);
+    await world.clock.advance(1 * S);
+    assertEquals(held(world), world.issuer.requests[0]!.token);
+    assertEquals([world.issuer.requests.length, world.cluster.events.length], [1, 1]);
+  },
+);
 
-rule("Another writer's wrong tokens are treated like blanks: spaced writes, one Warning", async (world) => {
-  const iat = Math.floor(world.clock.now() / S);
-  const forged = [
-    world.jwt({ aud: "cgr.dev", sub: BOB, iat, exp: iat + 80_000 }),
-    world.jwt({ aud: "cgr.dev", sub: ALICE, exp: iat + 1e9 }),
-    world.jwt({ aud: "cgr.dev", sub: ALICE, iat: iat - 7200, exp: iat - 3600 }),
-    "x",
-  ];
-  world.cluster.create(secret("a"));
-  world.start();
-  for (let step = 0; step < 1200; step++) {
-    await world.clock.advance(500);
-    world.cluster.update("apps/a", { data: { [DATA_KEY]: base64(configOf(forged[step % 4]!)) } });
-  }
-  const writes = written(world).map(({ endedAt }) => endedAt);
-  assert(writes.length > 15 && gaps(writes).every((gap) => gap >= 30 * S), `${gaps(writes)}`);
-  assertEquals(world.issuer.requests.length, 1);
-});
+rule(
+  "Another writer's wrong tokens are treated like blanks: spaced writes, one Warning",
+  async (world) => {
+    const iat = Math.floor(world.clock.now() / S);
+    const forged = [
+      world.jwt({ aud: "cgr.dev", sub: BOB, iat, exp: iat + 80_000 }),
+      world.jwt({ aud: "cgr.dev", sub: ALICE, exp: iat + 1e9 }),
+      world.jwt({ aud: "cgr.dev", sub: ALICE, iat: iat - 7200, exp: iat - 3600 }),
+      "x",
+    ];
+    world.cluster.create(secret("a"));
+    world.start();
+    for (let step = 0; step < 1200; step++) {
+      await world.clock.advance(500);
+      world.cluster.update("apps/a", { data: { [DATA_KEY]: base64(configOf(forged[step % 4]!)) } });
+    }
+    const writes = written(world).map(({ endedAt }) => endedAt);
+    assert(writes.length > 15 && gaps(writes).every((gap) => gap >= 30 * S), `${gaps(writes)}`);
+    assertEquals(world.issuer.requests.length, 1);
+  },
+);
 
-rule("A forged token with a day to live blocks no refresh, and is gone within the day", async (world) => {
-  const iat = Math.floor(world.clock.now() / S);
-  const forged = world.jwt({ aud: "cgr.dev", sub: ALICE, iat, exp: iat + 86_400 });
-  world.cluster.create(secret("a", { config: configOf(forged) }));
-  world.start();
-  await world.clock.advance(1 * MIN);
-  world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
-  await world.clock.advance(1 * S);
-  assertEquals(held(world), world.issuer.requests[0]!.token);
-  world.cluster.update("apps/a", { data: { [DATA_KEY]: base64(configOf(forged)) } });
-  await world.clock.advance(24 * HOUR);
-  assertNotEquals(held(world), forged);
-  assertEquals(expiredFor(world), 0);
-});
+rule(
+  "A forged token with a day to live blocks no refresh, and is gone within the day",
+  async (world) => {
+    const iat = Math.floor(world.clock.now() / S);
+    const forged = world.jwt({ aud: "cgr.dev", sub: ALICE, iat, exp: iat + 86_400 });
+    world.cluster.create(secret("a", { config: configOf(forged) }));
+    world.start();
+    await world.clock.advance(1 * MIN);
+    world.cluster.update("apps/a", annotate({ [REFRESH]: "1" }));
+    await world.clock.advance(1 * S);
+    assertEquals(held(world), world.issuer.requests[0]!.token);
+    world.cluster.update("apps/a", { data: { [DATA_KEY]: base64(configOf(forged)) } });
+    await world.clock.advance(24 * HOUR);
+    assertNotEquals(held(world), forged);
+    assertEquals(expiredFor(world), 0);
+  },
+);
 
 rule("Spacing is half a token's life where that is less than 30 s", async (world) => {
   world.issuer.life = 20 * S;
@@ -1745,18 +2062,21 @@ rule("Spacing is half a token's life where that is less than 30 s", async (world
   assert(writes.length >= 4 && writes.every((gap) => gap >= 9 * S && gap < 12 * S), `${writes}`);
 });
 
-rule("Cycling identities does not spin: no more than six exchanges and writes a minute", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  for (let step = 0; step < 1200; step++) {
-    world.cluster.update("apps/a", annotate({ [IDENTITY]: identityOf(step + 1) }));
-    await world.clock.advance(250);
-  }
-  assert(world.issuer.requests.length <= 5 * 6 + 2, `${world.issuer.requests.length} exchanges`);
-  assert(written(world).length <= 5 * 6 + 2, `${written(world).length} writes`);
-  await world.clock.advance(15 * S);
-  assertEquals(claimsOf(held(world)).subject, identityOf(1200));
-});
+rule(
+  "Cycling identities does not spin: no more than six exchanges and writes a minute",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    for (let step = 0; step < 1200; step++) {
+      world.cluster.update("apps/a", annotate({ [IDENTITY]: identityOf(step + 1) }));
+      await world.clock.advance(250);
+    }
+    assert(world.issuer.requests.length <= 5 * 6 + 2, `${world.issuer.requests.length} exchanges`);
+    assert(written(world).length <= 5 * 6 + 2, `${written(world).length} writes`);
+    await world.clock.advance(15 * S);
+    assertEquals(claimsOf(held(world)).subject, identityOf(1200));
+  },
+);
 
 rule("Cycling service accounts does not spin either", async (world) => {
   world.cluster.create(secret("a"));
@@ -1765,7 +2085,10 @@ rule("Cycling service accounts does not spin either", async (world) => {
     world.cluster.update("apps/a", annotate({ [ACCOUNT]: `account-${step}` }));
     await world.clock.advance(250);
   }
-  assert(asked(world, "token").length <= 5 * 6 + 2, `${asked(world, "token").length} token requests`);
+  assert(
+    asked(world, "token").length <= 5 * 6 + 2,
+    `${asked(world, "token").length} token requests`,
+  );
   assert(world.issuer.requests.length <= 5 * 6 + 2, `${world.issuer.requests.length} exchanges`);
 });
 
@@ -1821,15 +2144,18 @@ for (const skew of [-55 * S, -20 * S, 20 * S, 40 * S]) {
   });
 }
 
-rule("A machine that slept for two hours replaces the expired token within half a minute", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  await world.clock.advance(10 * MIN);
-  world.clock.slept += 2 * HOUR;
-  await world.clock.advance(31 * S);
-  assert(claimsOf(held(world)).expiresAt > world.clock.now());
-  assertEquals([world.issuer.requests.length, written(world).length], [2, 2]);
-});
+rule(
+  "A machine that slept for two hours replaces the expired token within half a minute",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    await world.clock.advance(10 * MIN);
+    world.clock.slept += 2 * HOUR;
+    await world.clock.advance(31 * S);
+    assert(claimsOf(held(world)).expiresAt > world.clock.now());
+    assertEquals([world.issuer.requests.length, written(world).length], [2, 2]);
+  },
+);
 
 rule("A machine that slept until a token was due replaces it before it expires", async (world) => {
   world.cluster.create(secret("a"));
@@ -1875,80 +2201,104 @@ async function run(world: VirtualWorld, replicas: number): Promise<number> {
   return written(world).length;
 }
 
-rule("Two replicas never leave an expired token, and make hardly more patches than one", async (world) => {
-  const alone = await run(new VirtualWorld(2), 1);
-  const two = await run(world, 2);
-  assert(two <= 1.15 * alone, `${two} patches of two, ${alone} of one`);
-  assert(world.issuer.requests.length <= 2 * TWO.identities * (TWO.during / (0.67 * TWO.life) + 1));
-  const tries = asked(world, "patch").length;
-  assert(tries <= 1.1 * two + 20, `${tries} tries for ${two} patches`);
-});
+rule(
+  "Two replicas never leave an expired token, and make hardly more patches than one",
+  async (world) => {
+    const alone = await run(new VirtualWorld(2), 1);
+    const two = await run(world, 2);
+    assert(two <= 1.15 * alone, `${two} patches of two, ${alone} of one`);
+    assert(
+      world.issuer.requests.length <= 2 * TWO.identities * (TWO.during / (0.67 * TWO.life) + 1),
+    );
+    const tries = asked(world, "patch").length;
+    assert(tries <= 1.1 * two + 20, `${tries} tries for ${two} patches`);
+  },
+);
 
-rule("A replica that always came too late is no slower when the other one is gone", async (world) => {
-  world.issuer.life = 12 * S;
-  world.cluster.create(secret("a"));
-  world.start();
-  const second = world.start();
-  world.cluster.fault = ({ verb, replica }) => verb === "patch" && replica === second.name ? apiAnswer(409) : undefined;
-  await world.clock.advance(5 * MIN);
-  assert(metric(second, 'refreshes_total{result="conflict"}')! > 4);
-  world.cluster.fault = () => undefined;
-  world.replicas[0]!.stop();
-  await world.clock.advance(1 * MIN);
-  assertEquals(expiredFor(world), 0);
-});
+rule(
+  "A replica that always came too late is no slower when the other one is gone",
+  async (world) => {
+    world.issuer.life = 12 * S;
+    world.cluster.create(secret("a"));
+    world.start();
+    const second = world.start();
+    world.cluster.fault = ({ verb, replica }) =>
+      verb === "patch" && replica === second.name ? apiAnswer(409) : undefined;
+    await world.clock.advance(5 * MIN);
+    assert(metric(second, 'refreshes_total{result="conflict"}')! > 4);
+    world.cluster.fault = () => undefined;
+    world.replicas[0]!.stop();
+    await world.clock.advance(1 * MIN);
+    assertEquals(expiredFor(world), 0);
+  },
+);
 
 for (const seed of [1, 2, 3]) {
-  rule(`Either of two replicas may be stopped and started at any time (seed ${seed})`, async (world) => {
-    world.issuer.life = TWO.life;
-    for (let number = 0; number < TWO.secrets; number++) {
-      world.cluster.create(secret(`s-${number}`, { identity: identityOf(number % TWO.identities) }));
-    }
-    let running = [world.start(), world.start()];
-    for (let step = 0; step < 30; step++) {
-      await world.clock.advance(world.random() * 40 * S);
-      const [victim, other] = world.random() < 0.5 ? running : running.toReversed();
-      victim!.stop();
-      await world.clock.advance(world.random() * 20 * S);
-      running = [other!, world.start()];
-    }
-    assertEquals(expiredFor(world), 0);
-  }, seed);
+  rule(
+    `Either of two replicas may be stopped and started at any time (seed ${seed})`,
+    async (world) => {
+      world.issuer.life = TWO.life;
+      for (let number = 0; number < TWO.secrets; number++) {
+        world.cluster.create(
+          secret(`s-${number}`, { identity: identityOf(number % TWO.identities) }),
+        );
+      }
+      let running = [world.start(), world.start()];
+      for (let step = 0; step < 30; step++) {
+        await world.clock.advance(world.random() * 40 * S);
+        const [victim, other] = world.random() < 0.5 ? running : running.toReversed();
+        victim!.stop();
+        await world.clock.advance(world.random() * 20 * S);
+        running = [other!, world.start()];
+      }
+      assertEquals(expiredFor(world), 0);
+    },
+    seed,
+  );
 }
 
-rule("Replicas that tie at the first write cost one conflict, not a second token in the Secret", async (world) => {
-  world.start();
-  world.start();
-  await world.clock.advance(1 * S);
-  world.cluster.create(secret("a"));
-  await world.clock.advance(1 * MIN);
-  assertEquals(asked(world, "patch").map(({ status }) => status).toSorted(), [200, 409]);
-  assertEquals(told(world, "ExchangeFailed"), []);
-});
+rule(
+  "Replicas that tie at the first write cost one conflict, not a second token in the Secret",
+  async (world) => {
+    world.start();
+    world.start();
+    await world.clock.advance(1 * S);
+    world.cluster.create(secret("a"));
+    await world.clock.advance(1 * MIN);
+    assertEquals(asked(world, "patch").map(({ status }) => status).toSorted(), [200, 409]);
+    assertEquals(told(world, "ExchangeFailed"), []);
+  },
+);
 
 // ───── Secrets that come and go ─────
 
 const GOING: [string, (world: VirtualWorld) => void][] = [
   ["is deleted", (world) => world.cluster.delete("apps/a")],
-  ["loses its label", (world) => void world.cluster.update("apps/a", { metadata: { labels: { [IDENTITY]: null } } })],
+  [
+    "loses its label",
+    (world) => void world.cluster.update("apps/a", { metadata: { labels: { [IDENTITY]: null } } }),
+  ],
 ];
 for (const [what, go] of GOING) {
   for (const at of [2, 8, 20 * S, 41 * MIN]) {
-    rule(`No timer is left for a Secret that ${what} after ${at} ms, and nothing is done for it`, async (world) => {
-      const replica = world.start();
-      await world.clock.advance(1 * S);
-      const idle = replica.clock.pending();
-      world.cluster.create(secret("a"));
-      await world.clock.advance(at);
-      go(world);
-      await world.clock.advance(1 * S);
-      assertEquals(replica.clock.pending(), idle);
-      const before = [world.issuer.requests.length, asked(world, "patch").length];
-      await world.clock.advance(3 * HOUR);
-      assertEquals([world.issuer.requests.length, asked(world, "patch").length], before);
-      assertEquals(metric(replica, 'secrets{state="valid"}'), 0);
-      assert(!replica.renderMetrics().includes("token_expiry_timestamp_seconds{"));
-    });
+    rule(
+      `No timer is left for a Secret that ${what} after ${at} ms, and nothing is done for it`,
+      async (world) => {
+        const replica = world.start();
+        await world.clock.advance(1 * S);
+        const idle = replica.clock.pending();
+        world.cluster.create(secret("a"));
+        await world.clock.advance(at);
+        go(world);
+        await world.clock.advance(1 * S);
+        assertEquals(replica.clock.pending(), idle);
+        const before = [world.issuer.requests.length, asked(world, "patch").length];
+        await world.clock.advance(3 * HOUR);
+        assertEquals([world.issuer.requests.length, asked(world, "patch").length], before);
+        assertEquals(metric(replica, 'secrets{state="valid"}'), 0);
+        assert(!replica.renderMetrics().includes("token_expiry_timestamp_seconds{"));
+      },
+    );
   }
 }
 
@@ -1984,31 +2334,37 @@ rule(
   },
 );
 
-rule("A Secret that was made anew while the watch was down starts afresh too: its uid is another", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  await world.clock.advance(5 * S);
-  world.cluster.deafen();
-  world.cluster.delete("apps/a");
-  world.cluster.create(secret("a"));
-  world.cluster.compactedTo = 1e9;
-  world.cluster.endWatches(new ApiError("too old", { status: 410 }));
-  await world.clock.advance(1 * S);
-  assertEquals(held(world), world.issuer.requests[0]!.token);
-  assertEquals(told(world, "Overwritten"), []);
-});
+rule(
+  "A Secret that was made anew while the watch was down starts afresh too: its uid is another",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    await world.clock.advance(5 * S);
+    world.cluster.deafen();
+    world.cluster.delete("apps/a");
+    world.cluster.create(secret("a"));
+    world.cluster.compactedTo = 1e9;
+    world.cluster.endWatches(new ApiError("too old", { status: 410 }));
+    await world.clock.advance(1 * S);
+    assertEquals(held(world), world.issuer.requests[0]!.token);
+    assertEquals(told(world, "Overwritten"), []);
+  },
+);
 
-rule("A Secret made anew under the same name while it is patched is told from the old one", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.fault = ({ verb }) => verb === "patch" ? 50 : undefined;
-  world.start();
-  await world.clock.advance(30);
-  world.cluster.delete("apps/a");
-  world.cluster.create(secret("a", { identity: BOB }));
-  await world.clock.advance(1 * S);
-  assertEquals(claimsOf(held(world)).subject, BOB);
-  assertEquals(world.cluster.get("apps/a").metadata.annotations![TOKEN_IDENTITY], BOB);
-});
+rule(
+  "A Secret made anew under the same name while it is patched is told from the old one",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.fault = ({ verb }) => verb === "patch" ? 50 : undefined;
+    world.start();
+    await world.clock.advance(30);
+    world.cluster.delete("apps/a");
+    world.cluster.create(secret("a", { identity: BOB }));
+    await world.clock.advance(1 * S);
+    assertEquals(claimsOf(held(world)).subject, BOB);
+    assertEquals(world.cluster.get("apps/a").metadata.annotations![TOKEN_IDENTITY], BOB);
+  },
+);
 
 rule("A Secret that is deleted while it is patched makes nobody list again", async (world) => {
   world.cluster.create(secret("a"));
@@ -2022,17 +2378,20 @@ rule("A Secret that is deleted while it is patched makes nobody list again", asy
   assertEquals([asked(world, "watch").length, wholeLists(world)], [2, 1]);
 });
 
-rule("A list that was made before a write tells of nobody who replaces the token", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.fault = ({ verb }) =>
-    verb === "patch" ? { ms: 500 } : verb === "list" ? { answerMs: 1 * S } : undefined;
-  world.start();
-  await world.clock.advance(1_200); // the patch is under way
-  world.cluster.endWatches(apiAnswer(410));
-  await world.clock.advance(5 * S);
-  assertEquals([wholeLists(world), written(world).length], [2, 1]);
-  assertEquals(told(world, "Overwritten"), []);
-});
+rule(
+  "A list that was made before a write tells of nobody who replaces the token",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.fault = ({ verb }) =>
+      verb === "patch" ? { ms: 500 } : verb === "list" ? { answerMs: 1 * S } : undefined;
+    world.start();
+    await world.clock.advance(1_200); // the patch is under way
+    world.cluster.endWatches(apiAnswer(410));
+    await world.clock.advance(5 * S);
+    assertEquals([wholeLists(world), written(world).length], [2, 1]);
+    assertEquals(told(world, "Overwritten"), []);
+  },
+);
 
 rule("A Secret that is relabelled is looked after again", async (world) => {
   world.cluster.create(secret("a"));
@@ -2064,7 +2423,10 @@ rule("Of a Secret that is being deleted nothing more is done", async (world) => 
   world.cluster.create(secret("a"));
   world.start();
   await world.clock.advance(1 * MIN);
-  world.cluster.update("apps/a", { ...blank, metadata: { deletionTimestamp: "2027-01-01T00:00:00Z" } });
+  world.cluster.update("apps/a", {
+    ...blank,
+    metadata: { deletionTimestamp: "2027-01-01T00:00:00Z" },
+  });
   await world.clock.advance(2 * HOUR);
   assertEquals(written(world).length, 1);
   assertEquals(world.cluster.events.length, 1);
@@ -2098,7 +2460,9 @@ for (
 rule(
   "A docker config too deep to be written again is reported, never written, and keeps nobody from theirs",
   async (world) => {
-    world.cluster.create(secret("a", { config: '{"a":'.repeat(100_000) + "1" + "}".repeat(100_000) }));
+    world.cluster.create(
+      secret("a", { config: '{"a":'.repeat(100_000) + "1" + "}".repeat(100_000) }),
+    );
     world.cluster.create(secret("b"));
     world.start();
     for (let step = 0; step < 30; step++) {
@@ -2150,7 +2514,9 @@ for (
     const restore = world.cluster.backUp();
     // Its token has expired by then.
     await world.clock.advance(65 * MIN);
-    for (let step = 0; step < 50; step++) world.cluster.update("apps/b", annotate({ note: `${step}` }));
+    for (let step = 0; step < 50; step++) {
+      world.cluster.update("apps/b", annotate({ note: `${step}` }));
+    }
     await world.clock.advance(1 * S);
 
     world.cluster.fault = () => during;
@@ -2159,26 +2525,36 @@ for (
     restore();
     world.cluster.fault = () => undefined;
     await world.clock.advance(6 * S);
-    for (const name of ["a", "b"]) assert(claimsOf(held(world, name)).expiresAt > world.clock.now(), name);
+    for (const name of ["a", "b"]) {
+      assert(claimsOf(held(world, name)).expiresAt > world.clock.now(), name);
+    }
     world.cluster.create(secret("c", { identity: BOB }));
     await world.clock.advance(1 * S);
     assertNotEquals(held(world, "c"), undefined);
   });
 }
 
-rule("A restored etcd that has counted on past what is known is noticed by the next conflict", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.create({ ...secret("other"), metadata: { namespace: "apps", name: "other" } });
-  world.start();
-  await world.clock.advance(1 * MIN);
-  const restore = world.cluster.backUp(0);
-  await world.clock.advance(50 * MIN);
-  restore();
-  for (let step = 0; step < 50; step++) world.cluster.update("apps/other", annotate({ note: `${step}` }));
-  world.cluster.endWatches();
-  await world.clock.advance(45 * MIN);
-  assert(claimsOf(held(world)).expiresAt > world.clock.now());
-});
+rule(
+  "A restored etcd that has counted on past what is known is noticed by the next conflict",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.create({ ...secret("other"), metadata: { namespace: "apps", name: "other" } });
+    world.start();
+    await world.clock.advance(1 * MIN);
+    const restore = world.cluster.backUp(0);
+    await world.clock.advance(50 * MIN);
+    restore();
+    for (let step = 0; step < 50; step++) {
+      world.cluster.update(
+        "apps/other",
+        annotate({ note: `${step}` }),
+      );
+    }
+    world.cluster.endWatches();
+    await world.clock.advance(45 * MIN);
+    assert(claimsOf(held(world)).expiresAt > world.clock.now());
+  },
+);
 
 rule("A stopped replica sends nothing more, and leaves no timer", async (world) => {
   for (let number = 0; number < 20; number++) {
@@ -2250,12 +2626,24 @@ rule("A problem that stands is told again every 30 min, whatever else happens", 
   world.start();
   for (let step = 0; step < 3 * 60; step++) {
     await world.clock.advance(1 * MIN);
-    for (const key of world.cluster.secrets.keys()) world.cluster.update(key, annotate({ note: `${step}` }));
+    for (const key of world.cluster.secrets.keys()) {
+      world.cluster.update(key, annotate({ note: `${step}` }));
+    }
   }
-  for (const reason of ["InvalidIdentity", "UnsupportedSecret", "InvalidDockerConfig", "ExchangeFailed"]) {
+  for (
+    const reason of [
+      "InvalidIdentity",
+      "UnsupportedSecret",
+      "InvalidDockerConfig",
+      "ExchangeFailed",
+    ]
+  ) {
     const times = told(world, reason).map(({ at }) => at);
     assert(times.length === 6 || times.length === 7, `${reason}: ${times.length}`);
-    assert(gaps(times).every((gap) => gap >= 30 * MIN && gap < 36 * MIN), `${reason}: ${gaps(times)}`);
+    assert(
+      gaps(times).every((gap) => gap >= 30 * MIN && gap < 36 * MIN),
+      `${reason}: ${gaps(times)}`,
+    );
   }
 });
 
@@ -2279,25 +2667,35 @@ rule(
   },
 );
 
-rule("A namespace has 6 events in 5 s; beyond it they are dropped and counted, never queued", async (world) => {
-  for (let number = 0; number < 50; number++) world.cluster.create(secret(`s-${number}`, { identity: "x" }));
-  const replica = world.start();
-  await world.clock.advance(20 * MIN);
-  assertEquals(world.cluster.events.length, 6);
-  assertEquals(metric(replica, "events_dropped_total"), 44);
-});
+rule(
+  "A namespace has 6 events in 5 s; beyond it they are dropped and counted, never queued",
+  async (world) => {
+    for (let number = 0; number < 50; number++) {
+      world.cluster.create(
+        secret(`s-${number}`, { identity: "x" }),
+      );
+    }
+    const replica = world.start();
+    await world.clock.advance(20 * MIN);
+    assertEquals(world.cluster.events.length, 6);
+    assertEquals(metric(replica, "events_dropped_total"), 44);
+  },
+);
 
-rule("An event that was dropped is told when its Secret is next looked at, and there is room", async (world) => {
-  world.start();
-  await world.clock.advance(1 * S);
-  const names = Array.from({ length: 10 }, (_, number) => `s-${number}`);
-  for (const name of names) world.cluster.create(secret(name, { identity: "nonsense" }));
-  await world.clock.advance(10 * S);
-  assertEquals(told(world, "InvalidIdentity").length, 6);
-  for (const name of names) world.cluster.update(`apps/${name}`, annotate({ touched: "" }));
-  await world.clock.advance(1 * S);
-  assertEquals(told(world, "InvalidIdentity").length, 10);
-});
+rule(
+  "An event that was dropped is told when its Secret is next looked at, and there is room",
+  async (world) => {
+    world.start();
+    await world.clock.advance(1 * S);
+    const names = Array.from({ length: 10 }, (_, number) => `s-${number}`);
+    for (const name of names) world.cluster.create(secret(name, { identity: "nonsense" }));
+    await world.clock.advance(10 * S);
+    assertEquals(told(world, "InvalidIdentity").length, 6);
+    for (const name of names) world.cluster.update(`apps/${name}`, annotate({ touched: "" }));
+    await world.clock.advance(1 * S);
+    assertEquals(told(world, "InvalidIdentity").length, 10);
+  },
+);
 
 rule("All namespaces together have 25 events in 5 s", async (world) => {
   for (let number = 0; number < 50; number++) {
@@ -2313,45 +2711,55 @@ rule("All namespaces together have 25 events in 5 s", async (world) => {
 });
 
 for (const fault of [apiAnswer(403), apiAnswer(500), "hang"] as Fault[]) {
-  rule(`An event that cannot be written (${fault}) slows nothing down, and is logged`, async (world) => {
-    world.cluster.create(secret("a"));
-    world.cluster.create(secret("b", { identity: "x" }));
-    world.cluster.fault = ({ verb }) => verb === "event" ? fault : undefined;
-    world.start();
-    await world.clock.advance(100);
-    assertNotEquals(held(world), undefined);
-    await world.clock.advance(5 * MIN);
-    assertEquals(asked(world, "event").length, 2);
-    assertEquals(world.lines.filter((line) => line.includes("event not written")).length, 2);
-  });
+  rule(
+    `An event that cannot be written (${fault}) slows nothing down, and is logged`,
+    async (world) => {
+      world.cluster.create(secret("a"));
+      world.cluster.create(secret("b", { identity: "x" }));
+      world.cluster.fault = ({ verb }) => verb === "event" ? fault : undefined;
+      world.start();
+      await world.clock.advance(100);
+      assertNotEquals(held(world), undefined);
+      await world.clock.advance(5 * MIN);
+      assertEquals(asked(world, "event").length, 2);
+      assertEquals(world.lines.filter((line) => line.includes("event not written")).length, 2);
+    },
+  );
 }
 
-rule("A refusal says whose subject token it was, and how to bind the identity: with the UID alone", async (world) => {
-  for (const [index, status] of [401, 403, 400, 404].entries()) {
-    world.cluster.create(secret(`s-${status}`, { identity: identityOf(index) }));
-  }
-  world.issuer.fault = ({ identity }) => answer([401, 403, 400, 404][+identity.slice(-1)]!, "denied \u202e$(rm -rf /)");
-  world.start();
-  await world.clock.advance(1 * S);
-  for (const { note, regarding } of told(world, "ExchangeFailed")) {
-    assertStringIncludes(note, "denied \ufffd$(rm -rf /)");
-    const isBinding = ["s-401", "s-403"].includes(regarding.name);
-    assertEquals(note.includes("chainctl iam identities create "), isBinding, regarding.name);
-    if (!isBinding) continue;
-    for (const text of ["iss=https://cluster.example", `sub=${CONTROLLER}`, "aud=issuer.enforce.dev"]) {
-      assertStringIncludes(note, text);
+rule(
+  "A refusal says whose subject token it was, and how to bind the identity: with the UID alone",
+  async (world) => {
+    for (const [index, status] of [401, 403, 400, 404].entries()) {
+      world.cluster.create(secret(`s-${status}`, { identity: identityOf(index) }));
     }
-    const line = note.slice(note.indexOf("chainctl"));
-    assertStringIncludes(line, `--parent=${"a".repeat(40)} --role=registry.pull`);
-    assert(!line.includes("rm"), line);
-  }
-});
+    world.issuer.fault = ({ identity }) =>
+      answer([401, 403, 400, 404][+identity.slice(-1)]!, "denied \u202e$(rm -rf /)");
+    world.start();
+    await world.clock.advance(1 * S);
+    for (const { note, regarding } of told(world, "ExchangeFailed")) {
+      assertStringIncludes(note, "denied \ufffd$(rm -rf /)");
+      const isBinding = ["s-401", "s-403"].includes(regarding.name);
+      assertEquals(note.includes("chainctl iam identities create "), isBinding, regarding.name);
+      if (!isBinding) continue;
+      for (
+        const text of ["iss=https://cluster.example", `sub=${CONTROLLER}`, "aud=issuer.enforce.dev"]
+      ) {
+        assertStringIncludes(note, text);
+      }
+      const line = note.slice(note.indexOf("chainctl"));
+      assertStringIncludes(line, `--parent=${"a".repeat(40)} --role=registry.pull`);
+      assert(!line.includes("rm"), line);
+    }
+  },
+);
 
 rule("What a subject token says of itself is cleaned before it is told", async (world) => {
   world.cluster.create(secret("a"));
   world.issuer.fault = () => answer(403);
   const hidden = world.subjectToken("x", "x", 60);
-  world.readSubjectToken = () => world.subjectToken(`a\u001b[2J\u202e${hidden}`, `b\n${"y".repeat(500)}`, 600);
+  world.readSubjectToken = () =>
+    world.subjectToken(`a\u001b[2J\u202e${hidden}`, `b\n${"y".repeat(500)}`, 600);
   world.start();
   await world.clock.advance(1 * S);
   const [{ note }] = told(world, "ExchangeFailed");
@@ -2376,7 +2784,8 @@ rule("An event's note is never too long for the API server, whatever it quotes",
   world.cluster.create(secret("a", { identity: "\u{1f980}".repeat(300) }));
   world.cluster.create(secret("b"));
   world.issuer.fault = () => answer(403, "\u20ac".repeat(300));
-  world.readSubjectToken = () => world.subjectToken("\u20ac".repeat(300), "\u20ac".repeat(300), 600);
+  world.readSubjectToken = () =>
+    world.subjectToken("\u20ac".repeat(300), "\u20ac".repeat(300), 600);
   world.start();
   await world.clock.advance(1 * S);
   assertEquals(told(world, "InvalidIdentity").length, 1);
@@ -2384,7 +2793,9 @@ rule("An event's note is never too long for the API server, whatever it quotes",
 });
 
 rule("An identity that is told was cleaned", async (world) => {
-  world.cluster.create(secret("a", { identity: `${token()}\u001b]0;\u0007\u202e${"q".repeat(400)}` }));
+  world.cluster.create(
+    secret("a", { identity: `${token()}\u001b]0;\u0007\u202e${"q".repeat(400)}` }),
+  );
   world.start();
   await world.clock.advance(1 * S);
   const [{ note }] = told(world, "InvalidIdentity");
@@ -2393,58 +2804,76 @@ rule("An identity that is told was cleaned", async (world) => {
 
 // ───── Metrics ─────
 
-rule("The metrics count Secrets by state, refreshes by result, exchanges, and dropped events", async (world) => {
-  world.issuer.fault = ({ identity }) =>
-    identity === BOB ? answer(403) : identity === identityOf(3) ? answer(503) : 250;
-  world.cluster.create(secret("a"));
-  world.cluster.create(secret("b", { identity: BOB }));
-  world.cluster.create(secret("c", { type: "Opaque" }));
-  world.cluster.create(secret("d", { identity: "x" }));
-  const now = Math.floor(world.clock.now() / S);
-  const expired = world.jwt({ aud: "cgr.dev", sub: identityOf(3), iat: now - 3600, exp: now - 1 });
-  world.cluster.create(secret("e", { identity: identityOf(3), config: configOf(expired) }));
-  const replica = world.start();
-  await world.clock.advance(400);
-  const expected = {
-    'build_info{version="0.1.0"}': 1,
-    'secrets{state="valid"}': 1,
-    'secrets{state="missing"}': 1,
-    'secrets{state="expired"}': 1,
-    'secrets{state="skipped"}': 2,
-    'token_expiry_timestamp_seconds{namespace="apps",name="a"}': claimsOf(held(world)).expiresAt / S,
-    'token_expiry_timestamp_seconds{namespace="apps",name="e"}': now - 1,
-    'refreshes_total{result="success"}': 1,
-    'refreshes_total{result="refused"}': 1,
-    'refreshes_total{result="failed"}': 1,
-    exchange_duration_seconds_count: 3,
-    exchange_duration_seconds_sum: 0.26,
-  };
-  for (const [series, value] of Object.entries(expected)) assertEquals(metric(replica, series), value, series);
-  replica.countAnswer("patch", "200");
-  replica.countAnswer("patch", "200");
-  assertEquals(metric(replica, 'api_requests_total{verb="patch",code="200"}'), 2);
-  world.cluster.endWatches();
-  await world.clock.advance(2 * S);
-  assertEquals(metric(replica, 'watch_restarts_total{reason="short"}'), 1);
-});
+rule(
+  "The metrics count Secrets by state, refreshes by result, exchanges, and dropped events",
+  async (world) => {
+    world.issuer.fault = ({ identity }) =>
+      identity === BOB ? answer(403) : identity === identityOf(3) ? answer(503) : 250;
+    world.cluster.create(secret("a"));
+    world.cluster.create(secret("b", { identity: BOB }));
+    world.cluster.create(secret("c", { type: "Opaque" }));
+    world.cluster.create(secret("d", { identity: "x" }));
+    const now = Math.floor(world.clock.now() / S);
+    const expired = world.jwt({
+      aud: "cgr.dev",
+      sub: identityOf(3),
+      iat: now - 3600,
+      exp: now - 1,
+    });
+    world.cluster.create(secret("e", { identity: identityOf(3), config: configOf(expired) }));
+    const replica = world.start();
+    await world.clock.advance(400);
+    const expected = {
+      'build_info{version="0.1.0"}': 1,
+      'secrets{state="valid"}': 1,
+      'secrets{state="missing"}': 1,
+      'secrets{state="expired"}': 1,
+      'secrets{state="skipped"}': 2,
+      'token_expiry_timestamp_seconds{namespace="apps",name="a"}': claimsOf(held(world)).expiresAt /
+        S,
+      'token_expiry_timestamp_seconds{namespace="apps",name="e"}': now - 1,
+      'refreshes_total{result="success"}': 1,
+      'refreshes_total{result="refused"}': 1,
+      'refreshes_total{result="failed"}': 1,
+      exchange_duration_seconds_count: 3,
+      exchange_duration_seconds_sum: 0.26,
+    };
+    for (const [series, value] of Object.entries(expected)) {
+      assertEquals(
+        metric(replica, series),
+        value,
+        series,
+      );
+    }
+    replica.countAnswer("patch", "200");
+    replica.countAnswer("patch", "200");
+    assertEquals(metric(replica, 'api_requests_total{verb="patch",code="200"}'), 2);
+    world.cluster.endWatches();
+    await world.clock.advance(2 * S);
+    assertEquals(metric(replica, 'watch_restarts_total{reason="short"}'), 1);
+  },
+);
 
-rule("Each metric has its help and type before its samples, and nothing stands twice", async (world) => {
-  world.cluster.create(secret("a"));
-  const replica = world.start();
-  await world.clock.advance(1 * S);
-  const seen = new Set<string>();
-  let family = "";
-  for (const line of replica.renderMetrics().trimEnd().split("\n")) {
-    const [, kind, name] = /^# (HELP|TYPE) (\w+) /.exec(line) ?? [];
-    if (kind === "HELP") family = name!;
-    else if (kind === "TYPE") assertEquals(name, family);
-    else assertMatch(line, new RegExp(`^${family}(_sum|_count)?(\\{[^{}]*\\})? [0-9.e+]+$`));
-    const series = kind ? `${kind} ${name}` : line.split(" ")[0]!;
-    assert(!seen.has(series), series);
-    seen.add(series);
-  }
-  assert(seen.size > 20);
-});
+rule(
+  "Each metric has its help and type before its samples, and nothing stands twice",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    const replica = world.start();
+    await world.clock.advance(1 * S);
+    const seen = new Set<string>();
+    let family = "";
+    for (const line of replica.renderMetrics().trimEnd().split("\n")) {
+      const [, kind, name] = /^# (HELP|TYPE) (\w+) /.exec(line) ?? [];
+      if (kind === "HELP") family = name!;
+      else if (kind === "TYPE") assertEquals(name, family);
+      else assertMatch(line, new RegExp(`^${family}(_sum|_count)?(\\{[^{}]*\\})? [0-9.e+]+$`));
+      const series = kind ? `${kind} ${name}` : line.split(" ")[0]!;
+      assert(!seen.has(series), series);
+      seen.add(series);
+    }
+    assert(seen.size > 20);
+  },
+);
 
 rule("A label's value is escaped in the metrics", async (world) => {
   world.cluster.create(secret('a"b\\c\td', {}));
@@ -2459,7 +2888,9 @@ rule("A label's value is escaped in the metrics", async (world) => {
 rule("The expiry has 10,000 series at most, the states count all", async (world) => {
   const iat = Math.floor(world.clock.now() / S);
   const config = configOf(world.jwt({ aud: "cgr.dev", sub: ALICE, iat, exp: iat + 3600 }));
-  for (let number = 0; number < 10_050; number++) world.cluster.create(secret(`s-${number}`, { config }));
+  for (let number = 0; number < 10_050; number++) {
+    world.cluster.create(secret(`s-${number}`, { config }));
+  }
   const replica = world.start();
   await world.clock.advance(1 * S);
   assertEquals(metric(replica, 'secrets{state="valid"}'), 10_050);
@@ -2476,7 +2907,8 @@ const OUTAGES: [string, (world: VirtualWorld) => void][] = [
   ["the API server is slow", (world) => world.cluster.fault = () => 25 * S],
   [
     "the API server's writes hang",
-    (world) => world.cluster.fault = ({ verb }) => verb === "patch" || verb === "get" ? "hang" : undefined,
+    (world) =>
+      world.cluster.fault = ({ verb }) => verb === "patch" || verb === "get" ? "hang" : undefined,
   ],
   ["the API server throttles", (world) => world.cluster.fault = () => apiAnswer(429, "3000")],
   ["the API server throttles slowly", (world) => {
@@ -2503,54 +2935,66 @@ for (const [what, begin] of OUTAGES) {
   });
 }
 
-rule("/healthz does not fail while the API server hangs from the start; /readyz does", async (world) => {
-  world.cluster.fault = () => "hang";
-  const replica = world.start();
-  for (let step = 0; step < 60; step++) {
-    await world.clock.advance(20 * S);
+rule(
+  "/healthz does not fail while the API server hangs from the start; /readyz does",
+  async (world) => {
+    world.cluster.fault = () => "hang";
+    const replica = world.start();
+    for (let step = 0; step < 60; step++) {
+      await world.clock.advance(20 * S);
+      assertEquals(replica.findStuck(), undefined);
+      assertStringIncludes(replica.findUnready()!, "list");
+    }
+  },
+);
+
+rule(
+  "/healthz fails a minute after a timer was lost, and not before there was anything to do",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    const replica = world.start();
+    await world.clock.advance(1 * MIN);
+    replica.clock.loseTimers();
+    await world.clock.advance(35 * MIN);
     assertEquals(replica.findStuck(), undefined);
-    assertStringIncludes(replica.findUnready()!, "list");
-  }
-});
+    await world.clock.advance(15 * MIN);
+    assertStringIncludes(replica.findStuck()!, "work is due");
+  },
+);
 
-rule("/healthz fails a minute after a timer was lost, and not before there was anything to do", async (world) => {
-  world.cluster.create(secret("a"));
-  const replica = world.start();
-  await world.clock.advance(1 * MIN);
-  replica.clock.loseTimers();
-  await world.clock.advance(35 * MIN);
-  assertEquals(replica.findStuck(), undefined);
-  await world.clock.advance(15 * MIN);
-  assertStringIncludes(replica.findStuck()!, "work is due");
-});
+rule(
+  "/healthz fails when the watch loop has neither tried nor received anything for 5 min",
+  async (world) => {
+    const client = world.cluster.client("replica-1");
+    world.cluster.client = () => ({
+      ...client,
+      async *watch() {
+        yield await new Promise<never>(() => {});
+      },
+    });
+    const replica = world.start();
+    await world.clock.advance(299 * S);
+    assertEquals(replica.findStuck(), undefined);
+    await world.clock.advance(2 * S);
+    assertStringIncludes(replica.findStuck()!, "a watch");
+  },
+);
 
-rule("/healthz fails when the watch loop has neither tried nor received anything for 5 min", async (world) => {
-  const client = world.cluster.client("replica-1");
-  world.cluster.client = () => ({
-    ...client,
-    async *watch() {
-      yield await new Promise<never>(() => {});
-    },
-  });
-  const replica = world.start();
-  await world.clock.advance(299 * S);
-  assertEquals(replica.findStuck(), undefined);
-  await world.clock.advance(2 * S);
-  assertStringIncludes(replica.findStuck()!, "a watch");
-});
-
-rule("A watch that hangs in spite of its time-out is given up after two minutes, and opened again", async (world) => {
-  const replica = world.start();
-  await world.clock.advance(1 * S);
-  world.cluster.fault = ({ verb }) => verb === "watch" ? Infinity : undefined;
-  world.cluster.endWatches();
-  await world.clock.advance(10 * S);
-  world.cluster.fault = () => undefined;
-  world.cluster.create(secret("a"));
-  await world.clock.advance(2 * MIN);
-  assertEquals(replica.findStuck(), undefined);
-  assertNotEquals(held(world), undefined);
-});
+rule(
+  "A watch that hangs in spite of its time-out is given up after two minutes, and opened again",
+  async (world) => {
+    const replica = world.start();
+    await world.clock.advance(1 * S);
+    world.cluster.fault = ({ verb }) => verb === "watch" ? Infinity : undefined;
+    world.cluster.endWatches();
+    await world.clock.advance(10 * S);
+    world.cluster.fault = () => undefined;
+    world.cluster.create(secret("a"));
+    await world.clock.advance(2 * MIN);
+    assertEquals(replica.findStuck(), undefined);
+    assertNotEquals(held(world), undefined);
+  },
+);
 
 rule("/healthz fails when an exchange never ends, though it was given up", async (world) => {
   world.issuer.client = () => () => new Promise(() => {});
@@ -2581,7 +3025,8 @@ rule("/healthz is well when nothing has been due for days", async (world) => {
 });
 
 rule("/readyz waits for every first list, and stays ready in an outage", async (world) => {
-  world.cluster.fault = ({ verb, namespace }) => verb === "list" && namespace === "two" ? apiAnswer(403) : undefined;
+  world.cluster.fault = ({ verb, namespace }) =>
+    verb === "list" && namespace === "two" ? apiAnswer(403) : undefined;
   const replica = world.start({ env: { WATCH_NAMESPACES: "one,two" } });
   await world.clock.advance(10 * S);
   assertStringIncludes(replica.findUnready()!, "list");
@@ -2599,39 +3044,53 @@ rule("/readyz waits for every first list, and stays ready in an outage", async (
 const SLOW = 10 * S;
 /** The most requests in any 10 s. */
 function rate(world: VirtualWorld, from = 0): number {
-  const times = world.cluster.requests.filter(({ verb, at }) => ["list", "watch"].includes(verb) && at >= from).map((
+  const times = world.cluster.requests.filter(({ verb, at }) =>
+    ["list", "watch"].includes(verb) && at >= from
+  ).map((
     { at },
   ) => at);
-  return Math.max(0, ...times.map((start) => times.filter((at) => at >= start && at < start + SLOW).length));
+  return Math.max(
+    0,
+    ...times.map((start) => times.filter((at) => at >= start && at < start + SLOW).length),
+  );
 }
 
-rule("A watch that ends is opened again from the last version, at once and without a list", async (world) => {
-  world.start();
-  await world.clock.advance(20 * S);
-  world.cluster.endWatches();
-  world.cluster.create(secret("a"));
-  await world.clock.advance(100);
-  assertEquals([asked(world, "list").length, asked(world, "watch").length], [1, 2]);
-  assertNotEquals(held(world), undefined);
-});
+rule(
+  "A watch that ends is opened again from the last version, at once and without a list",
+  async (world) => {
+    world.start();
+    await world.clock.advance(20 * S);
+    world.cluster.endWatches();
+    world.cluster.create(secret("a"));
+    await world.clock.advance(100);
+    assertEquals([asked(world, "list").length, asked(world, "watch").length], [1, 2]);
+    assertNotEquals(held(world), undefined);
+  },
+);
 
-rule("Watches are asked to live 60 to 90 s, and a list is never made again while they end well", async (world) => {
-  world.cluster.create(secret("a"));
-  world.start();
-  await world.clock.advance(24 * HOUR);
-  assertEquals(asked(world, "list").length, 1);
-  const lives = gaps(asked(world, "watch").map(({ at }) => at));
-  assert(
-    Math.min(...lives) >= 60 * S && Math.max(...lives) <= 90 * S + 100,
-    `${Math.min(...lives)} ${Math.max(...lives)}`,
-  );
-  assert(new Set(lives.map((life) => Math.round(life / S))).size > 20, "they spread");
-});
+rule(
+  "Watches are asked to live 60 to 90 s, and a list is never made again while they end well",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.start();
+    await world.clock.advance(24 * HOUR);
+    assertEquals(asked(world, "list").length, 1);
+    const lives = gaps(asked(world, "watch").map(({ at }) => at));
+    assert(
+      Math.min(...lives) >= 60 * S && Math.max(...lives) <= 90 * S + 100,
+      `${Math.min(...lives)} ${Math.max(...lives)}`,
+    );
+    assert(new Set(lives.map((life) => Math.round(life / S))).size > 20, "they spread");
+  },
+);
 
 rule("Bookmarks carry the version on, where nothing of ours changes", async (world) => {
   world.start();
   await world.clock.advance(10 * S);
-  world.cluster.create({ ...secret("unlabelled"), metadata: { namespace: "apps", name: "unlabelled" } });
+  world.cluster.create({
+    ...secret("unlabelled"),
+    metadata: { namespace: "apps", name: "unlabelled" },
+  });
   await world.clock.advance(3 * MIN);
   world.cluster.compactedTo = 1001;
   await world.clock.advance(10 * MIN);
@@ -2719,16 +3178,25 @@ for (
 rule("Retry-After of a watch or a list is waited for, 5 min at most", async (world) => {
   world.start();
   await world.clock.advance(20 * S);
-  for (const [status, retryAfter, seconds] of [[429, "60", 60], [503, "60", 60], [429, "3600", 300]] as const) {
+  for (
+    const [status, retryAfter, seconds] of [[429, "60", 60], [503, "60", 60], [
+      429,
+      "3600",
+      300,
+    ]] as const
+  ) {
     const before = asked(world, "watch").length;
-    world.cluster.fault = ({ verb }) => verb === "watch" ? apiAnswer(status, retryAfter) : undefined;
+    world.cluster.fault = ({ verb }) =>
+      verb === "watch" ? apiAnswer(status, retryAfter) : undefined;
     world.cluster.endWatches();
     await world.clock.advance(1 * S);
     const failed = asked(world, "watch").slice(before);
     assertEquals(failed.length, 1);
     world.cluster.fault = () => undefined;
     await world.clock.advance(305 * S);
-    const next = world.cluster.requests.find(({ verb, at }) => ["list", "watch"].includes(verb) && at > failed[0]!.at)!;
+    const next = world.cluster.requests.find(({ verb, at }) =>
+      ["list", "watch"].includes(verb) && at > failed[0]!.at
+    )!;
     assert(
       next.at - failed[0]!.at >= seconds * S && next.at - failed[0]!.at < seconds * S + 100,
       `${next.at - failed[0]!.at}`,
@@ -2736,34 +3204,41 @@ rule("Retry-After of a watch or a list is waited for, 5 min at most", async (wor
   }
 });
 
-rule("While it fails the waits double from 0.8 s, a random half to the whole, up to 5 s", async (world) => {
-  world.start();
-  await world.clock.advance(20 * S);
-  world.cluster.fault = () => new ApiError("no answer", { reason: "ECONNREFUSED" });
-  world.cluster.endWatches();
-  await world.clock.advance(5 * MIN);
-  const tries = world.cluster.requests.filter(({ verb }) => verb === "watch" || verb === "list").slice(2);
-  const waits = gaps(tries.map(({ at }) => at)).map((gap) => gap / S);
-  for (const [index, wait] of waits.entries()) {
-    const whole = Math.min(5, 0.8 * 2 ** index);
-    assert(wait >= whole / 2 && wait <= whole + 0.01, `${index}: ${wait}`);
-  }
-  assert(waits.length > 40);
-  world.cluster.create(secret("a"));
-  world.cluster.fault = () => undefined;
-  await world.clock.advance(5 * S + 100);
-  assertNotEquals(held(world), undefined);
-});
+rule(
+  "While it fails the waits double from 0.8 s, a random half to the whole, up to 5 s",
+  async (world) => {
+    world.start();
+    await world.clock.advance(20 * S);
+    world.cluster.fault = () => new ApiError("no answer", { reason: "ECONNREFUSED" });
+    world.cluster.endWatches();
+    await world.clock.advance(5 * MIN);
+    const tries = world.cluster.requests.filter(({ verb }) => verb === "watch" || verb === "list")
+      .slice(2);
+    const waits = gaps(tries.map(({ at }) => at)).map((gap) => gap / S);
+    for (const [index, wait] of waits.entries()) {
+      const whole = Math.min(5, 0.8 * 2 ** index);
+      assert(wait >= whole / 2 && wait <= whole + 0.01, `${index}: ${wait}`);
+    }
+    assert(waits.length > 40);
+    world.cluster.create(secret("a"));
+    world.cluster.fault = () => undefined;
+    await world.clock.advance(5 * S + 100);
+    assertNotEquals(held(world), undefined);
+  },
+);
 
-rule("After a failure it asks for the newest version once, and not for each watch that follows", async (world) => {
-  world.start();
-  await world.clock.advance(20 * S);
-  world.cluster.endWatches(apiAnswer(429));
-  world.cluster.watchLife = 1_100;
-  await world.clock.advance(1 * MIN);
-  assert(asked(world, "watch").length > 30);
-  assertEquals(asked(world, "list").length, 2);
-});
+rule(
+  "After a failure it asks for the newest version once, and not for each watch that follows",
+  async (world) => {
+    world.start();
+    await world.clock.advance(20 * S);
+    world.cluster.endWatches(apiAnswer(429));
+    world.cluster.watchLife = 1_100;
+    await world.clock.advance(1 * MIN);
+    assert(asked(world, "watch").length > 30);
+    assertEquals(asked(world, "list").length, 2);
+  },
+);
 
 rule("A newest version that cannot be had keeps the one that is known", async (world) => {
   world.start();
@@ -2791,29 +3266,32 @@ rule("The back-off starts anew after a watch that lived 10 s", async (world) => 
   assertEquals(asked(world, "watch").length, before + 1);
 });
 
-rule("Secrets that came and went during an outage are found by the list after it", async (world) => {
-  const replica = world.start();
-  await world.clock.advance(1 * S);
-  const idle = replica.clock.pending();
-  world.cluster.create(secret("a"));
-  await world.clock.advance(20 * S);
-  world.cluster.fault = () => new ApiError("no answer", { reason: "ECONNREFUSED" });
-  world.cluster.endWatches();
-  world.cluster.delete("apps/a");
-  world.cluster.create(secret("b"));
-  world.cluster.delete("apps/b");
-  world.cluster.create(secret("c"));
-  world.cluster.compactedTo = 1e9;
-  await world.clock.advance(10 * S);
-  world.cluster.fault = () => undefined;
-  await world.clock.advance(6 * S);
-  assertNotEquals(held(world, "c"), undefined);
-  assertEquals(metric(replica, 'secrets{state="valid"}'), 1);
-  world.cluster.delete("apps/c");
-  world.cluster.compactedTo = 0;
-  await world.clock.advance(11 * S);
-  assertEquals(replica.clock.pending(), idle);
-});
+rule(
+  "Secrets that came and went during an outage are found by the list after it",
+  async (world) => {
+    const replica = world.start();
+    await world.clock.advance(1 * S);
+    const idle = replica.clock.pending();
+    world.cluster.create(secret("a"));
+    await world.clock.advance(20 * S);
+    world.cluster.fault = () => new ApiError("no answer", { reason: "ECONNREFUSED" });
+    world.cluster.endWatches();
+    world.cluster.delete("apps/a");
+    world.cluster.create(secret("b"));
+    world.cluster.delete("apps/b");
+    world.cluster.create(secret("c"));
+    world.cluster.compactedTo = 1e9;
+    await world.clock.advance(10 * S);
+    world.cluster.fault = () => undefined;
+    await world.clock.advance(6 * S);
+    assertNotEquals(held(world, "c"), undefined);
+    assertEquals(metric(replica, 'secrets{state="valid"}'), 1);
+    world.cluster.delete("apps/c");
+    world.cluster.compactedTo = 0;
+    await world.clock.advance(11 * S);
+    assertEquals(replica.clock.pending(), idle);
+  },
+);
 
 rule("A deaf watch is noticed within two minutes", async (world) => {
   world.start();
@@ -2835,34 +3313,52 @@ rule("A list is taken page by page", async (world) => {
   assertEquals(written(world).length, 50);
 });
 
-rule("Each watched namespace has a list and a watch of its own, and no other is looked at", async (world) => {
-  for (const namespace of ["one", "two", "three"]) world.cluster.create(secret("a", { namespace }));
-  world.start({ env: { WATCH_NAMESPACES: "one,two" } });
-  await world.clock.advance(20 * S);
-  assertEquals(written(world).map(({ namespace }) => namespace), ["one", "two"]);
-  assertEquals(asked(world, "list").map(({ namespace }) => namespace), ["one", "two"]);
-  world.cluster.fault = ({ verb, namespace }) => verb === "watch" && namespace === "one" ? apiAnswer(500) : undefined;
-  world.cluster.endWatches(new ApiError("too old", { status: 410 }));
-  await world.clock.advance(10 * S);
-  world.cluster.create(secret("b", { namespace: "two" }));
-  await world.clock.advance(1 * S);
-  assertNotEquals(held(world, "b", "two"), undefined);
-  assertNotEquals(held(world, "a", "one"), undefined);
-  assertEquals(written(world).length, 3);
-});
+rule(
+  "Each watched namespace has a list and a watch of its own, and no other is looked at",
+  async (world) => {
+    for (const namespace of ["one", "two", "three"]) {
+      world.cluster.create(
+        secret("a", { namespace }),
+      );
+    }
+    world.start({ env: { WATCH_NAMESPACES: "one,two" } });
+    await world.clock.advance(20 * S);
+    assertEquals(written(world).map(({ namespace }) => namespace), ["one", "two"]);
+    assertEquals(asked(world, "list").map(({ namespace }) => namespace), ["one", "two"]);
+    world.cluster.fault = ({ verb, namespace }) =>
+      verb === "watch" && namespace === "one" ? apiAnswer(500) : undefined;
+    world.cluster.endWatches(new ApiError("too old", { status: 410 }));
+    await world.clock.advance(10 * S);
+    world.cluster.create(secret("b", { namespace: "two" }));
+    await world.clock.advance(1 * S);
+    assertNotEquals(held(world, "b", "two"), undefined);
+    assertNotEquals(held(world, "a", "one"), undefined);
+    assertEquals(written(world).length, 3);
+  },
+);
 
 // ───── Properties ─────
 
 /** How many cases, and from which seed: `FC_SEED=1 FC_RUNS=100000 node --test main_test.ts` for a long run. */
-const cases = (numRuns: number) => ({ numRuns: +(process.env.FC_RUNS ?? numRuns), seed: +(process.env.FC_SEED ?? 42) });
+const cases = (numRuns: number) => ({
+  numRuns: +(process.env.FC_RUNS ?? numRuns),
+  seed: +(process.env.FC_SEED ?? 42),
+});
 
-const anyTime = fc.oneof(fc.integer({ min: NOW / S - 100_000, max: NOW / S + 100_000 }), fc.double(), fc.jsonValue());
+const anyTime = fc.oneof(
+  fc.integer({ min: NOW / S - 100_000, max: NOW / S + 100_000 }),
+  fc.double(),
+  fc.jsonValue(),
+);
 const anyClaims = fc.record({
   sub: fc.oneof(fc.constantFrom(ALICE, BOB, "user", ""), fc.jsonValue()),
   aud: fc.oneof(fc.constantFrom("cgr.dev", ["cgr.dev"], ["x", "cgr.dev"], "x"), fc.jsonValue()),
   iat: anyTime,
   exp: anyTime,
-  act: fc.oneof(fc.record({ sub: fc.constantFrom(CONTROLLER, "system:serviceaccount:apps:x") }), fc.jsonValue()),
+  act: fc.oneof(
+    fc.record({ sub: fc.constantFrom(CONTROLLER, "system:serviceaccount:apps:x") }),
+    fc.jsonValue(),
+  ),
   iss: fc.jsonValue(),
 }, { requiredKeys: [] });
 const anyToken = fc.oneof(
@@ -2872,12 +3368,19 @@ const anyToken = fc.oneof(
     `${head}.${Buffer.from(body).toString("base64url")}.${tail}`
   ),
 );
-const anyEntry = fc.oneof(anyToken.map((jwt) => entryOf(jwt)), fc.record({ auth: fc.jsonValue() }), fc.jsonValue());
+const anyEntry = fc.oneof(
+  anyToken.map((jwt) => entryOf(jwt)),
+  fc.record({ auth: fc.jsonValue() }),
+  fc.jsonValue(),
+);
 const anyHost = fc.constantFrom("cgr.dev", "other.example", "__proto__", "constructor", "");
 const anyConfig = fc.oneof(
   {
     weight: 4,
-    arbitrary: fc.tuple(fc.dictionary(anyHost, anyEntry), fc.dictionary(fc.string(), fc.jsonValue())).map((
+    arbitrary: fc.tuple(
+      fc.dictionary(anyHost, anyEntry),
+      fc.dictionary(fc.string(), fc.jsonValue()),
+    ).map((
       [auths, rest],
     ) => JSON.stringify({ ...rest, auths })),
   },
@@ -2908,7 +3411,11 @@ test("No Secret whatever makes the verdict throw, nor is any with a problem refr
         const facts = look(parts as Parts, registries);
         const judged = decide(facts, now, NOW);
         const isMissing = facts.tokens.some((own) => !own);
-        assert(["skip", "requested", "missing", "identity-changed", "expired", "due", "wait"].includes(judged));
+        assert(
+          ["skip", "requested", "missing", "identity-changed", "expired", "due", "wait"].includes(
+            judged,
+          ),
+        );
         assertEquals(judged === "skip", facts.problem !== undefined);
         if (judged === "due" || judged === "wait") {
           assert(
@@ -2916,7 +3423,9 @@ test("No Secret whatever makes the verdict throw, nor is any with a problem refr
           );
         }
         // Nothing but derived facts is kept.
-        assert(JSON.stringify(facts).length < 4000 + 6 * JSON.stringify({ ...parts, config: "" }).length);
+        assert(
+          JSON.stringify(facts).length < 4000 + 6 * JSON.stringify({ ...parts, config: "" }).length,
+        );
       },
     ),
     cases(3000),
@@ -2943,15 +3452,19 @@ test("Whatever else is in a docker config survives a write exactly, to the digit
       anyNumber,
       anyNumber,
       (auths, rest, one, two) => {
-        const others = Object.entries(auths).filter(([host]) => host !== "cgr.dev").map(([host, entry]) =>
-          `${JSON.stringify(host)}:${JSON.stringify(entry)}`
-        );
+        const others = Object.entries(auths).filter(([host]) => host !== "cgr.dev").map((
+          [host, entry],
+        ) => `${JSON.stringify(host)}:${JSON.stringify(entry)}`);
         const fields = Object.entries(rest).filter(([key]) => key !== "auths").map(([key, value]) =>
           `${JSON.stringify(key)}:${JSON.stringify(value)}`
         );
         const withEntry = (entry: string) =>
           `{${
-            [...fields, `"one":${one}`, `"auths":{${[...others, `"two":[${two}]`, `"cgr.dev":${entry}`].join()}}`]
+            [
+              ...fields,
+              `"one":${one}`,
+              `"auths":{${[...others, `"two":[${two}]`, `"cgr.dev":${entry}`].join()}}`,
+            ]
               .join()
           }}`;
         const after = withToken(withEntry('{"auth":"old","email":"x"}'), ["cgr.dev"], "a.b.c");
@@ -3002,7 +3515,10 @@ test("A token that passes for the issuer's passes in the Secret too, until it ex
       }
       passed++;
       const config = withToken("{}", ["cgr.dev", "apk.cgr.dev"], jwt);
-      const facts = look({ config, annotations: { [TOKEN_IDENTITY]: ALICE } }, ["cgr.dev", "apk.cgr.dev"]);
+      const facts = look({ config, annotations: { [TOKEN_IDENTITY]: ALICE } }, [
+        "cgr.dev",
+        "apk.cgr.dev",
+      ]);
       const now = NOW + Math.floor(share * (expiresAt - NOW - 1));
       assertEquals(facts.tokens.map((own) => findFlaw(own!, now)), [undefined]);
       assertEquals(decide(facts, now, Infinity), "wait");
@@ -3013,7 +3529,9 @@ test("A token that passes for the issuer's passes in the Secret too, until it ex
   assert(passed > 100);
 });
 
-async function parse(chunks: Iterable<Uint8Array>): Promise<{ events: WatchEvent[]; error?: string }> {
+async function parse(
+  chunks: Iterable<Uint8Array>,
+): Promise<{ events: WatchEvent[]; error?: string }> {
   const events: WatchEvent[] = [];
   try {
     const body = async function* () {
@@ -3057,7 +3575,8 @@ test("However a watch is cut into chunks, it gives the same events", async () =>
       fc.infiniteStream(fc.integer({ min: 1, max: 40 })),
       async (records, tail, sizes) => {
         const bytes = Buffer.from(
-          records.map((record) => JSON.stringify(record) + "\n").join("") + tail.replaceAll("\n", ""),
+          records.map((record) => JSON.stringify(record) + "\n").join("") +
+            tail.replaceAll("\n", ""),
         );
         const chunks: Uint8Array[] = [];
         for (let start = 0; start < bytes.length;) {
@@ -3068,7 +3587,9 @@ test("However a watch is cut into chunks, it gives the same events", async () =>
         const whole = await parse([bytes]);
         assertEquals(await parse(chunks), whole);
         const isFine = (record: unknown) =>
-          /^(ADDED|MODIFIED|DELETED|BOOKMARK)$/.test(`${(record as { type?: string } | null)?.type}`);
+          /^(ADDED|MODIFIED|DELETED|BOOKMARK)$/.test(
+            `${(record as { type?: string } | null)?.type}`,
+          );
         if (records.every((record) => isFine(record)) && !whole.error) {
           assertEquals(whole.events.length, records.length);
         }

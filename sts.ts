@@ -76,14 +76,17 @@ export function decode(token: string) {
   };
 }
 
-const isNumericDate = (value: unknown) => typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
+const isNumericDate = (value: unknown) =>
+  typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
 
 /**
  * Says why a token with this lifetime is no registry token of ours at the instant `now` (ms), if it is not. One that has
  * expired passes: it *was* ours.
  */
 export function findFlaw({ issuedAt, expiresAt }: Life, now: number) {
-  if (issuedAt !== undefined && issuedAt > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
+  if (issuedAt !== undefined && issuedAt > now + MAX_SKEW_MS) {
+    return "it was issued in the future: compare the clocks";
+  }
   if (expiresAt - Math.min(issuedAt ?? now, now) > MAX_LIFE_MS) return "it lives longer than a day";
 }
 
@@ -95,11 +98,20 @@ export function findFlaw({ issuedAt, expiresAt }: Life, now: number) {
 export function verify(token: string, identity: string, audience: string, now: number): Claims {
   const claims = decode(token);
   let flaw = claims ? findFlaw(claims, now) : "it is not a JWT with a subject and an expiry";
-  if (claims && !claims.audiences.includes(audience)) flaw ??= `its audience is ${claims.audiences}, not ${audience}`;
-  if (claims && IDENTITY.test(claims.subject) && claims.subject !== identity) flaw ??= "it is another identity's";
-  if (claims && claims.expiresAt < now + MIN_LIFE_MS) flaw ??= "it expires, or did, within 5 s: compare the clocks";
+  if (claims && !claims.audiences.includes(audience)) {
+    flaw ??= `its audience is ${claims.audiences}, not ${audience}`;
+  }
+  if (claims && IDENTITY.test(claims.subject) && claims.subject !== identity) {
+    flaw ??= "it is another identity's";
+  }
+  if (claims && claims.expiresAt < now + MIN_LIFE_MS) {
+    flaw ??= "it expires, or did, within 5 s: compare the clocks";
+  }
   if (claims && flaw === undefined) return claims;
-  throw new StsError(`the issuer gave a token that is no good: ${flaw}`, { status: 200, refused: true });
+  throw new StsError(`the issuer gave a token that is no good: ${flaw}`, {
+    status: 200,
+    refused: true,
+  });
 }
 
 /**
@@ -107,7 +119,11 @@ export function verify(token: string, identity: string, audience: string, now: n
  * left to undici, which would read variables that the program has no right to.
  */
 export function issuerAgent(httpsProxy: string | undefined, noProxy: string): Dispatcher {
-  const options = { allowH2: false, maxResponseSize: MAX_ANSWER_BYTES, connect: { timeout: CONNECT_TIMEOUT_MS } };
+  const options = {
+    allowH2: false,
+    maxResponseSize: MAX_ANSWER_BYTES,
+    connect: { timeout: CONNECT_TIMEOUT_MS },
+  };
   if (httpsProxy === undefined) return new Agent(options);
   return new EnvHttpProxyAgent({ ...options, httpProxy: "", httpsProxy, noProxy });
 }
@@ -118,16 +134,34 @@ export function issuerAgent(httpsProxy: string | undefined, noProxy: string): Di
  * judged: see {@linkcode verify}.
  */
 export async function exchange(
-  { issuer, subjectToken, ...form }: { issuer: string; subjectToken: string; identity: string; audience: string },
+  { issuer, subjectToken, ...form }: {
+    issuer: string;
+    subjectToken: string;
+    identity: string;
+    audience: string;
+  },
   { userAgent, ...options }: { dispatcher: Dispatcher; userAgent: string; signal: AbortSignal },
 ): Promise<string> {
   const type = "application/x-www-form-urlencoded";
-  const headers = { authorization: `Bearer ${subjectToken}`, "content-type": type, "user-agent": userAgent };
+  const headers = {
+    authorization: `Bearer ${subjectToken}`,
+    "content-type": type,
+    "user-agent": userAgent,
+  };
   // In the body, so that the identity stands in nobody's log of URLs.
   const body = new URLSearchParams({ aud: form.audience, identity: form.identity }).toString();
   try {
-    const answer = await request(`${issuer}/sts/exchange`, { method: "POST", headers, body, ...options });
-    return readAnswer(answer.statusCode, await answer.body.text(), `${answer.headers["retry-after"] ?? ""}`);
+    const answer = await request(`${issuer}/sts/exchange`, {
+      method: "POST",
+      headers,
+      body,
+      ...options,
+    });
+    return readAnswer(
+      answer.statusCode,
+      await answer.body.text(),
+      `${answer.headers["retry-after"] ?? ""}`,
+    );
   } catch (cause) {
     if (cause instanceof StsError) throw cause;
     throw new StsError(`no answer of the issuer: ${(cause as Error).message}`, { cause });
@@ -144,7 +178,10 @@ export function readAnswer(status: number, text: string, retryAfter: string): st
   }
   if (status === 200) {
     if (typeof answer?.token === "string" && answer.token !== "") return answer.token;
-    throw new StsError("the issuer answered 200 without a token: is ISSUER_URL right?", { status, refused: true });
+    throw new StsError("the issuer answered 200 without a token: is ISSUER_URL right?", {
+      status,
+      refused: true,
+    });
   }
   const message = typeof answer?.message === "string" ? answer.message : "not an answer of the STS";
   const refused = status >= 400 && status < 500 && status !== 429;

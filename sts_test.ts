@@ -1,5 +1,12 @@
 /** The exchange, over real loopback HTTP and HTTPS against the stand-in, and what tokens say of themselves. */
-import { assert, assertEquals, assertIsError, assertNotEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertIsError,
+  assertNotEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import fc from "fast-check";
 import { Buffer } from "node:buffer";
 import { execFile } from "node:child_process";
@@ -13,7 +20,17 @@ import process from "node:process";
 import { after, afterEach, describe, test } from "node:test";
 import { inspect } from "node:util";
 import { Agent, type Dispatcher } from "undici";
-import { type Claims, decode, exchange, findFlaw, IDENTITY, issuerAgent, readAnswer, StsError, verify } from "./sts.ts";
+import {
+  type Claims,
+  decode,
+  exchange,
+  findFlaw,
+  IDENTITY,
+  issuerAgent,
+  readAnswer,
+  StsError,
+  verify,
+} from "./sts.ts";
 import { makeAuthority } from "./dev/server/certificates.ts";
 import { type IssuerFault, startIssuer } from "./dev/server/issuer.ts";
 import { makeSigningKey } from "./dev/server/keys.ts";
@@ -28,7 +45,11 @@ const authority = makeAuthority();
 const cluster = await makeSigningKey();
 const bindings = new Map([[UID, { iss: CLUSTER, sub: SUBJECT }]]);
 const issuer = await startIssuer({ keys: cluster.jwks, bindings });
-const secureIssuer = await startIssuer({ keys: cluster.jwks, bindings, certificate: authority.issue() });
+const secureIssuer = await startIssuer({
+  keys: cluster.jwks,
+  bindings,
+  certificate: authority.issue(),
+});
 const subjectToken = await subjectTokenFor(issuer.audience);
 const cleanups: (() => unknown)[] = [];
 
@@ -61,7 +82,8 @@ interface Options {
 
 /** Exchanges; by default everything is right. */
 function ask(options: Options = {}): Promise<string> {
-  const { url = issuer.url, token = subjectToken, identity = UID, audience = "cgr.dev", signal } = options;
+  const { url = issuer.url, token = subjectToken, identity = UID, audience = "cgr.dev", signal } =
+    options;
   const dispatcher = options.dispatcher ?? issuerAgent(undefined, "");
   if (!options.dispatcher) cleanups.push(() => dispatcher.destroy());
   return exchange({ issuer: url, subjectToken: token, identity, audience }, {
@@ -81,12 +103,17 @@ async function failure(request: Promise<string>): Promise<StsError> {
 
 function assertNoToken(error: Error, token: string): void {
   const seen = [inspect(error, { depth: Infinity, showHidden: true }), JSON.stringify(error)];
-  for (let each: unknown = error; each instanceof Error; each = each.cause) seen.push(each.message, `${each.stack}`);
+  for (let each: unknown = error; each instanceof Error; each = each.cause) {
+    seen.push(each.message, `${each.stack}`);
+  }
   const text = seen.join("\n");
   for (const segment of token.split(".").slice(1)) {
     for (let at = 0; at + 16 <= segment.length; at++) {
       const part = segment.slice(at, at + 16);
-      assert(!text.includes(part), `a part of the token, ${part}, is in the error: ${text.slice(0, 200)}`);
+      assert(
+        !text.includes(part),
+        `a part of the token, ${part}, is in the error: ${text.slice(0, 200)}`,
+      );
     }
   }
 }
@@ -157,7 +184,12 @@ describe("the exchange", () => {
     ["504", { status: 504 }, 504, false],
     ["502 with HTML", { status: 502, body: "<html>a proxy's page</html>" }, 502, false],
     ["403 with HTML", { status: 403, body: "<html>a proxy's page</html>" }, 403, true],
-    ["500 with a message that is no text", { status: 500, body: { message: { a: "proxy's page" } } }, 500, false],
+    [
+      "500 with a message that is no text",
+      { status: 500, body: { message: { a: "proxy's page" } } },
+      500,
+      false,
+    ],
     ["500 with the JSON null", { status: 500, body: "null" }, 500, false],
     ["204", { status: 204, body: "" }, 204, false],
     ["200 with HTML", { status: 200, body: "<html>a proxy's page</html>" }, 200, true],
@@ -259,7 +291,9 @@ describe("the exchange", () => {
     const ports = new Set<number | undefined>();
     const server = createHttpServer((request, response) => {
       ports.add(request.socket.remotePort);
-      response.writeHead(500, { "content-type": "application/json" }).end(JSON.stringify({ message: "no" }));
+      response.writeHead(500, { "content-type": "application/json" }).end(
+        JSON.stringify({ message: "no" }),
+      );
     }).listen(0, "127.0.0.1");
     await once(server, "listening");
     cleanups.push(() => server.close(), () => server.closeAllConnections());
@@ -269,14 +303,19 @@ describe("the exchange", () => {
   });
 
   test("has no token in a field of its error, though the issuer's message echoes it", async () => {
-    issuer.faults.add({ status: 401, body: ({ headers }) => ({ code: 16, message: `no: ${headers.authorization}` }) });
+    issuer.faults.add({
+      status: 401,
+      body: ({ headers }) => ({ code: 16, message: `no: ${headers.authorization}` }),
+    });
     const error = await ask().catch((caught) => caught);
     assertIsError(error, StsError, "no: Bearer");
     assertEquals({ ...error }, { name: "StsError", status: 401, retryAfter: "", refused: true });
   });
 
   test("has no token in its error where it cannot stand in a header", async () => {
-    for (const token of [`${subjectToken}\n${subjectToken}`, `${subjectToken}\u0000`]) await failure(ask({ token }));
+    for (const token of [`${subjectToken}\n${subjectToken}`, `${subjectToken}\u0000`]) {
+      await failure(ask({ token }));
+    }
     assertEquals(issuer.requests, []);
   });
 
@@ -314,13 +353,23 @@ interface Outcome {
 
 type Trust = { trusted?: boolean; proxy?: string; noProxy?: string; ms?: number };
 
-async function askInProcess(runtime: string, { trusted = true, proxy, noProxy = "", ms = 5_000 }: Trust = {}) {
+async function askInProcess(
+  runtime: string,
+  { trusted = true, proxy, noProxy = "", ms = 5_000 }: Trust = {},
+) {
   const folder = mkdtempSync(join(tmpdir(), "sts-test-"));
   cleanups.push(() => rmSync(folder, { recursive: true }));
   const caFile = join(folder, "ca.crt");
   writeFileSync(caFile, authority.certificate);
   const token = await subjectTokenFor(secureIssuer.audience);
-  const input = { issuer: secureIssuer.url, subjectToken: token, identity: UID, proxy, noProxy, ms };
+  const input = {
+    issuer: secureIssuer.url,
+    subjectToken: token,
+    identity: UID,
+    proxy,
+    noProxy,
+    ms,
+  };
   const { PATH = "", HOME = "" } = process.env;
   const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", INPUT: JSON.stringify(input) };
   const extra = trusted ? { NODE_EXTRA_CA_CERTS: caFile } : {};
@@ -360,9 +409,13 @@ async function startProxy(mode: "tunnel" | "hang" | "refuse" = "tunnel") {
       const authorization = /^proxy-authorization: (.*)$/im.exec(head)?.[1];
       requests.push({ line, authorization });
       if (mode === "hang") return;
-      if (mode === "refuse") return void socket.end("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n");
+      if (mode === "refuse") {
+        return void socket.end("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n");
+      }
       if (authorization !== `Basic ${Buffer.from("user:p@ss").toString("base64")}`) {
-        return void socket.end("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n");
+        return void socket.end(
+          "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n",
+        );
       }
       const [, host = "", port = ""] = /^CONNECT (.*):(\d+) /.exec(line) ?? [];
       const upstream = connectTcp(+port, host, () => {
@@ -380,7 +433,10 @@ async function startProxy(mode: "tunnel" | "hang" | "refuse" = "tunnel") {
     server.close();
   });
   const { port } = server.address() as AddressInfo;
-  return { url: (credentials = "user:p%40ss@") => `http://${credentials}127.0.0.1:${port}`, requests };
+  return {
+    url: (credentials = "user:p%40ss@") => `http://${credentials}127.0.0.1:${port}`,
+    requests,
+  };
 }
 
 for (const runtime of ["node", "deno"]) {
@@ -391,7 +447,11 @@ for (const runtime of ["node", "deno"]) {
         askInProcess(runtime, { trusted: false }),
       ]);
       assertEquals(trusting.token, secureIssuer.exchanges[0]?.token);
-      assertEquals([other.error?.name, other.error?.status, secureIssuer.requests.length], ["StsError", undefined, 1]);
+      assertEquals([other.error?.name, other.error?.status, secureIssuer.requests.length], [
+        "StsError",
+        undefined,
+        1,
+      ]);
     });
 
     test("goes through the proxy, with its user and password; NO_PROXY goes around it", async () => {
@@ -399,12 +459,18 @@ for (const runtime of ["node", "deno"]) {
       const host = new URL(secureIssuer.url).host;
       const [through, around, beside] = await Promise.all([
         askInProcess(runtime, { proxy: proxy.url() }),
-        askInProcess(runtime, { proxy: proxy.url("wrong:word@"), noProxy: "example.com,127.0.0.1" }),
+        askInProcess(runtime, {
+          proxy: proxy.url("wrong:word@"),
+          noProxy: "example.com,127.0.0.1",
+        }),
         askInProcess(runtime, { proxy: proxy.url(), noProxy: "example.com" }),
       ]);
       for (const { token } of [through, around, beside]) assert(token);
       const authorization = `Basic ${Buffer.from("user:p@ss").toString("base64")}`;
-      assertEquals(proxy.requests, Array(2).fill({ line: `CONNECT ${host} HTTP/1.1`, authorization }));
+      assertEquals(
+        proxy.requests,
+        Array(2).fill({ line: `CONNECT ${host} HTTP/1.1`, authorization }),
+      );
       assertEquals(secureIssuer.exchanges.length, 3);
     });
 
@@ -419,7 +485,9 @@ for (const runtime of ["node", "deno"]) {
       ]);
       for (const { error } of outcomes) {
         assertEquals([error?.name, error?.status], ["StsError", undefined]);
-        for (const part of ["another-word", "p@ss", "p%40ss"]) assert(!JSON.stringify(error).includes(part));
+        for (const part of ["another-word", "p@ss", "p%40ss"]) {
+          assert(!JSON.stringify(error).includes(part));
+        }
       }
       assert(outcomes[2].tookMs < 2_000, `aborted after 1 s, ended after ${outcomes[2].tookMs} ms`);
       assertEquals(secureIssuer.requests, []);
@@ -427,7 +495,9 @@ for (const runtime of ["node", "deno"]) {
 
     test("gives up an answer of five megabytes through the proxy as well", async () => {
       const proxy = await startProxy();
-      secureIssuer.faults.add({ body: JSON.stringify({ token: "x", padding: "z".repeat(5 * MIB) }) });
+      secureIssuer.faults.add({
+        body: JSON.stringify({ token: "x", padding: "z".repeat(5 * MIB) }),
+      });
       const { error } = await askInProcess(runtime, { proxy: proxy.url() });
       assertEquals(error?.name, "StsError");
     });
@@ -451,17 +521,29 @@ describe("reading an answer", () => {
   });
 
   test("fails with a StsError whatever an answer without a token is", () => {
-    fc.assert(fc.property(fc.oneof(fc.string(), fc.json()), fc.integer({ min: 100, max: 599 }), (text, status) => {
-      fc.pre(!text.includes('"token"'));
-      const error = assertThrows(() => readAnswer(status, text, ""), StsError);
-      assertEquals(error.status, status);
-    }));
+    fc.assert(
+      fc.property(
+        fc.oneof(fc.string(), fc.json()),
+        fc.integer({ min: 100, max: 599 }),
+        (text, status) => {
+          fc.pre(!text.includes('"token"'));
+          const error = assertThrows(() => readAnswer(status, text, ""), StsError);
+          assertEquals(error.status, status);
+        },
+      ),
+    );
   });
 });
 
 const NOW = Date.parse("2026-03-01T12:00:00Z");
 const now = NOW / 1000;
-const CLAIMS = { iss: "https://issuer.example", sub: UID, aud: "cgr.dev", iat: now, exp: now + 3600 };
+const CLAIMS = {
+  iss: "https://issuer.example",
+  sub: UID,
+  aud: "cgr.dev",
+  iat: now,
+  exp: now + 3600,
+};
 
 describe("decoding a token", () => {
   test("gives its claims, times in milliseconds", () => {
@@ -479,7 +561,9 @@ describe("decoding a token", () => {
   });
 
   test("tells two tokens apart by their fingerprints", () => {
-    const [one, again, other] = [CLAIMS, CLAIMS, { ...CLAIMS, jti: "x" }].map((claims) => decode(jwt(claims)));
+    const [one, again, other] = [CLAIMS, CLAIMS, { ...CLAIMS, jti: "x" }].map((claims) =>
+      decode(jwt(claims))
+    );
     assertEquals(one!.fingerprint, again!.fingerprint);
     assertNotEquals(one!.fingerprint, other!.fingerprint);
   });
@@ -495,7 +579,10 @@ describe("decoding a token", () => {
     ["an actor that is text", { act: "x" }, { actor: undefined }],
     ["an actor's subject that is no text", { act: { sub: 1 } }, { actor: undefined }],
     ["a subject of another form", { sub: "x" }, { subject: "x" }],
-    ["times with fractions", { iat: now + 0.5, exp: now + 1.5 }, { issuedAt: NOW + 500, expiresAt: NOW + 1500 }],
+    ["times with fractions", { iat: now + 0.5, exp: now + 1.5 }, {
+      issuedAt: NOW + 500,
+      expiresAt: NOW + 1500,
+    }],
   ];
   for (const [what, claims, expected] of lenient) {
     test(`takes one with ${what}`, () => {
@@ -529,7 +616,9 @@ describe("decoding a token", () => {
     ["a time of issue after its expiry", jwt({ ...CLAIMS, iat: CLAIMS.exp + 1 })],
     ["more than 16 KiB", jwt({ ...CLAIMS, padding: "x".repeat(16 * 1024) })],
   ];
-  for (const [what, token] of none) test(`gives nothing for ${what}`, () => assertEquals(decode(token), undefined));
+  for (const [what, token] of none) {
+    test(`gives nothing for ${what}`, () => assertEquals(decode(token), undefined));
+  }
 
   function infiniteExpiry(): string {
     return Buffer.from(`{"sub":"x","exp":1e999}`).toString("base64url");
@@ -542,11 +631,22 @@ describe("decoding a token", () => {
   });
 
   test("never fails, and gives dates only, whatever the token is", () => {
-    const claims = fc.record({ sub: fc.jsonValue(), exp: fc.jsonValue(), iat: fc.jsonValue(), act: fc.jsonValue() });
-    const token = fc.oneof(fc.string(), claims.map(jwt), fc.json().map((text) => `e30.${btoa(text)}.x`));
+    const claims = fc.record({
+      sub: fc.jsonValue(),
+      exp: fc.jsonValue(),
+      iat: fc.jsonValue(),
+      act: fc.jsonValue(),
+    });
+    const token = fc.oneof(
+      fc.string(),
+      claims.map(jwt),
+      fc.json().map((text) => `e30.${btoa(text)}.x`),
+    );
     fc.assert(fc.property(token.filter((text) => /^[ -~]*$/.test(text)), (text) => {
       const { expiresAt = 0, issuedAt = 0 } = decode(text) ?? {};
-      for (const time of [expiresAt, issuedAt]) assert(!Number.isNaN(new Date(time).getTime()), `${time}`);
+      for (const time of [expiresAt, issuedAt]) {
+        assert(!Number.isNaN(new Date(time).getTime()), `${time}`);
+      }
     }));
   });
 });
@@ -572,7 +672,11 @@ describe("judging a token", () => {
     ["a time of issue more than 60 s in the future", { iat: now + 60.001 }, "future"],
     ["a life of more than a day", { exp: now + DAY + 0.001 }, "day"],
     ["a life of more than a day from now on", { iat: now + 30, exp: now + DAY + 1 }, "day"],
-    ["a life of more than a day, without a time of issue", { iat: undefined, exp: now + DAY + 1 }, "day"],
+    [
+      "a life of more than a day, without a time of issue",
+      { iat: undefined, exp: now + DAY + 1 },
+      "day",
+    ],
     ["a life of more than a day that is over", { iat: now - 3 * DAY, exp: now - DAY }, "day"],
   ];
   for (const [what, changes, flaw] of flawed) {
@@ -600,7 +704,11 @@ describe("judging a token", () => {
     ["another identity's", jwt({ ...CLAIMS, sub: ORG }), "another identity's"],
     ["one for another audience", jwt({ ...CLAIMS, aud: "other" }), "audience"],
     ["one for no audience", jwt({ ...CLAIMS, aud: undefined }), "audience"],
-    ["one for an audience that begins like ours", jwt({ ...CLAIMS, aud: "cgr.dev.example" }), "audience"],
+    [
+      "one for an audience that begins like ours",
+      jwt({ ...CLAIMS, aud: "cgr.dev.example" }),
+      "audience",
+    ],
     ["one that has expired", jwt({ ...CLAIMS, iat: now - 7200, exp: now - 3600 }), "expires"],
     ["one that lives less than 5 s more", jwt({ ...CLAIMS, exp: now + 4.999 }), "expires"],
     ["one that lives more than a day", jwt({ ...CLAIMS, exp: now + DAY + 1 }), "day"],
@@ -628,8 +736,24 @@ describe("judging a token", () => {
 
   test("knows an identity's UID, of any depth, from everything else", () => {
     for (const uid of [ORG, UID, `${UID}/fedcba9876543210`]) assert(IDENTITY.test(uid), uid);
-    const others = ["", "/", `${ORG}/`, `/${ORG}`, ORG.slice(1), `${ORG}0`, `${ORG}/0123`, UID.toUpperCase()];
-    const hostile = [`${UID}\n`, ` ${UID}`, `${UID}/..`, UID.replace("/", "."), UID.replace("/", "%2f"), `${UID}é`];
+    const others = [
+      "",
+      "/",
+      `${ORG}/`,
+      `/${ORG}`,
+      ORG.slice(1),
+      `${ORG}0`,
+      `${ORG}/0123`,
+      UID.toUpperCase(),
+    ];
+    const hostile = [
+      `${UID}\n`,
+      ` ${UID}`,
+      `${UID}/..`,
+      UID.replace("/", "."),
+      UID.replace("/", "%2f"),
+      `${UID}é`,
+    ];
     for (const text of [...others, ...hostile]) assert(!IDENTITY.test(text), JSON.stringify(text));
   });
 });

@@ -25,7 +25,10 @@ const undici: Plugin = {
   name: "undici",
   setup({ onResolve, onLoad }) {
     onResolve({ filter: /^undici$/ }, () => ({ path: "undici", namespace: "undici" }));
-    onLoad({ filter: /.*/, namespace: "undici" }, () => ({ contents: UNDICI, resolveDir: import.meta.dirname }));
+    onLoad(
+      { filter: /.*/, namespace: "undici" },
+      () => ({ contents: UNDICI, resolveDir: import.meta.dirname }),
+    );
     onLoad({ filter: UNUSED }, () => ({ contents: "module.exports = {};" }));
   },
 };
@@ -41,7 +44,8 @@ await build({
   plugins: [undici],
   // undici is CommonJS and requires Node's own modules.
   banner: {
-    js: `// ${license}\nimport { createRequire } from "node:module"; const require = createRequire(import.meta.url);`,
+    js:
+      `// ${license}\nimport { createRequire } from "node:module"; const require = createRequire(import.meta.url);`,
   },
 });
 console.log(`out/main.js: ${readFileSync("out/main.js").length} bytes`);

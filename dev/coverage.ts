@@ -12,7 +12,13 @@ import process from "node:process";
 
 const ROOT = join(import.meta.dirname!, "..");
 const PRODUCT = ["main.ts", "k8s.ts", "sts.ts"];
-const TESTS = ["main_test.ts", "k8s_test.ts", "sts_test.ts", "dev/program_test.ts", "dev/security/hostile_test.ts"];
+const TESTS = [
+  "main_test.ts",
+  "k8s_test.ts",
+  "sts_test.ts",
+  "dev/program_test.ts",
+  "dev/security/hostile_test.ts",
+];
 
 type Runtime = "node" | "deno";
 
@@ -25,7 +31,14 @@ const MEASURE: Record<Runtime, (dir: string) => string> = {
     const reporters = ["lcov", file, "dot", "stdout"].map((value, index) =>
       `--test-reporter${index % 2 === 0 ? "" : "-destination"}=${value}`
     );
-    run("node", ["--test", "--experimental-test-coverage", "--test-concurrency=3", ...include, ...reporters, ...TESTS]);
+    run("node", [
+      "--test",
+      "--experimental-test-coverage",
+      "--test-concurrency=3",
+      ...include,
+      ...reporters,
+      ...TESTS,
+    ]);
     return readFileSync(file, "utf8");
   },
   /** Deno does neither: dev/program.ts hands the variable on. */
@@ -45,7 +58,12 @@ function run(
   stdout: "inherit" | "pipe" = "inherit",
 ) {
   const stdio = ["ignore", stdout, "inherit"] as const;
-  const options = { cwd: ROOT, env: { ...process.env, ...env }, maxBuffer: Infinity, stdio: [...stdio] };
+  const options = {
+    cwd: ROOT,
+    env: { ...process.env, ...env },
+    maxBuffer: Infinity,
+    stdio: [...stdio],
+  };
   const { status, stdout: text, error } = spawnSync(command, args, options);
   if (error) throw error;
   if (status !== 0) {
@@ -78,8 +96,14 @@ function report(runtime: Runtime): number {
   try {
     const uncovered = findUncovered(MEASURE[runtime](dir));
     for (const [file, lines] of uncovered) {
-      console.log(`${runtime}: ${file}: ${lines.length === 0 ? "every line is reached" : `${lines.length} are not`}`);
-      for (const line of lines) console.log(`  ${file}:${line}: ${linesOf(file)[line - 1]!.trim()}`);
+      console.log(
+        `${runtime}: ${file}: ${
+          lines.length === 0 ? "every line is reached" : `${lines.length} are not`
+        }`,
+      );
+      for (const line of lines) {
+        console.log(`  ${file}:${line}: ${linesOf(file)[line - 1]!.trim()}`);
+      }
     }
     return [...uncovered.values()].flat().length;
   } finally {

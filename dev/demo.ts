@@ -12,7 +12,8 @@ import { ACCOUNT, NAMESPACE, play, summarize } from "./demo/story.ts";
 import { startApiServer } from "./server/apiserver.ts";
 import { startIssuer } from "./server/issuer.ts";
 
-const HELP = `Shows the program at work, with an embedded API server and issuer, in about half a minute.
+const HELP =
+  `Shows the program at work, with an embedded API server and issuer, in about half a minute.
 
 Usage: npm run demo -- [--keep] [--runtime deno|node]
        deno task demo [--keep] [--runtime deno|node]
@@ -45,12 +46,19 @@ function readArguments() {
   try {
     const args = process.argv.slice(2).filter((arg) => arg !== "--");
     const flag = { type: "boolean" } as const;
-    const options = { keep: flag, help: { ...flag, short: "h" }, runtime: { type: "string" } } as const;
-    const { runtime = process.versions.deno ? "deno" : "node", ...flags } = parseArgs({ args, options }).values;
+    const options = {
+      keep: flag,
+      help: { ...flag, short: "h" },
+      runtime: { type: "string" },
+    } as const;
+    const { runtime = process.versions.deno ? "deno" : "node", ...flags } =
+      parseArgs({ args, options }).values;
     if (runtime === "deno" || runtime === "node") return { ...flags, runtime };
     throw new Error(`--runtime "${runtime}": must be deno or node`);
   } catch (error) {
-    process.stderr.write(`${(error as Error).message.split(". ")[0]} (--help tells what there is)\n`);
+    process.stderr.write(
+      `${(error as Error).message.split(". ")[0]} (--help tells what there is)\n`,
+    );
     process.exit(2);
   }
 }
@@ -65,7 +73,12 @@ async function main(): Promise<number> {
   const scene: Scene = { ledger, startedAt, act: "", number: "", runtime, life: TOKEN_LIFE_S };
 
   api.createServiceAccount(NAMESPACE, ACCOUNT);
-  const subjectToken = await api.serviceAccountToken(NAMESPACE, ACCOUNT, issuer.audience, 24 * 3600);
+  const subjectToken = await api.serviceAccountToken(
+    NAMESPACE,
+    ACCOUNT,
+    issuer.audience,
+    24 * 3600,
+  );
   process.on("exit", () => isScreen && stdout.write(SHOW_CURSOR));
   stdout.on("error", () => process.exit(1));
   // What stood there scrolls away, and is not lost.
@@ -75,13 +88,18 @@ async function main(): Promise<number> {
   let isPlayed = false;
   let message = "It was stopped before its end.";
   try {
-    const program = await startProgram(runtime, subjectToken, { KUBERNETES_API: api.url, ISSUER_URL: issuer.url });
+    const program = await startProgram(runtime, subjectToken, {
+      KUBERNETES_API: api.url,
+      ISSUER_URL: issuer.url,
+    });
     status = await Promise.race([interrupted(), program.failed, follow(), perform()]);
     await program.end();
     if (isPlayed) message = summarize(ledger, startedAt);
   } catch (error) {
     status = 1;
-    message = error instanceof Broken ? `It went wrong: ${error.message}` : `${(error as Error).stack}`;
+    message = error instanceof Broken
+      ? `It went wrong: ${error.message}`
+      : `${(error as Error).stack}`;
   }
   if (isScreen) show(stdout.rows - LAST_ROWS);
   (status === 0 ? stdout : process.stderr).write(`${isScreen ? "\n" : ""}\n${message}\n`);
@@ -115,7 +133,9 @@ async function main(): Promise<number> {
 /** Resolves to the exit status when a signal asks for the end. */
 function interrupted(): Promise<number> {
   return new Promise((resolve, reject) => {
-    for (const [signal, status] of Object.entries(SIGNALS)) process.on(signal, () => resolve(keep ? 0 : status));
+    for (const [signal, status] of Object.entries(SIGNALS)) {
+      process.on(signal, () => resolve(keep ? 0 : status));
+    }
     process.on("uncaughtException", reject);
   });
 }

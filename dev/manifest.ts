@@ -26,7 +26,7 @@ const MAX_DATA_BYTES = 1_048_576;
 const HASH_DIGITS = 12;
 
 /** As deploy.yaml is formatted. */
-const LINE_WIDTH = 120;
+const LINE_WIDTH = 100;
 
 const HEADER =
   `# pull-secret-updater: keeps image pull Secrets filled with short-lived cgr.dev tokens. This is deploy.yaml with the
@@ -56,15 +56,26 @@ export function defaultImage(containerfile: string, runtime: Options["runtime"])
 }
 
 /** Puts the program into the manifest of an install by image. What stands before the Deployment stays as it is. */
-export function selfContained(deploy: string, program: string, { runtime, image }: Options): string {
+export function selfContained(
+  deploy: string,
+  program: string,
+  { runtime, image }: Options,
+): string {
   const size = Buffer.byteLength(program);
-  if (size > MAX_DATA_BYTES) throw new Error(`the program has ${size} bytes, a ConfigMap holds ${MAX_DATA_BYTES}`);
+  if (size > MAX_DATA_BYTES) {
+    throw new Error(`the program has ${size} bytes, a ConfigMap holds ${MAX_DATA_BYTES}`);
+  }
   const deployment = (parseAllDocuments(deploy) as Document[]).find((document) =>
     document.get("kind") === "Deployment"
   );
   const container = deployment?.getIn(["spec", "template", "spec", "containers", 0]);
-  if (!deployment?.range || !isMap(container)) throw new Error("deploy.yaml has no Deployment with a container");
-  const before = deploy.slice(0, deployment.range[0]).replace(/^(#.*\n)+/, "").replace(/---\s*$/, "");
+  if (!deployment?.range || !isMap(container)) {
+    throw new Error("deploy.yaml has no Deployment with a container");
+  }
+  const before = deploy.slice(0, deployment.range[0]).replace(/^(#.*\n)+/, "").replace(
+    /---\s*$/,
+    "",
+  );
 
   container.set("image", new Scalar(image));
   if (runtime === "node") runOnNode(deployment, container);
@@ -73,11 +84,21 @@ export function selfContained(deploy: string, program: string, { runtime, image 
   const hash = createHash("sha256").update(program).digest("hex").slice(0, HASH_DIGITS);
   const name = `controller-${hash}`;
   const add = (path: string[], item: object) =>
-    deployment.addIn(["spec", "template", "spec", ...path], deployment.createNode(item, { flow: true }));
-  add(["containers", "0", "volumeMounts"], { name: "program", mountPath: PROGRAM, subPath: KEY, readOnly: true });
+    deployment.addIn(
+      ["spec", "template", "spec", ...path],
+      deployment.createNode(item, { flow: true }),
+    );
+  add(["containers", "0", "volumeMounts"], {
+    name: "program",
+    mountPath: PROGRAM,
+    subPath: KEY,
+    readOnly: true,
+  });
   add(["volumes"], { name: "program", configMap: { name } });
   // Not being the first in its file, the last one begins with a line of its own.
-  return `${HEADER}${before}---\n${programMap(name, program)}${deployment.toString({ lineWidth: LINE_WIDTH })}`;
+  return `${HEADER}${before}---\n${programMap(name, program)}${
+    deployment.toString({ lineWidth: LINE_WIDTH })
+  }`;
 }
 
 /** Its name changes with the program: then the Pods are replaced, and `kubectl rollout undo` finds the one before. */
@@ -102,12 +123,17 @@ function runOnNode(deployment: Document, container: YAMLMap): void {
   const listOf = (flag: string) =>
     flags.find((each) => each.startsWith(`${flag}=`))?.slice(flag.length + 1).split(",") ?? [];
   const reads = [PROGRAM, ...listOf("--allow-read")].map((path) => `--allow-fs-read=${path}`);
-  container.set("args", deployment.createNode(["--permission", ...reads, ...listOf("--v8-flags"), PROGRAM]));
+  container.set(
+    "args",
+    deployment.createNode(["--permission", ...reads, ...listOf("--v8-flags"), PROGRAM]),
+  );
   const pair = container.items.find(({ key }) => isScalar(key) && key.value === "args");
   if (isScalar(pair?.key)) pair.key.commentBefore = NODE_ARGS;
   const env = container.get("env", true);
   if (!isSeq(env)) return;
-  env.items = env.items.filter((item) => !(isMap(item) && `${item.get("name")}`.startsWith("DENO_")));
+  env.items = env.items.filter((item) =>
+    !(isMap(item) && `${item.get("name")}`.startsWith("DENO_"))
+  );
 }
 
 /** Bundles the program in a folder of its own, so that nobody meets a file half written; bundling tells on stderr. */
@@ -128,9 +154,14 @@ function main(): void {
     args,
     options: { runtime: { type: "string" }, image: { type: "string" } },
   }).values;
-  if (runtime !== "deno" && runtime !== "node") throw new Error(`--runtime "${runtime}": must be deno or node`);
+  if (runtime !== "deno" && runtime !== "node") {
+    throw new Error(`--runtime "${runtime}": must be deno or node`);
+  }
   const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
-  const options = { runtime, image: image ?? defaultImage(read("Containerfile"), runtime) } as const;
+  const options = {
+    runtime,
+    image: image ?? defaultImage(read("Containerfile"), runtime),
+  } as const;
   process.stdout.write(selfContained(read("deploy.yaml"), bundle(), options));
 }
 

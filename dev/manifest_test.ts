@@ -21,8 +21,10 @@ const LINES = 10_000;
 const ON_DENO: Options = { runtime: "deno", image: "registry.example/deno:1" };
 const ON_NODE: Options = { runtime: "node", image: "registry.example/node:1" };
 
-const objects = (yaml: string): Json[] => parseAllDocuments(yaml).map((document) => document.toJS());
-const ofKind = (kind: string, yaml: string): Json => objects(yaml).find((object) => object.kind === kind);
+const objects = (yaml: string): Json[] =>
+  parseAllDocuments(yaml).map((document) => document.toJS());
+const ofKind = (kind: string, yaml: string): Json =>
+  objects(yaml).find((object) => object.kind === kind);
 const podOf = (yaml: string): Json => ofKind("Deployment", yaml).spec.template.spec;
 
 /** Runs the command; its outputs are read apart. */
@@ -36,7 +38,8 @@ test("Nothing but the Deployment differs from deploy.yaml, to the byte", () => {
   const made = selfContained(DEPLOY, "program\n", ON_DENO);
   const [text = ""] = DEPLOY.slice(DEPLOY.indexOf("apiVersion")).split("---\napiVersion: apps/v1");
   assert(made.includes(text));
-  const others = (yaml: string) => objects(yaml).filter(({ kind }) => !["ConfigMap", "Deployment"].includes(kind));
+  const others = (yaml: string) =>
+    objects(yaml).filter(({ kind }) => !["ConfigMap", "Deployment"].includes(kind));
   assertEquals(others(made), others(DEPLOY));
 });
 
@@ -57,7 +60,8 @@ test("The Pods have the rights and the arguments that deploy.yaml gives them, an
 });
 
 test("On Node it may read what it may read on Deno, and the program, and nothing else; V8 is set as on Deno", () => {
-  const [{ args, command, env, image }] = podOf(selfContained(DEPLOY, "program\n", ON_NODE)).containers;
+  const [{ args, command, env, image }] =
+    podOf(selfContained(DEPLOY, "program\n", ON_NODE)).containers;
   assertEquals({ command, image }, { command: ["node"], image: ON_NODE.image });
   const [onDeno] = podOf(DEPLOY).containers;
   assertEquals(env, onDeno.env.filter(({ name }: Json) => name !== "DENO_NO_UPDATE_CHECK"));
@@ -70,7 +74,9 @@ test("On Node it may read what it may read on Deno, and the program, and nothing
 });
 
 test("Another program has another ConfigMap, which replaces the Pods; the same has the same", () => {
-  const [one, other, again] = ["1\n", "2\n", "1\n"].map((program) => selfContained(DEPLOY, program, ON_DENO));
+  const [one, other, again] = ["1\n", "2\n", "1\n"].map((program) =>
+    selfContained(DEPLOY, program, ON_DENO)
+  );
   assertEquals(one, again);
   assertNotEquals(podOf(one!), podOf(other!));
   const configMap = ofKind("ConfigMap", one!);
@@ -105,7 +111,10 @@ test("The command prints the manifest alone on stdout, the same bytes each time,
   assert(program.includes("\nasync function main(["), "main.ts is in it under its own names");
   assert(program.split("\n").length > LINES, "it is minified");
   assertEquals(podOf(stdout).containers[0].image, defaultImage(CONTAINERFILE, "deno"));
-  assertEquals(podOf(manifest("--runtime", "node").stdout).containers[0].image, defaultImage(CONTAINERFILE, "node"));
+  assertEquals(
+    podOf(manifest("--runtime", "node").stdout).containers[0].image,
+    defaultImage(CONTAINERFILE, "node"),
+  );
 });
 
 test("The program is of no architecture: it loads nothing but modules that each runtime has built in", () => {

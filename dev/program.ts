@@ -109,7 +109,8 @@ function commandOf(runtime: Runtime, file: string, v8Flags: string[]): string[] 
   const own = join(ROOT, "node_modules", ".bin", runtime);
   const command = existsSync(own) ? own : runtime;
   if (runtime === "node") return [command, ...v8Flags, file];
-  const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start.split(" ");
+  const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start
+    .split(" ");
   const flags = v8Flags.length > 0 ? [`--v8-flags=${v8Flags.join()}`] : [];
   return [command, ...words.slice(words.indexOf("deno") + 1, -1), ...flags, file];
 }
@@ -127,7 +128,11 @@ export async function startProgram(
   const measured = DENO_COVERAGE_DIR === undefined ? {} : { DENO_COVERAGE_DIR };
   const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1", ...measured, ...settings };
   const endTurn = await takeTurn();
-  const child = spawn(command, [...rest, ...args], { cwd: ROOT, env, stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(command, [...rest, ...args], {
+    cwd: ROOT,
+    env,
+    stdio: ["ignore", "pipe", "pipe"],
+  });
   const lines: string[] = [];
   const output: Buffer[] = [];
   createInterface(child.stderr).on("line", (line) => {
@@ -161,7 +166,10 @@ export async function startProgram(
 export async function until(isSo: () => boolean, what: string, ms = 5_000): Promise<number> {
   const startedAt = performance.now();
   while (!isSo()) {
-    assert(performance.now() < startedAt + ms, `within ${ms / 1000} s it never came to this: ${what}`);
+    assert(
+      performance.now() < startedAt + ms,
+      `within ${ms / 1000} s it never came to this: ${what}`,
+    );
     await sleep(5);
   }
   return performance.now() - startedAt;
@@ -169,7 +177,9 @@ export async function until(isSo: () => boolean, what: string, ms = 5_000): Prom
 
 /** The token for cgr.dev in the data of a Secret. */
 export function tokenOf(data?: Record<string, string>): string | undefined {
-  const config = JSON.parse(Buffer.from(data?.[".dockerconfigjson"] ?? "e30=", "base64").toString());
+  const config = JSON.parse(
+    Buffer.from(data?.[".dockerconfigjson"] ?? "e30=", "base64").toString(),
+  );
   const auth = Buffer.from(config.auths?.["cgr.dev"]?.auth ?? "", "base64").toString();
   return auth.startsWith("_token:") ? auth.slice("_token:".length) : undefined;
 }
@@ -203,5 +213,7 @@ export function findToken(text: string, tokens: Iterable<string>): string | unde
 
 /** Base64 of a text at each of the three places that it can have within a longer one, its edges left out. */
 function encodings(text: string): string[] {
-  return ["", "-", "--"].map((before) => Buffer.from(before + text).toString("base64").slice(4, -4));
+  return ["", "-", "--"].map((before) =>
+    Buffer.from(before + text).toString("base64").slice(4, -4)
+  );
 }

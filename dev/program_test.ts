@@ -55,7 +55,10 @@ interface WorldOptions {
 type World = Awaited<ReturnType<typeof makeWorld>>;
 
 /** A cluster and an issuer, what a Pod would find, and the programs that run in it. */
-async function makeWorld(runtime: Runtime, { life = 3600, plain = false, settings = {} }: WorldOptions = {}) {
+async function makeWorld(
+  runtime: Runtime,
+  { life = 3600, plain = false, settings = {} }: WorldOptions = {},
+) {
   const certificate = plain ? undefined : authority.issue();
   const api = await startApiServer({ certificate, tokens: plain ? undefined : new Map() });
   const issuer = await startIssuer({ certificate: authority.issue(), keys: api.jwks, life });
@@ -92,7 +95,10 @@ async function makeWorld(runtime: Runtime, { life = 3600, plain = false, setting
     /** More tokens that no log may show. */
     secretTexts,
     /** Starts the program, and waits until it watches. */
-    async start(on = runtime, settings: Record<string, string> = {}): Promise<Program & { port: string }> {
+    async start(
+      on = runtime,
+      settings: Record<string, string> = {},
+    ): Promise<Program & { port: string }> {
       const openBefore = api.openWatches;
       const program = await world.launch([], settings, on);
       await until(() => api.openWatches > openBefore, "the program watches", 30_000);
@@ -105,7 +111,12 @@ async function makeWorld(runtime: Runtime, { life = 3600, plain = false, setting
       return { ...program, port };
     },
     /** Makes a Secret for an identity, bound to the controller, as users do. */
-    create(identity: string, name = "pull", namespace = "team", annotations: Record<string, string> = {}): void {
+    create(
+      identity: string,
+      name = "pull",
+      namespace = "team",
+      annotations: Record<string, string> = {},
+    ): void {
       if (!issuer.bindings.has(identity)) issuer.bind(identity, api.issuer, ...OWN);
       const metadata = { namespace, name, labels: { [IDENTITY]: "" } };
       const stringData = { ".dockerconfigjson": '{"auths":{}}' };
@@ -129,7 +140,9 @@ async function makeWorld(runtime: Runtime, { life = 3600, plain = false, setting
       const events = api.events().map((event) => JSON.stringify(event));
       const found = findToken([...told, ...events].join("\n"), tokens);
       assertEquals(found, undefined, `a part of a token is told: ${found}`);
-      for (const line of told) assert(!CONTROLS.test(line), `a control character is told: ${JSON.stringify(line)}`);
+      for (const line of told) {
+        assert(!CONTROLS.test(line), `a control character is told: ${JSON.stringify(line)}`);
+      }
     },
   };
   return world;
@@ -184,7 +197,12 @@ const alone: Promise<unknown>[] = [];
 const queue: (() => void)[] = [];
 let busy = 0;
 
-function scenario(title: string, kind: Kind, run: (runtime: Runtime) => Promise<void>, skip?: string): void {
+function scenario(
+  title: string,
+  kind: Kind,
+  run: (runtime: Runtime) => Promise<void>,
+  skip?: string,
+): void {
   add(title, kind, () => run(RUNTIME), skip);
 }
 
@@ -219,7 +237,10 @@ async function enqueue(kind: Kind, run: () => Promise<void>): Promise<void> {
 }
 
 /** A scenario within a world of its own. */
-function inWorld(options: WorldOptions, run: (world: World) => Promise<void>): (runtime: Runtime) => Promise<void> {
+function inWorld(
+  options: WorldOptions,
+  run: (world: World) => Promise<void>,
+): (runtime: Runtime) => Promise<void> {
   return async (runtime) => {
     const world = await makeWorld(runtime, options);
     try {
@@ -247,19 +268,29 @@ describe("the program", { concurrency: 1_000 }, () => {
       assertEquals(annotations?.[`${PREFIX}/token-identity`], uid(1));
       assertEquals(Date.parse(`${annotations?.[`${PREFIX}/token-expires`]}`), expiresAt);
       await until(() => api.events("team").length === 1, "there is an event");
-      const [{ reason, type, regarding, reportingController, action } = {}] = api.events("team") as {
+      const [{ reason, type, regarding, reportingController, action } = {}] = api.events(
+        "team",
+      ) as {
         [field: string]: unknown;
       }[];
       assertEquals([reason, type, action], ["TokenIssued", "Normal", "Refresh"]);
       assertEquals(reportingController, `${PREFIX}/controller`);
-      assertEquals(regarding, { apiVersion: "v1", kind: "Secret", namespace: "team", name: "pull", uid: secretUid });
+      assertEquals(regarding, {
+        apiVersion: "v1",
+        kind: "Secret",
+        namespace: "team",
+        name: "pull",
+        uid: secretUid,
+      });
       assertEquals([api.count("patch"), issuer.count("exchange")], [1, 1]);
       for (const { headers } of [...api.requests, ...issuer.requests]) {
         assertMatch(`${headers["user-agent"]}`, /^pull-secret-updater\/\d/);
       }
       await exit(program, "SIGTERM");
       assert(
-        program.log().some(({ msg, level, name }) => msg === "token written" && level === "info" && name === "pull"),
+        program.log().some(({ msg, level, name }) =>
+          msg === "token written" && level === "info" && name === "pull"
+        ),
       );
     }),
   );
@@ -271,8 +302,14 @@ describe("the program", { concurrency: 1_000 }, () => {
       await world.start();
       await followLives(world, 30_000);
       const patches = world.api.count("patch");
-      assertEquals(patches, world.api.requests.filter(({ verb, status }) => verb === "patch" && status === 200).length);
-      assertEquals(world.issuer.count("exchange"), new Set(world.issuer.exchanges.map(({ token }) => token)).size);
+      assertEquals(
+        patches,
+        world.api.requests.filter(({ verb, status }) => verb === "patch" && status === 200).length,
+      );
+      assertEquals(
+        world.issuer.count("exchange"),
+        new Set(world.issuer.exchanges.map(({ token }) => token)).size,
+      );
     }),
   );
 
@@ -286,7 +323,9 @@ describe("the program", { concurrency: 1_000 }, () => {
         await sleep(14_000);
         first.kill("SIGKILL");
         await lives;
-        const accepted = world.api.requests.filter(({ verb, status }) => verb === "patch" && status === 200).length;
+        const accepted = world.api.requests.filter(({ verb, status }) =>
+          verb === "patch" && status === 200
+        ).length;
         const all = world.api.count("patch");
         assert(all <= accepted * 1.5, `${all} patches, of which ${accepted} were accepted`);
       })("node"),
@@ -321,20 +360,32 @@ describe("the program", { concurrency: 1_000 }, () => {
     for (const [name, tokens] of held) {
       assert(tokens.length >= 3, `${name} held ${tokens.length} tokens`);
       const path = new RegExp(`/${name}$`);
-      const accepted = world.api.requests.filter((each) => path.test(each.path) && each.status === 200);
+      const accepted = world.api.requests.filter((each) =>
+        path.test(each.path) && each.status === 200
+      );
       assertEquals(accepted.filter(({ verb }) => verb === "patch").length, tokens.length, name);
     }
   }
 
   const watchFaults: [what: string, inject: (world: World) => void][] = [
-    ["is cut in the midst of a line", ({ api }) => api.faults.add({ verb: "watch", times: Infinity, cut: 0.5 })],
-    ["closes after 50 ms each time", ({ api }) => api.faults.add({ verb: "watch", times: Infinity, close: 50 })],
-    ["sends garbage", ({ api }) => api.faults.add({ verb: "watch", times: Infinity, lines: ["{garbage\n"] })],
+    [
+      "is cut in the midst of a line",
+      ({ api }) => api.faults.add({ verb: "watch", times: Infinity, cut: 0.5 }),
+    ],
+    [
+      "closes after 50 ms each time",
+      ({ api }) => api.faults.add({ verb: "watch", times: Infinity, close: 50 }),
+    ],
+    [
+      "sends garbage",
+      ({ api }) => api.faults.add({ verb: "watch", times: Infinity, lines: ["{garbage\n"] }),
+    ],
     ["answers 410", ({ api }) => api.faults.add({ verb: "watch", times: Infinity, status: 410 })],
     ["answers 403", ({ api }) => api.faults.add({ verb: "watch", times: Infinity, status: 403 })],
     ...([410, 429, 500] as const).map((code): [string, (world: World) => void] => [
       `sends an ERROR of ${code}`,
-      ({ api }) => api.faults.add({ verb: "watch", times: Infinity, lines: [errorEvent(code)], close: 0 }),
+      ({ api }) =>
+        api.faults.add({ verb: "watch", times: Infinity, lines: [errorEvent(code)], close: 0 }),
     ]),
   ];
   for (const [what, inject] of watchFaults) {
@@ -414,7 +465,11 @@ describe("the program", { concurrency: 1_000 }, () => {
       }
       issuer.requests.length = 0;
       // They are due at 0.67 of 14 s.
-      await until(() => names.every((_, index) => issuer.requests.some(isFor(uid(index)))), "all were due", 12_000);
+      await until(
+        () => names.every((_, index) => issuer.requests.some(isFor(uid(index)))),
+        "all were due",
+        12_000,
+      );
       await sleep(2_000);
       for (const [name, token] of held) assertEquals(world.token(name), token, name);
       for (const index of names.keys()) {
@@ -425,7 +480,9 @@ describe("the program", { concurrency: 1_000 }, () => {
       const isNew = () => names.every((name) => world.token(name) !== held.get(name));
       await until(isNew, "all have recovered", 12_000);
       await until(() => {
-        const told = api.events("team").map((event) => (event as { regarding?: { name?: string } }).regarding?.name);
+        const told = api.events("team").map((event) =>
+          (event as { regarding?: { name?: string } }).regarding?.name
+        );
         return told.length > names.length;
       }, "failures are told");
       assertEquals(elsewhere.requests, []);
@@ -439,7 +496,10 @@ describe("the program", { concurrency: 1_000 }, () => {
     inWorld({ life: 14 }, async (world) => {
       const { api, issuer } = world;
       const now = Math.floor(Date.now() / 1000);
-      const echo = ({ headers }: LoggedRequest) => ({ code: 16, message: `no: ${headers.authorization}` });
+      const echo = ({ headers }: LoggedRequest) => ({
+        code: 16,
+        message: `no: ${headers.authorization}`,
+      });
       const faults: Record<string, IssuerFault> = {
         unauthenticated: { status: 401 },
         forbidden: { status: 403 },
@@ -462,18 +522,30 @@ describe("the program", { concurrency: 1_000 }, () => {
         issuer.faults.add({ ...faults[name], match: isFor(uid(index)), times: Infinity });
       }
       issuer.requests.length = 0;
-      await until(() => names.every((_, index) => issuer.requests.some(isFor(uid(index)))), "all were due", 12_000);
+      await until(
+        () => names.every((_, index) => issuer.requests.some(isFor(uid(index)))),
+        "all were due",
+        12_000,
+      );
       await sleep(2_000);
       for (const [name, token] of held) {
         const index = names.indexOf(name);
         assertEquals(world.token(name, `team-${index}`), token, name);
-        assertEquals(issuer.requests.filter(isFor(uid(index))).length, 1, `${name} is left alone for a while`);
+        assertEquals(
+          issuer.requests.filter(isFor(uid(index))).length,
+          1,
+          `${name} is left alone for a while`,
+        );
         const note = noteOf(world, `team-${index}`, "ExchangeFailed");
         assert(note !== undefined, `${name} is told`);
         assert(!CONTROLS.test(note), JSON.stringify(note));
         if (!["unauthenticated", "forbidden"].includes(name)) continue;
         for (
-          const part of [`sub=system:serviceaccount:${OWN.join(":")}`, `aud=${issuer.audience}`, `iss=${api.issuer}`]
+          const part of [
+            `sub=system:serviceaccount:${OWN.join(":")}`,
+            `aud=${issuer.audience}`,
+            `iss=${api.issuer}`,
+          ]
         ) {
           assertStringIncludes(note, part);
         }
@@ -481,11 +553,19 @@ describe("the program", { concurrency: 1_000 }, () => {
       }
       issuer.faults.clear();
       for (const [index, name] of names.entries()) {
-        api.patchSecret(`team-${index}`, name, { metadata: { annotations: { [`${PREFIX}/refresh`]: "1" } } });
+        api.patchSecret(`team-${index}`, name, {
+          metadata: { annotations: { [`${PREFIX}/refresh`]: "1" } },
+        });
       }
-      await until(() => names.every((name) => token(name) !== held.get(name)), "all have recovered");
+      await until(
+        () => names.every((name) => token(name) !== held.get(name)),
+        "all have recovered",
+      );
       for (const [index, name] of names.entries()) {
-        assertEquals(api.secret(`team-${index}`, name)?.metadata.annotations?.[`${PREFIX}/refresh`], undefined);
+        assertEquals(
+          api.secret(`team-${index}`, name)?.metadata.annotations?.[`${PREFIX}/refresh`],
+          undefined,
+        );
       }
     }),
   );
@@ -503,7 +583,9 @@ describe("the program", { concurrency: 1_000 }, () => {
       await until(() => world.filled(2), "both are filled", 8_000);
       const [first, ...others] = issuer.requests.map(({ time }) => time);
       assertEquals(others.length, 2);
-      for (const time of others) assert(time - first! >= 2_950, `asked again after ${time - first!} ms`);
+      for (const time of others) {
+        assert(time - first! >= 2_950, `asked again after ${time - first!} ms`);
+      }
     }),
   );
 
@@ -513,7 +595,9 @@ describe("the program", { concurrency: 1_000 }, () => {
     inWorld({}, async (world) => {
       const { api, issuer } = world;
       await world.start();
-      for (let index = 0; index < 200; index++) world.create(uid(1), `pull-${index}`, `team-${index % 7}`);
+      for (let index = 0; index < 200; index++) {
+        world.create(uid(1), `pull-${index}`, `team-${index % 7}`);
+      }
       await until(() => world.filled(200), "all are filled", 20_000);
       assertEquals(new Set(api.secrets().map(({ data }) => tokenOf(data))).size, 1);
       assertEquals([issuer.count("exchange"), api.count("patch")], [1, 200]);
@@ -593,7 +677,10 @@ describe("the program", { concurrency: 1_000 }, () => {
       assertEquals(issuer.requests.length, 0);
       writeFileSync(world.file("oidc-token"), subjectToken);
       await until(() => world.filled(1), "the Secret is filled", 9_000);
-      await until(() => noteOf(world, "team", "TokenIssued") !== undefined, "an event tells of the recovery");
+      await until(
+        () => noteOf(world, "team", "TokenIssued") !== undefined,
+        "an event tells of the recovery",
+      );
     }),
   );
 
@@ -621,7 +708,9 @@ describe("the program", { concurrency: 1_000 }, () => {
       await until(() => api.count("watch") === 2 && api.openWatches === 1, "it watches again");
       assertEquals(api.requests.at(-1)?.headers.authorization, `Bearer ${next}`);
       // At most a look whether etcd was restored meanwhile: nothing is listed anew.
-      const limits = api.requests.filter(({ verb }) => verb === "list").map(({ query }) => query.get("limit"));
+      const limits = api.requests.filter(({ verb }) => verb === "list").map(({ query }) =>
+        query.get("limit")
+      );
       assert(limits.every((limit) => limit === "1"), limits.join());
       world.create(uid(1));
       await until(() => world.filled(1), "the new one is filled");
@@ -642,28 +731,45 @@ describe("the program", { concurrency: 1_000 }, () => {
         "lost-answer": { cut: 0 },
         forbidden: { status: 403 },
         "not-found": { status: 404 },
-        invalid: { status: 422, body: ({ body }) => ({ kind: "Status", code: 422, message: `patch: ${body}` }) },
-        hostile: { status: 500, body: { kind: "Status", code: 500, message: HOSTILE, reason: HOSTILE } },
+        invalid: {
+          status: 422,
+          body: ({ body }) => ({ kind: "Status", code: 422, message: `patch: ${body}` }),
+        },
+        hostile: {
+          status: 500,
+          body: { kind: "Status", code: 500, message: HOSTILE, reason: HOSTILE },
+        },
       };
       const names = Object.keys(faults);
-      const patches = (name: string) => api.requests.filter((each) => each.verb === "patch" && each.name === name);
+      const patches = (name: string) =>
+        api.requests.filter((each) => each.verb === "patch" && each.name === name);
       for (const [name, fault] of Object.entries(faults)) {
         api.faults.add({ verb: "patch", path: new RegExp(`/${name}$`), ...fault });
       }
       for (const name of names) world.create(uid(1), name);
       const lasting = ["forbidden", "invalid"];
-      await until(() => world.filled(names.length - lasting.length), "what passes has passed", 8_000);
+      await until(
+        () => world.filled(names.length - lasting.length),
+        "what passes has passed",
+        8_000,
+      );
       assertEquals(lasting.map((name) => patches(name).length), [1, 1]);
       const [first, second] = patches("too-many").map(({ time }) => time);
       assert(second! - first! >= 1_950, `patched again after ${second! - first!} ms`);
       // Refusals are left alone for long, unless a user asks.
       for (const name of lasting) {
-        api.patchSecret("team", name, { metadata: { annotations: { [`${PREFIX}/refresh`]: "now" } } });
+        api.patchSecret("team", name, {
+          metadata: { annotations: { [`${PREFIX}/refresh`]: "now" } },
+        });
       }
       await until(() => world.filled(names.length), "all are filled");
       assertEquals(new Set(names.map((name) => world.token(name))).size, 1);
       assertEquals(issuer.count("exchange"), 1);
-      assertEquals([patches("conflict").length, patches("internal").length, patches("lost-answer").length], [3, 3, 1]);
+      assertEquals([
+        patches("conflict").length,
+        patches("internal").length,
+        patches("lost-answer").length,
+      ], [3, 3, 1]);
       api.faults.add({ verb: "patch", path: /deleted$/, delay: 300 });
       world.create(uid(1), "deleted");
       await until(() => patches("deleted").length === 1, "the patch is under way");
@@ -692,8 +798,13 @@ describe("the program", { concurrency: 1_000 }, () => {
       assertEquals(issuer.exchanges.map(({ identity, subject }) => [identity, subject?.sub]), [
         [uid(1), "system:serviceaccount:team:puller"],
       ]);
-      const [request] = api.requests.filter(({ subresource, name }) => subresource === "token" && name === "puller");
-      assertEquals(JSON.parse(request!.body).spec, { audiences: [issuer.audience], expirationSeconds: 600 });
+      const [request] = api.requests.filter(({ subresource, name }) =>
+        subresource === "token" && name === "puller"
+      );
+      assertEquals(JSON.parse(request!.body).spec, {
+        audiences: [issuer.audience],
+        expirationSeconds: 600,
+      });
     }),
   );
 
@@ -729,10 +840,15 @@ describe("the program", { concurrency: 1_000 }, () => {
     "busy",
     inWorld({}, async (world) => {
       const { api } = world;
-      await world.start(world.runtime, { KUBERNETES_API: api.url, KUBERNETES_SERVICE_HOST: "192.0.2.1" });
+      await world.start(world.runtime, {
+        KUBERNETES_API: api.url,
+        KUBERNETES_SERVICE_HOST: "192.0.2.1",
+      });
       world.create(uid(1));
       await until(() => world.filled(1), "the Secret is filled");
-      for (const { headers } of api.requests) assertEquals(headers.authorization, `Bearer ${world.secretTexts[0]}`);
+      for (const { headers } of api.requests) {
+        assertEquals(headers.authorization, `Bearer ${world.secretTexts[0]}`);
+      }
     }),
   );
 
@@ -742,10 +858,18 @@ describe("the program", { concurrency: 1_000 }, () => {
     inWorld({}, async (world) => {
       const { api, issuer } = world;
       const program = await world.start();
-      const metadata = { namespace: "team", labels: { [IDENTITY]: "" }, annotations: { [IDENTITY]: uid(1) } };
+      const metadata = {
+        namespace: "team",
+        labels: { [IDENTITY]: "" },
+        annotations: { [IDENTITY]: uid(1) },
+      };
       const text = JSON.stringify({ auths: [HOSTILE] });
       const annotations = { [IDENTITY]: HOSTILE };
-      api.createSecret({ metadata: { ...metadata, name: "identity", annotations }, type: TYPE, stringData: config() });
+      api.createSecret({
+        metadata: { ...metadata, name: "identity", annotations },
+        type: TYPE,
+        stringData: config(),
+      });
       api.createSecret({ metadata: { ...metadata, name: "opaque" }, type: `x/y${HOSTILE}` });
       api.createSecret({
         metadata: { ...metadata, name: "immutable" },
@@ -753,25 +877,39 @@ describe("the program", { concurrency: 1_000 }, () => {
         stringData: config(),
         immutable: true,
       });
-      api.createSecret({ metadata: { ...metadata, name: "broken" }, type: TYPE, stringData: config(text) });
+      api.createSecret({
+        metadata: { ...metadata, name: "broken" },
+        type: TYPE,
+        stringData: config(text),
+      });
       const record = {
         type: "ADDED",
-        object: { metadata: { ...metadata, name: HOSTILE, uid: "u", resourceVersion: api.resourceVersion } },
+        object: {
+          metadata: { ...metadata, name: HOSTILE, uid: "u", resourceVersion: api.resourceVersion },
+        },
       };
       api.sendToWatches(record);
-      await until(() => program.lines.filter((line) => line.includes('"warn"')).length >= 5, "all is logged");
+      await until(
+        () => program.lines.filter((line) => line.includes('"warn"')).length >= 5,
+        "all is logged",
+      );
       await until(() => api.events("team").length >= 4, "all is told");
       assertEquals([issuer.requests.length, api.count("patch")], [0, 0]);
       const reasons = Object.fromEntries(
         api.events("team").map((event) => {
-          const { regarding: { name } = {}, reason } = event as { regarding?: { name?: string }; reason?: string };
+          const { regarding: { name } = {}, reason } = event as {
+            regarding?: { name?: string };
+            reason?: string;
+          };
           return [name, reason];
         }),
       );
       assertEquals(reasons.identity, "InvalidIdentity");
       assertEquals([reasons.opaque, reasons.immutable], ["UnsupportedSecret", "UnsupportedSecret"]);
       assertEquals(reasons.broken, "InvalidDockerConfig");
-      for (const event of api.events("team")) assert(!CONTROLS.test(`${(event as { note?: string }).note}`));
+      for (const event of api.events("team")) {
+        assert(!CONTROLS.test(`${(event as { note?: string }).note}`));
+      }
       for (const line of program.lines) JSON.parse(line);
     }),
   );
@@ -819,7 +957,9 @@ describe("the program", { concurrency: 1_000 }, () => {
       issuer.faults.add({ status: 403 });
       api.faults.add({ verb: "patch", status: 409 });
       api.faults.add({ verb: "watch", status: 410 });
-      for (let index = 0; index < 30; index++) world.create(index === 7 ? "none" : uid(index % 4), `pull-${index}`);
+      for (let index = 0; index < 30; index++) {
+        world.create(index === 7 ? "none" : uid(index % 4), `pull-${index}`);
+      }
       api.cutWatches();
       await until(() => api.openWatches === 1, "it watches again");
       await until(() => api.count("patch") > 10, "it has written");
@@ -842,10 +982,20 @@ describe("the program", { concurrency: 1_000 }, () => {
       const bad: [settings: Record<string, string>, shown: string[], hidden?: string][] = [
         [{ KUBERNETES_SERVICE_HOST: "" }, ["KUBERNETES_SERVICE_HOST"]],
         [{ KUBERNETES_SERVICE_PORT: "70000" }, ["KUBERNETES_SERVICE_PORT", "70000"]],
-        [{ KUBERNETES_API: "http://cluster.example" }, ["KUBERNETES_API", "http://cluster.example"]],
-        [{ KUBERNETES_API: "https://user:pass-word@cluster.example" }, ["KUBERNETES_API"], "pass-word"],
+        [{ KUBERNETES_API: "http://cluster.example" }, [
+          "KUBERNETES_API",
+          "http://cluster.example",
+        ]],
+        [
+          { KUBERNETES_API: "https://user:pass-word@cluster.example" },
+          ["KUBERNETES_API"],
+          "pass-word",
+        ],
         [{ ISSUER_URL: "http://issuer.example" }, ["ISSUER_URL", "http://issuer.example"]],
-        [{ ISSUER_URL: "https://issuer.example/?a=b" }, ["ISSUER_URL", "https://issuer.example/?a=b"]],
+        [{ ISSUER_URL: "https://issuer.example/?a=b" }, [
+          "ISSUER_URL",
+          "https://issuer.example/?a=b",
+        ]],
         [{ HTTPS_PROXY: "socks5://proxy.example" }, ["HTTPS_PROXY", "socks5://proxy.example"]],
         [{ AUDIENCE: "a b" }, ["AUDIENCE", "a b"]],
         [{ REGISTRIES: "cgr.dev,https://cgr.dev" }, ["REGISTRIES", "cgr.dev,https://cgr.dev"]],
@@ -866,7 +1016,9 @@ describe("the program", { concurrency: 1_000 }, () => {
         [["status"], "status"],
         [[HOSTILE], "forged"],
       ];
-      await Promise.all(flags.map(async ([args, shown]) => assertRefused(await world.launch(args), [shown])));
+      await Promise.all(
+        flags.map(async ([args, shown]) => assertRefused(await world.launch(args), [shown])),
+      );
       assertEquals(world.api.requests, []);
     }),
   );
@@ -894,7 +1046,10 @@ describe("the program", { concurrency: 1_000 }, () => {
     "busy",
     inWorld({}, async (world) => {
       const settings = { KUBERNETES_SERVICE_HOST: "", LOG_LEVEL: "verbose" };
-      const [help, version] = [await world.launch(["--help"], settings), await world.launch(["--version"], settings)];
+      const [help, version] = [
+        await world.launch(["--help"], settings),
+        await world.launch(["--version"], settings),
+      ];
       assertEquals([await help.exited, await version.exited], [0, 0]);
       assertMatch(version.stdout(), /^\d+\.\d+\.\d+\n$/);
       for (const flag of ["--status", "--status=json", "--help", "--version"]) {
@@ -931,7 +1086,11 @@ describe("the program", { concurrency: 1_000 }, () => {
       world.create(uid(3), "missing");
       world.create(HOSTILE, "hostile");
       api.createSecret({
-        metadata: { namespace: "team", name: "opaque", labels: { [IDENTITY]: uid(4).replace("/", ".") } },
+        metadata: {
+          namespace: "team",
+          name: "opaque",
+          labels: { [IDENTITY]: uid(4).replace("/", ".") },
+        },
       });
       const table = await status();
       assertEquals(table.status, 1);
@@ -947,7 +1106,9 @@ describe("the program", { concurrency: 1_000 }, () => {
         opaque: "skipped",
       };
       assertEquals({ ...expected, ...states }, expected);
-      for (const { name, problem } of rows) assertEquals(problem !== "", name !== "valid", `${name}: ${problem}`);
+      for (const { name, problem } of rows) {
+        assertEquals(problem !== "", name !== "valid", `${name}: ${problem}`);
+      }
       assertEquals(table.stdout.split("\n").length, rows.length + 2);
 
       api.authorize = () => "not for you";
@@ -966,13 +1127,21 @@ describe("the program", { concurrency: 1_000 }, () => {
     "shows with --status nothing hostile of names that the API server sends",
     "busy",
     inWorld({}, async (world) => {
-      const metadata = { namespace: "team", name: HOSTILE, uid: "u", resourceVersion: "1", labels: { [IDENTITY]: "" } };
+      const metadata = {
+        namespace: "team",
+        name: HOSTILE,
+        uid: "u",
+        resourceVersion: "1",
+        labels: { [IDENTITY]: "" },
+      };
       const body = { metadata: { resourceVersion: "1" }, items: [{ metadata }] };
       for (const flag of ["--status", "--status=json"]) {
         world.api.faults.add({ status: 200, body });
         const program = await world.launch([flag]);
         assertEquals(await program.exited, 1);
-        for (const line of program.stdout().split("\n")) assert(!CONTROLS.test(line), JSON.stringify(line));
+        for (const line of program.stdout().split("\n")) {
+          assert(!CONTROLS.test(line), JSON.stringify(line));
+        }
       }
       world.api.faults.add({ status: 500, body: { message: HOSTILE } });
       const failed = await world.launch(["--status"]);
@@ -993,7 +1162,12 @@ function jwt(claims: object): string {
 
 function createHolding({ api }: World, name: string, identity: string, token: string): void {
   const auth = Buffer.from(`_token:${token}`).toString("base64");
-  const metadata = { namespace: "team", name, labels: { [IDENTITY]: "" }, annotations: { [IDENTITY]: identity } };
+  const metadata = {
+    namespace: "team",
+    name,
+    labels: { [IDENTITY]: "" },
+    annotations: { [IDENTITY]: identity },
+  };
   const text = JSON.stringify({ auths: { "cgr.dev": { auth } } });
   api.createSecret({ metadata, type: TYPE, stringData: config(text) });
 }

@@ -37,7 +37,13 @@ function askNpm(version: string): Sbom {
     const manifest = { ...JSON.parse(read("package.json")), version };
     writeFileSync(join(dir, "package.json"), JSON.stringify(manifest));
     cpSync(join(ROOT, "package-lock.json"), join(dir, "package-lock.json"));
-    const args = ["sbom", "--sbom-format=cyclonedx", "--package-lock-only", "--omit=dev", "--omit=optional"];
+    const args = [
+      "sbom",
+      "--sbom-format=cyclonedx",
+      "--package-lock-only",
+      "--omit=dev",
+      "--omit=optional",
+    ];
     return JSON.parse(execFileSync("npm", args, { cwd: dir, encoding: "utf8" }));
   } finally {
     rmSync(dir, { recursive: true });
@@ -46,8 +52,14 @@ function askNpm(version: string): Sbom {
 
 /** The image that the program is put on. */
 function baseImage(): Component {
-  const [, repository = "", version = ""] = /^ARG BASE=docker\.io\/(\S+):(\S+)$/m.exec(read("Containerfile")) ?? [];
-  return { type: "container", name: repository, version, purl: `pkg:docker/${repository}@${version}` };
+  const [, repository = "", version = ""] =
+    /^ARG BASE=docker\.io\/(\S+):(\S+)$/m.exec(read("Containerfile")) ?? [];
+  return {
+    type: "container",
+    name: repository,
+    version,
+    purl: `pkg:docker/${repository}@${version}`,
+  };
 }
 
 export function makeSbom(): Sbom {
@@ -59,4 +71,6 @@ export function makeSbom(): Sbom {
   return { ...rest, metadata, components: [...components, baseImage()] };
 }
 
-if (import.meta.main ?? process.argv[1] === import.meta.filename) console.log(JSON.stringify(makeSbom(), null, 2));
+if (import.meta.main ?? process.argv[1] === import.meta.filename) {
+  console.log(JSON.stringify(makeSbom(), null, 2));
+}

@@ -21,7 +21,8 @@ export interface Usage extends Memory {
 /** Fails if there is no such process; one that has just ended has no memory left (NaN). */
 export function memoryOf(pid: number): Memory {
   const status = readFileSync(`/proc/${pid}/status`, "utf8");
-  const mib = (field: string) => Number(new RegExp(`^${field}:\\s+(\\d+) kB`, "m").exec(status)?.[1]) / 1024;
+  const mib = (field: string) =>
+    Number(new RegExp(`^${field}:\\s+(\\d+) kB`, "m").exec(status)?.[1]) / 1024;
   return { peakMiB: mib("VmHWM"), residentMiB: mib("VmRSS"), anonymousMiB: mib("RssAnon") };
 }
 

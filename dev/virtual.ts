@@ -139,7 +139,11 @@ const SIGNATURE_REPEATS = 20;
  * client is at fault), takes so many ms (infinitely: until the caller gives it up); or it has its effect after `ms`, and
  * then fails, or its answer is under way for so long.
  */
-export type Fault = Error | "hang" | "wedged" | number | { after?: Error; ms?: number; answerMs?: number } | undefined;
+export type Fault = Error | "hang" | "wedged" | number | {
+  after?: Error;
+  ms?: number;
+  answerMs?: number;
+} | undefined;
 
 const never = new Promise<never>(() => {});
 
@@ -173,7 +177,8 @@ export interface Change {
   seen?: "ADDED" | "MODIFIED" | "DELETED";
 }
 
-export const keyOf = ({ namespace, name }: { namespace: string; name: string }) => `${namespace}/${name}`;
+export const keyOf = ({ namespace, name }: { namespace: string; name: string }) =>
+  `${namespace}/${name}`;
 const isSelected = (secret?: Secret) => secret?.metadata.labels?.[LABEL] !== undefined;
 
 const isIn = (namespace: string | undefined, { metadata }: Secret) =>
@@ -249,7 +254,11 @@ export class VirtualCluster {
     if (type === "DELETED") this.secrets.delete(keyOf(stored.metadata));
     else this.secrets.set(keyOf(stored.metadata), stored);
     const isSeen = type !== "DELETED" && isSelected(stored);
-    const seen = isSelected(before) ? isSeen ? "MODIFIED" : "DELETED" : isSeen ? "ADDED" : undefined;
+    const seen = isSelected(before)
+      ? isSeen ? "MODIFIED" : "DELETED"
+      : isSeen
+      ? "ADDED"
+      : undefined;
     this.history.push({
       at: this.#world.clock.tick,
       now: this.#world.clock.now(),
@@ -281,7 +290,9 @@ export class VirtualCluster {
 
   get(key: string): Secret {
     const secret = this.secrets.get(key);
-    if (!secret) throw new ApiError(`secrets "${key}" not found`, { status: 404, reason: "NotFound" });
+    if (!secret) {
+      throw new ApiError(`secrets "${key}" not found`, { status: 404, reason: "NotFound" });
+    }
     return secret;
   }
 
@@ -335,7 +346,10 @@ export class VirtualCluster {
     const { uid, resourceVersion } = patch.metadata ?? {} as Partial<Secret["metadata"]>;
     this.#world.judge(before, patch);
     const isSame = (uid ?? before.metadata.uid) === before.metadata.uid;
-    if (isSame && (resourceVersion ?? before.metadata.resourceVersion) === before.metadata.resourceVersion) {
+    if (
+      isSame &&
+      (resourceVersion ?? before.metadata.resourceVersion) === before.metadata.resourceVersion
+    ) {
       return this.update(key, patch, replica);
     }
     throw new ApiError("the object has been modified", { status: 409, reason: "Conflict" });
@@ -352,7 +366,13 @@ export class VirtualCluster {
   client(replica: string): KubernetesApi {
     const { clock } = this.#world;
     const send: Send = async (fields, signal, work) => {
-      const request: ApiRequest = { at: clock.tick, endedAt: Infinity, replica, status: 0, ...fields };
+      const request: ApiRequest = {
+        at: clock.tick,
+        endedAt: Infinity,
+        replica,
+        status: 0,
+        ...fields,
+      };
       this.requests.push(request);
       const fault = this.fault(request);
       if (fault === "wedged") return never;
@@ -360,28 +380,36 @@ export class VirtualCluster {
       try {
         const ms = fault === "hang" ? SILENCE_MS : delayOf(fault);
         await clock.sleep(ms, signal);
-        if (cuts !== this.#cuts) throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
+        if (cuts !== this.#cuts) {
+          throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
+        }
         if (fault === "hang") throw new ApiError("silence", { reason: "UND_ERR_HEADERS_TIMEOUT" });
         if (fault instanceof Error) throw fault;
         const result = work();
         if (typeof fault === "object") {
           await clock.sleep(fault.answerMs ?? 0, signal);
           if (fault.after) throw fault.after;
-          if (cuts !== this.#cuts) throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
+          if (cuts !== this.#cuts) {
+            throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
+          }
         }
         request.status = 200;
         return result;
       } catch (cause) {
         request.status = (cause as ApiError).status ?? 0;
         if (cause instanceof ApiError) throw cause;
-        throw new ApiError(`${fields.verb}: no answer of the API server: ${(cause as Error).message}`, { cause });
+        throw new ApiError(
+          `${fields.verb}: no answer of the API server: ${(cause as Error).message}`,
+          { cause },
+        );
       } finally {
         request.endedAt = clock.tick;
       }
     };
     return {
       list: (namespace, signal) => this.#list(send, namespace, signal),
-      watch: (namespace, from, seconds, signal) => this.#watch(send, namespace, +from, seconds * 1000, signal),
+      watch: (namespace, from, seconds, signal) =>
+        this.#watch(send, namespace, +from, seconds * 1000, signal),
       get: (namespace, name, signal) =>
         send({ verb: "get", namespace, name }, signal, () => this.get(`${namespace}/${name}`)),
       patch: (namespace, name, body, signal) =>
@@ -389,10 +417,18 @@ export class VirtualCluster {
           return this.#patch(`${namespace}/${name}`, body, replica);
         }),
       createEvent: (namespace, body, signal) =>
-        send({ verb: "event", namespace, body }, signal, () => this.#createEvent(body as { note: string })),
+        send(
+          { verb: "event", namespace, body },
+          signal,
+          () => this.#createEvent(body as { note: string }),
+        ),
       requestToken: (namespace, name, audience, seconds, signal) =>
         send({ verb: "token", namespace, name, body: { audience, seconds } }, signal, () => {
-          return this.#world.subjectToken(`system:serviceaccount:${namespace}:${name}`, audience, seconds);
+          return this.#world.subjectToken(
+            `system:serviceaccount:${namespace}:${name}`,
+            audience,
+            seconds,
+          );
         }),
     };
   }
@@ -404,20 +440,32 @@ export class VirtualCluster {
       await send({ verb: "list", namespace }, signal, () => {
         if (start > 0) return;
         resourceVersion = `${this.#version}`;
-        items = [...this.secrets.values()].filter((secret) => isSelected(secret) && isIn(namespace, secret));
+        items = [...this.secrets.values()].filter((secret) =>
+          isSelected(secret) && isIn(namespace, secret)
+        );
       });
       yield { items: items.slice(start, start + this.pageSize), resourceVersion };
     }
   }
 
-  async *#watch(send: Send, namespace: string | undefined, from: number, ms: number, signal: AbortSignal) {
+  async *#watch(
+    send: Send,
+    namespace: string | undefined,
+    from: number,
+    ms: number,
+    signal: AbortSignal,
+  ) {
     await send({ verb: "watch", namespace }, signal, () => {
-      if (from < this.compactedTo) throw new ApiError("too old", { status: 410, reason: "Expired" });
+      if (from < this.compactedTo) {
+        throw new ApiError("too old", { status: 410, reason: "Expired" });
+      }
     });
     const { clock } = this.#world;
     const endsAt = clock.tick + Math.min(ms, this.watchLife);
     const deafUntil = clock.tick + ms + WATCH_GRACE_MS;
-    const bookmarks = [clock.tick + BOOKMARK_MS, endsAt - LAST_BOOKMARK_MS].filter((at) => at > clock.tick).sort();
+    const bookmarks = [clock.tick + BOOKMARK_MS, endsAt - LAST_BOOKMARK_MS].filter((at) =>
+      at > clock.tick
+    ).sort();
     const watch: Watch = { wake: () => {}, isDeaf: this.isDeaf };
     this.#watches.add(watch);
     let next = this.#dropped + this.history.findLastIndex(({ version }) => version <= from) + 1;
@@ -433,7 +481,9 @@ export class VirtualCluster {
         }
         if (watch.end instanceof Error) throw watch.end;
         if (watch.end || (clock.tick >= endsAt && !watch.isDeaf)) return;
-        if (clock.tick >= deafUntil) throw new ApiError("watch: silence", { reason: "UND_ERR_BODY_TIMEOUT" });
+        if (clock.tick >= deafUntil) {
+          throw new ApiError("watch: silence", { reason: "UND_ERR_BODY_TIMEOUT" });
+        }
         if (clock.tick >= (bookmarks[0] ?? Infinity)) {
           bookmarks.shift();
           if (!watch.isDeaf && this.#version > from) {
@@ -485,7 +535,13 @@ export class VirtualIssuer {
     const { clock } = this.#world;
     return async (subjectToken: string, identity: string, signal: AbortSignal): Promise<string> => {
       const act = JSON.parse(Buffer.from(subjectToken.split(".")[1]!, "base64url").toString());
-      const request: ExchangeRequest = { at: clock.tick, endedAt: Infinity, replica, identity, subject: act.sub };
+      const request: ExchangeRequest = {
+        at: clock.tick,
+        endedAt: Infinity,
+        replica,
+        identity,
+        subject: act.sub,
+      };
       this.requests.push(request);
       const fault = this.fault(request);
       if (fault === "wedged") return never;
@@ -510,7 +566,13 @@ export class VirtualIssuer {
     const iat = Math.floor(now / 1000);
     const exp = iat + this.life / 1000;
     const { iss, sub, aud } = act;
-    const claims = { iss: "https://issuer.enforce.dev", aud: ["cgr.dev"], sub: request.identity, iat, exp };
+    const claims = {
+      iss: "https://issuer.enforce.dev",
+      aud: ["cgr.dev"],
+      sub: request.identity,
+      iat,
+      exp,
+    };
     const token = this.#world.jwt({ ...claims, act: { iss, sub, aud }, ...this.claims(request) });
     this.#issued.set(key, { token, endsAt: exp * 1000 });
     return token;
@@ -576,19 +638,34 @@ export class VirtualWorld {
 
   subjectToken(sub: string, audience: string, seconds: number): string {
     const iat = Math.floor(this.clock.now() / 1000);
-    return this.jwt({ iss: "https://cluster.example", aud: [audience], sub, iat, exp: iat + seconds });
+    return this.jwt({
+      iss: "https://cluster.example",
+      aud: [audience],
+      sub,
+      iat,
+      exp: iat + seconds,
+    });
   }
 
   /** Notes what a patch of the controller must not do. */
   judge({ metadata: { namespace, name } }: Secret, patch: Partial<Secret>): void {
     const breach = (what: string) => this.broken.push(`${namespace}/${name}: ${what}`);
-    const { metadata, data, ...rest } = patch as { metadata: Secret["metadata"]; data: Record<string, string> };
+    const { metadata, data, ...rest } = patch as {
+      metadata: Secret["metadata"];
+      data: Record<string, string>;
+    };
     const { uid, resourceVersion, annotations: own = {}, ...meta } = metadata;
     if (!uid || !resourceVersion) breach("writes without preconditions");
-    if (Object.keys({ ...rest, ...meta }).length > 0) breach(`writes ${Object.keys({ ...rest, ...meta })}`);
+    if (Object.keys({ ...rest, ...meta }).length > 0) {
+      breach(`writes ${Object.keys({ ...rest, ...meta })}`);
+    }
     if (Object.keys(data).join() !== DATA_KEY) breach(`writes the data ${Object.keys(data)}`);
-    const names = Object.keys(own).map((key) => key.replace(/^pull-secret-updater\.chainguard\.dev\//, ""));
-    if (!/^token-identity,token-expires(,refresh)?$/.test(names.join())) breach(`writes the annotations ${names}`);
+    const names = Object.keys(own).map((key) =>
+      key.replace(/^pull-secret-updater\.chainguard\.dev\//, "")
+    );
+    if (!/^token-identity,token-expires(,refresh)?$/.test(names.join())) {
+      breach(`writes the annotations ${names}`);
+    }
   }
 
   /** Says where a token, or a part of one, was told: in a log, an event, the metrics. */
@@ -599,7 +676,8 @@ export class VirtualWorld {
       ...this.replicas.map((own) => own.renderMetrics()),
     ];
     const jwts = [...this.secrets];
-    const hidden = [...jwts, ...jwts.map((jwt) => Buffer.from(`_token:${jwt}`).toString("base64"))].join("\n");
+    const hidden = [...jwts, ...jwts.map((jwt) => Buffer.from(`_token:${jwt}`).toString("base64"))]
+      .join("\n");
     const runs = new Set(told.flatMap((text) => text.match(/[\w+/=-]{16,}/g) ?? []));
     for (const run of runs) {
       for (let start = 0; start + 16 <= run.length; start += 4) {

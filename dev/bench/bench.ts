@@ -37,7 +37,11 @@ const HELP = `Usage: node dev/bench/bench.ts [flags]
   --publish              writes figures, table and pictures to docs/bench
   --dir DIR --port PORT  of the cluster that it brings up and takes down
 
-${ROWS.map(({ name, about, isLong }) => `  ${name.padEnd(12)} ${about}${isLong ? "; not in --short" : ""}`).join("\n")}
+${
+  ROWS.map(({ name, about, isLong }) =>
+    `  ${name.padEnd(12)} ${about}${isLong ? "; not in --short" : ""}`
+  ).join("\n")
+}
 `;
 
 const { values: flags } = parseArgs({
@@ -63,8 +67,12 @@ async function main(): Promise<number> {
     return 0;
   }
   const isShort = flags.short;
-  const rows = ROWS.filter(({ name, isLong }) => flags.only?.includes(name) ?? !(isShort && isLong));
-  if (rows.length === 0) throw new Error(`--only: one of ${ROWS.map(({ name }) => name).join(", ")}`);
+  const rows = ROWS.filter(({ name, isLong }) =>
+    flags.only?.includes(name) ?? !(isShort && isLong)
+  );
+  if (rows.length === 0) {
+    throw new Error(`--only: one of ${ROWS.map(({ name }) => name).join(", ")}`);
+  }
   await run(process.execPath, ["dev/bundle.ts"]);
   if (!isShort) await installSdk((program, args, cwd) => run(program, args, { cwd }));
   const { peer, "peer-published": publishedPeer } = flags;
@@ -72,7 +80,14 @@ async function main(): Promise<number> {
   if (!withPeer) say("no --peer: nothing is compared with the Go controller");
   const ground = await prepare({ dir: flags.dir, port: Number(flags.port), withPeer, say });
   const runs = Number(flags.runs ?? (isShort ? 1 : RUNS));
-  const bench: Bench = { ground, runs, isShort, sdks: isShort ? [] : RUNTIMES.map(sdk), peer, publishedPeer };
+  const bench: Bench = {
+    ground,
+    runs,
+    isShort,
+    sdks: isShort ? [] : RUNTIMES.map(sdk),
+    peer,
+    publishedPeer,
+  };
   const figures: Figure[] = [];
   const failures: string[] = [];
   try {

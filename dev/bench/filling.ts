@@ -33,7 +33,11 @@ const EXCHANGES_AT_ONCE = 16;
 const ISSUER_DELAY_MS = 50;
 
 /** The bare loop, with a token to write. */
-async function bareLoop(ground: Ground, runtime: Runtime, mode: "patch" | "watched" = "patch"): Promise<Side> {
+async function bareLoop(
+  ground: Ground,
+  runtime: Runtime,
+  mode: "patch" | "watched" = "patch",
+): Promise<Side> {
   const file = join(ground.work, "registry-token");
   writeFileSync(file, await mint(ground, identityOf("bench 0")));
   return limit(runtime, mode, file);
@@ -75,15 +79,23 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
       for (const mode of ["patch", "watched"] as const) {
         for (const runtime of RUNTIMES) {
           const loop = await bareLoop(ground, runtime, mode);
-          time(loop.name, size, await fill(ground, loop, { secrets: size }, { lines: LIMIT_LINES }));
+          time(
+            loop.name,
+            size,
+            await fill(ground, loop, { secrets: size }, { lines: LIMIT_LINES }),
+          );
         }
       }
       for (const side of [...own, ...others]) await fillWith(side, size);
-      if (bench.peer !== undefined) add(`peak, ${size}`, MENDED, "MiB", await peerPeak(ground, bench.peer, size), size);
+      if (bench.peer !== undefined) {
+        add(`peak, ${size}`, MENDED, "MiB", await peerPeak(ground, bench.peer, size), size);
+      }
     }
   }
   for (const side of peersOf(bench)) {
-    for (let run = 0; run < runs; run++) add("Secrets a second", side.name, "a second", await peerRate(ground, side));
+    for (let run = 0; run < runs; run++) {
+      add("Secrets a second", side.name, "a second", await peerRate(ground, side));
+    }
   }
 
   for (const { name } of own) {
@@ -92,7 +104,9 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
     // On a machine that the API server shares, what it takes to tell of each write is missing for the next.
     compare("Secrets a second", name, `${base}, watched`, { must: { atLeast: 0.9 } });
     compare("Secrets a second", name, MENDED, { must: { atLeast: 100 } });
-    compare(`peak, ${secrets}`, name, MENDED, { must: { atMost: name.startsWith("deno") ? 1 : 1.2 } });
+    compare(`peak, ${secrets}`, name, MENDED, {
+      must: { atMost: name.startsWith("deno") ? 1 : 1.2 },
+    });
     // The loop reads no watch, keeps no log and decodes nothing; with V8's small heap all of it costs more. CPU time and
     // not wall time, which on a busy machine is mostly the others'.
     compare("CPU time", name, base, { guard: { atMost: 5 } });
@@ -127,7 +141,9 @@ function peerPeak(ground: Ground, file: string, secrets: number): Promise<number
 }
 
 async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]> {
-  const arrangement = isShort ? { secrets: SHORT_SECRETS, identities: 250 } : { secrets: 10_000, identities: 500 };
+  const arrangement = isShort
+    ? { secrets: SHORT_SECRETS, identities: 250 }
+    : { secrets: 10_000, identities: 500 };
   const { secrets, identities } = arrangement;
   const { add, find, all } = gather("identities");
   const what = `${secrets} Secrets of ${identities} identities`;
@@ -137,7 +153,11 @@ async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]
       const loop = await bareLoop(ground, runtime);
       const { writingS } = await fill(ground, loop, { secrets }, { lines: LIMIT_LINES });
       add(what, loop.name, "s", Math.max(writingS, exchangingS));
-      const delay = ground.issuer.faults.add({ verb: "exchange", delay: ISSUER_DELAY_MS, times: Infinity });
+      const delay = ground.issuer.faults.add({
+        verb: "exchange",
+        delay: ISSUER_DELAY_MS,
+        times: Infinity,
+      });
       const filling = await fill(ground, bundle(runtime), arrangement).finally(delay.remove);
       add(what, bundle(runtime).name, "s", filling.writingS);
       add("exchanges", bundle(runtime).name, "", filling.counts.exchanges);
@@ -174,9 +194,14 @@ async function manyRow(bench: Bench): Promise<Figure[]> {
     }
   }
   for (const { name } of RUNTIMES.map(bundle)) {
-    const base = { side: `${name}, ${few}`, value: median(find(`per 10,000 Secrets, ${few}`, name)!.values) };
+    const base = {
+      side: `${name}, ${few}`,
+      value: median(find(`per 10,000 Secrets, ${few}`, name)!.values),
+    };
     Object.assign(find(`per 10,000 Secrets, ${many}`, name)!, { base, must: { atMost: 1.2 } });
-    const [before, after] = [few, many].map((secrets) => find(`anonymous at rest, ${secrets}`, name)!.values);
+    const [before, after] = [few, many].map((secrets) =>
+      find(`anonymous at rest, ${secrets}`, name)!.values
+    );
     for (const [run, mib] of after!.entries()) {
       add("slope per Secret", name, "KiB", (mib - before![run]!) / (many - few) * KIB_PER_MIB);
     }
@@ -185,10 +210,20 @@ async function manyRow(bench: Bench): Promise<Figure[]> {
   return all();
 }
 
-export const FILL: Row = { name: "fill", about: "filling 10,000 Secrets of one identity", run: fillRow };
+export const FILL: Row = {
+  name: "fill",
+  about: "filling 10,000 Secrets of one identity",
+  run: fillRow,
+};
 export const IDENTITIES: Row = {
   name: "identities",
   about: "filling 10,000 Secrets of 500 identities, the issuer taking 50 ms",
   run: identitiesRow,
 };
-export const MANY: Row = { name: "many", about: "50,000 Secrets", isLong: true, maxRuns: 1, run: manyRow };
+export const MANY: Row = {
+  name: "many",
+  about: "50,000 Secrets",
+  isLong: true,
+  maxRuns: 1,
+  run: manyRow,
+};

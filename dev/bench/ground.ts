@@ -99,7 +99,10 @@ export async function giveTokens({ cluster, admin, ...ground }: Ground): Promise
   const kubeconfig = {
     apiVersion: "v1",
     kind: "Config",
-    clusters: [{ name: "bench", cluster: { server: cluster.server, "certificate-authority": cluster.ca } }],
+    clusters: [{
+      name: "bench",
+      cluster: { server: cluster.server, "certificate-authority": cluster.ca },
+    }],
     users: [{ name: "bench", user: { token } }],
     contexts: [{ name: "bench", context: { cluster: "bench", user: "bench" } }],
     "current-context": "bench",
@@ -125,9 +128,21 @@ async function createObjects(admin: Admin): Promise<void> {
 /** What upstream does not start without: at its defaults, but that no line of its log is left out, as we count them. */
 async function createPeerSettings(admin: Admin): Promise<void> {
   const path = `/api/v1/namespaces/${NAMESPACE}/configmaps`;
-  const logging = { level: "info", encoding: "json", outputPaths: ["stdout"], errorOutputPaths: ["stderr"] };
-  const encoderConfig = { messageKey: "message", levelKey: "severity", timeKey: "timestamp", timeEncoder: "iso8601" };
-  const data = { "zap-logger-config": JSON.stringify({ ...logging, encoderConfig, sampling: null }) };
+  const logging = {
+    level: "info",
+    encoding: "json",
+    outputPaths: ["stdout"],
+    errorOutputPaths: ["stderr"],
+  };
+  const encoderConfig = {
+    messageKey: "message",
+    levelKey: "severity",
+    timeKey: "timestamp",
+    timeEncoder: "iso8601",
+  };
+  const data = {
+    "zap-logger-config": JSON.stringify({ ...logging, encoderConfig, sampling: null }),
+  };
   await admin.create(path, { metadata: { name: "config-logging" }, data });
   await admin.create(path, { metadata: { name: "config-leader-election" } });
   const metrics = { "metrics.backend-destination": "prometheus" };

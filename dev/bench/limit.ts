@@ -23,9 +23,18 @@ interface Target {
   uid: string;
   resourceVersion: string;
 }
-type WatchRecord = { type: string; object: { metadata: Target & { annotations?: Record<string, string> } } };
+type WatchRecord = {
+  type: string;
+  object: { metadata: Target & { annotations?: Record<string, string> } };
+};
 
-const { KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT, SERVICE_ACCOUNT_DIR = "", TOKEN_FILE, PORT } = process.env;
+const {
+  KUBERNETES_SERVICE_HOST,
+  KUBERNETES_SERVICE_PORT,
+  SERVICE_ACCOUNT_DIR = "",
+  TOKEN_FILE,
+  PORT,
+} = process.env;
 const api = `https://${KUBERNETES_SERVICE_HOST}:${KUBERNETES_SERVICE_PORT}`;
 const ca = readFileSync(join(SERVICE_ACCOUNT_DIR, "ca.crt"), "utf8");
 const bearer = readFileSync(join(SERVICE_ACCOUNT_DIR, "token"), "utf8");
@@ -48,7 +57,10 @@ function content(token: string) {
   };
 }
 
-async function patch(target: Target, { annotations, data }: ReturnType<typeof content>): Promise<void> {
+async function patch(
+  target: Target,
+  { annotations, data }: ReturnType<typeof content>,
+): Promise<void> {
   const { namespace, name, uid, resourceVersion } = target;
   const path = `/api/v1/namespaces/${namespace}/secrets/${name}?fieldManager=limit`;
   const { statusCode, body } = await request(api + path, {
@@ -65,7 +77,10 @@ async function list(): Promise<{ targets: Target[]; resourceVersion: string }> {
   const targets: Target[] = [];
   let next = "";
   for (;;) {
-    const query = new URLSearchParams([...selector, ["limit", `${PAGE_LIMIT}`], ["continue", next]]);
+    const query = new URLSearchParams([...selector, ["limit", `${PAGE_LIMIT}`], [
+      "continue",
+      next,
+    ]]);
     const { body } = await request(`${api}/api/v1/secrets?${query}`, { dispatcher, headers });
     const page = JSON.parse(await body.text());
     for (const { metadata: { namespace, name, uid, resourceVersion } } of page.items) {
@@ -93,8 +108,12 @@ async function patchAll(isWatched: boolean): Promise<void> {
 }
 
 async function watch(resourceVersion: string) {
-  const query = new URLSearchParams([...selector, ["watch", "1"], ["resourceVersion", resourceVersion]]);
-  return (await request(`${api}/api/v1/secrets?${query}`, { dispatcher, headers, bodyTimeout: 0 })).body;
+  const query = new URLSearchParams([...selector, ["watch", "1"], [
+    "resourceVersion",
+    resourceVersion,
+  ]]);
+  return (await request(`${api}/api/v1/secrets?${query}`, { dispatcher, headers, bodyTimeout: 0 }))
+    .body;
 }
 
 async function reflex(): Promise<void> {

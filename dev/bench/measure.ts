@@ -57,7 +57,11 @@ export function peersOf({ peer: mended, publishedPeer: published }: Bench): Side
 }
 
 /** Runs a side for as long as it is used. */
-export async function withSide<T>(ground: Ground, side: Side, use: (running: Running) => Promise<T>): Promise<T> {
+export async function withSide<T>(
+  ground: Ground,
+  side: Side,
+  use: (running: Running) => Promise<T>,
+): Promise<T> {
   await giveTokens(ground);
   const running = await startSide(ground, side);
   try {
@@ -80,7 +84,9 @@ export interface Counts {
 async function countRequests({ cluster }: Ground): Promise<Map<string, number>> {
   const counts = new Map<string, number>();
   const metrics = await cluster.kubectl(["get", "--raw", "/metrics"]);
-  for (const [, labels = "", value] of metrics.matchAll(/^apiserver_request_total\{(.*)\} (\S+)$/gm)) {
+  for (
+    const [, labels = "", value] of metrics.matchAll(/^apiserver_request_total\{(.*)\} (\S+)$/gm)
+  ) {
     if (!labels.includes('resource="secrets"') || !labels.includes('subresource=""')) continue;
     const verb = /verb="(\w+)"/.exec(labels)?.[1] ?? "";
     counts.set(verb, (counts.get(verb) ?? 0) + Number(value));
@@ -95,7 +101,9 @@ export async function counting<T>(ground: Ground, act: () => Promise<T>): Promis
   ground.issuer.requests.length = 0;
   const result = await act();
   const after = await countRequests(ground);
-  const secrets = new Map([...after].map(([verb, count]) => [verb, count - (before.get(verb) ?? 0)]));
+  const secrets = new Map(
+    [...after].map(([verb, count]) => [verb, count - (before.get(verb) ?? 0)]),
+  );
   return [result, { secrets, exchanges: ground.issuer.exchanges.length }];
 }
 
@@ -132,13 +140,23 @@ export async function fill(
       return { totalS: totalMs / 1000, writingS: writingMs / 1000, ...usage };
     }));
   const filled = await countFilled(ground);
-  if (filled !== secrets) throw new Error(`${side.name}: says that all are filled, but ${filled} of ${secrets} are`);
-  ground.say(`  ${side.name}, ${secrets} Secrets: ${filling.writingS.toFixed(1)} s, ${filling.cpuS.toFixed(1)} s CPU`);
+  if (filled !== secrets) {
+    throw new Error(`${side.name}: says that all are filled, but ${filled} of ${secrets} are`);
+  }
+  ground.say(
+    `  ${side.name}, ${secrets} Secrets: ${filling.writingS.toFixed(1)} s, ${
+      filling.cpuS.toFixed(1)
+    } s CPU`,
+  );
   return { ...filling, counts };
 }
 
 /** Starts several sides, and gives what each uses when all are at rest. */
-export async function together(bench: Bench, sides: Side[], secrets: number): Promise<Map<string, Usage>> {
+export async function together(
+  bench: Bench,
+  sides: Side[],
+  secrets: number,
+): Promise<Map<string, Usage>> {
   const { ground } = bench;
   await giveTokens(ground);
   const running: Running[] = [];
@@ -159,7 +177,11 @@ export async function together(bench: Bench, sides: Side[], secrets: number): Pr
 }
 
 /** Has tokens live so many seconds, for as long as something is done. */
-export async function withLife<T>({ issuer }: Ground, seconds: number, act: () => Promise<T>): Promise<T> {
+export async function withLife<T>(
+  { issuer }: Ground,
+  seconds: number,
+  act: () => Promise<T>,
+): Promise<T> {
   issuer.life = seconds;
   try {
     return await act();
@@ -179,13 +201,19 @@ export function gather(row: string) {
   const find = (what: string, side: string) => figures.get(`${what}\n${side}`);
   return {
     add(what: string, side: string, unit: Unit, value: number, secrets?: number): void {
-      const figure = find(what, side) ?? { row, what, side, unit, values: [], ...secrets !== undefined && { secrets } };
+      const figure = find(what, side) ??
+        { row, what, side, unit, values: [], ...secrets !== undefined && { secrets } };
       figure.values.push(value);
       figures.set(`${what}\n${side}`, figure);
     },
     find,
     /** Compares a figure with the same one of another side; a second comparison stands beside the first. */
-    compare(what: string, side: string, base: string, bounds: Pick<Figure, "must" | "guard">): void {
+    compare(
+      what: string,
+      side: string,
+      base: string,
+      bounds: Pick<Figure, "must" | "guard">,
+    ): void {
       const [own, other] = [find(what, side), find(what, base)];
       if (!own || !other) return;
       const { must: _must, guard: _guard, ...plain } = own;

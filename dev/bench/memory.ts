@@ -1,12 +1,25 @@
 /** Rows about memory at rest. All sides begin with Secrets that are filled: upstream takes half an hour to fill 10,000. */
 import { type Figure, median, slope } from "./figures.ts";
 import type { Ground } from "./ground.ts";
-import { type Bench, gather, KIB_PER_MIB, MENDED, type Row, RUNTIMES, SHORT_SECRETS, together } from "./measure.ts";
+import {
+  type Bench,
+  gather,
+  KIB_PER_MIB,
+  MENDED,
+  type Row,
+  RUNTIMES,
+  SHORT_SECRETS,
+  together,
+} from "./measure.ts";
 import { arrange } from "./secrets.ts";
 import { bare, bundle, FOUND_VALID, peer, type Side } from "./sides.ts";
 
 function sidesOf({ sdks, peer: file }: Bench): Side[] {
-  return [...RUNTIMES.map(bundle), ...sdks, ...file === undefined ? [] : [peer(file, MENDED, FOUND_VALID)]];
+  return [
+    ...RUNTIMES.map(bundle),
+    ...sdks,
+    ...file === undefined ? [] : [peer(file, MENDED, FOUND_VALID)],
+  ];
 }
 
 async function memoryRow(bench: Bench): Promise<Figure[]> {
@@ -33,7 +46,9 @@ async function memoryRow(bench: Bench): Promise<Figure[]> {
     }
   }
   for (const { name } of RUNTIMES.map(bundle)) {
-    for (const secrets of sizes) compare(`anonymous at rest, ${secrets}`, name, MENDED, { must: { atMost: 0.6 } });
+    for (const secrets of sizes) {
+      compare(`anonymous at rest, ${secrets}`, name, MENDED, { must: { atMost: 0.6 } });
+    }
     // Ten times the aim: a heap that has not yet given back what the list took must pass, one that keeps Secrets must not.
     demand("slope per Secret", name, { must: { atMost: 1 }, guard: { atMost: 10 } });
   }
@@ -73,7 +88,10 @@ const OTHER_BYTES = 900_000;
 async function addOthers({ admin }: Ground): Promise<void> {
   const data = { release: Buffer.alloc(OTHER_BYTES, "helm").toString("base64") };
   for (let index = 0; index < OTHERS; index++) {
-    await admin.create("/api/v1/namespaces/default/secrets", { metadata: { name: `release-${index}` }, data });
+    await admin.create("/api/v1/namespaces/default/secrets", {
+      metadata: { name: `release-${index}` },
+      data,
+    });
   }
 }
 

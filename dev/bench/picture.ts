@@ -55,11 +55,17 @@ export function draw({ title, xLabel, yLabel, isLogarithmic = false, note, lines
   ];
   const labels = moveApart(lines.map(({ points }) => y.place(points.at(-1)!.y)));
   const curves = lines.flatMap(({ label, colour, points, isReckoned }, index) => {
-    const places = points.map((point) => `${x.place(point.x).toFixed(1)},${y.place(point.y).toFixed(1)}`);
-    const dots = places.map((place) => `<circle cx="${place.replace(",", '" cy="')}" r="3.5" fill="${colour}"/>`);
+    const places = points.map((point) =>
+      `${x.place(point.x).toFixed(1)},${y.place(point.y).toFixed(1)}`
+    );
+    const dots = places.map((place) =>
+      `<circle cx="${place.replace(",", '" cy="')}" r="3.5" fill="${colour}"/>`
+    );
     const dashes = isReckoned ? ' stroke-dasharray="5 4"' : "";
     return [
-      `<polyline points="${places.join(" ")}" fill="none" stroke="${colour}" stroke-width="2"${dashes}/>`,
+      `<polyline points="${
+        places.join(" ")
+      }" fill="none" stroke="${colour}" stroke-width="2"${dashes}/>`,
       ...dots,
       `<circle cx="${WIDTH - RIGHT + 14}" cy="${labels[index]! - 4}" r="4.5" fill="${colour}"/>`,
       text(WIDTH - RIGHT + 24, labels[index]!, label, "start"),
@@ -97,12 +103,17 @@ function logarithmicAxis(values: number[], from: number, to: number) {
   const start = Math.floor(Math.log10(Math.min(...values)));
   const end = Math.ceil(Math.log10(Math.max(...values)));
   const ticks = Array.from({ length: end - start + 1 }, (_, index) => 10 ** (start + index));
-  return { ticks, place: (value: number) => from + (to - from) * (Math.log10(value) - start) / (end - start) };
+  return {
+    ticks,
+    place: (value: number) => from + (to - from) * (Math.log10(value) - start) / (end - start),
+  };
 }
 
 /** Heights of labels, in the same order, none closer to another than a line of text. */
 function moveApart(heights: number[]): number[] {
-  const sorted = heights.map((height, index) => ({ height: height + 4, index })).sort((a, b) => a.height - b.height);
+  const sorted = heights.map((height, index) => ({ height: height + 4, index })).sort((a, b) =>
+    a.height - b.height
+  );
   sorted.forEach((each, rank) => {
     const above = sorted[rank - 1];
     if (above) each.height = Math.max(each.height, above.height + LABEL_HEIGHT);
@@ -111,9 +122,17 @@ function moveApart(heights: number[]): number[] {
 }
 
 const line = (x1: number, y1: number, x2: number, y2: number, kind: string) =>
-  `<line x1="${x1.toFixed(1)}" y1="${y1.toFixed(1)}" x2="${x2.toFixed(1)}" y2="${y2.toFixed(1)}" class="${kind}"/>`;
+  `<line x1="${x1.toFixed(1)}" y1="${y1.toFixed(1)}" x2="${x2.toFixed(1)}" y2="${
+    y2.toFixed(1)
+  }" class="${kind}"/>`;
 
-function text(x: number, y: number, content: string, anchor: "start" | "middle" | "end", kind = ""): string {
+function text(
+  x: number,
+  y: number,
+  content: string,
+  anchor: "start" | "middle" | "end",
+  kind = "",
+): string {
   const place = `x="${x.toFixed(1)}" y="${y.toFixed(1)}" text-anchor="${anchor}"`;
   return `<text ${place}${kind && ` class="${kind}"`}>${escape(content)}</text>`;
 }

@@ -49,7 +49,9 @@ export function drawPictures(figures: Figure[], note: string): Map<string, strin
 function linesOf(figures: Figure[], what: RegExp): Line[] {
   const lines = new Map<string, Map<number, number>>();
   for (const figure of figures) {
-    if (!what.test(figure.what) || figure.secrets === undefined || !(figure.side in COLOURS)) continue;
+    if (!what.test(figure.what) || figure.secrets === undefined || !(figure.side in COLOURS)) {
+      continue;
+    }
     const points = lines.get(figure.side) ?? new Map<number, number>();
     points.set(figure.secrets, median(figure.values));
     lines.set(figure.side, points);

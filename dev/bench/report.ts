@@ -17,7 +17,9 @@ export interface Report extends Machine {
 }
 
 export function drawReport({ date, machine, versions, runs, figures }: Report): string {
-  return `${date}, ${machine}\n${versions}\n${runs} ${runs === 1 ? "run" : "runs"}\n\n${drawTable(figures)}`;
+  return `${date}, ${machine}\n${versions}\n${runs} ${runs === 1 ? "run" : "runs"}\n\n${
+    drawTable(figures)
+  }`;
 }
 
 /** Writes what is checked in. */
@@ -31,7 +33,9 @@ export function publish(report: Report): void {
 }
 
 function page(report: Report, pictures: string[]): string {
-  const images = pictures.map((name) => `![${name.replace(".svg", "")} over the number of Secrets](${name})`);
+  const images = pictures.map((name) =>
+    `![${name.replace(".svg", "")} over the number of Secrets](${name})`
+  );
   return [
     "# Measured",
     "Written by `npm run bench -- --publish`. What the rows measure: `npm run bench -- --help`.",

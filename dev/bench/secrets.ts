@@ -20,7 +20,8 @@ export interface Arrangement {
   isFilled?: boolean;
 }
 
-const identityFor = (index: number, identities: number) => identityOf(`bench ${index % identities}`);
+const identityFor = (index: number, identities: number) =>
+  identityOf(`bench ${index % identities}`);
 const nameOf = (index: number) => `pull-secret-${index}`;
 const pathOf = (index: number) => `/api/v1/namespaces/${namespaceOf(index)}/secrets`;
 
@@ -28,7 +29,10 @@ const pathOf = (index: number) => `/api/v1/namespaces/${namespaceOf(index)}/secr
 const counts = new WeakMap<Ground, number>();
 
 /** Has the cluster hold just these. */
-export async function arrange(ground: Ground, { secrets, identities = 1, isFilled }: Arrangement): Promise<void> {
+export async function arrange(
+  ground: Ground,
+  { secrets, identities = 1, isFilled }: Arrangement,
+): Promise<void> {
   const { admin } = ground;
   const before = counts.get(ground) ?? 0;
   const tokens = new Map<string, string>();
@@ -40,8 +44,12 @@ export async function arrange(ground: Ground, { secrets, identities = 1, isFille
     const identity = identityFor(index, identities);
     const token = tokens.get(identity);
     if (index >= secrets) return await admin.delete(`${pathOf(index)}/${nameOf(index)}`);
-    if (index < before) return await admin.patch(`${pathOf(index)}/${nameOf(index)}`, stateOf(identity, token));
-    const secret = pullSecret(namespaceOf(index), nameOf(index), identity, { [IDENTITY]: identity });
+    if (index < before) {
+      return await admin.patch(`${pathOf(index)}/${nameOf(index)}`, stateOf(identity, token));
+    }
+    const secret = pullSecret(namespaceOf(index), nameOf(index), identity, {
+      [IDENTITY]: identity,
+    });
     secret.stringData[DATA_KEY] = dockerConfig(token);
     await admin.create(pathOf(index), secret);
   });
@@ -59,7 +67,11 @@ function stateOf(identity: string, token: string | undefined): object {
 }
 
 const dockerConfig = (token: string | undefined) =>
-  token ? JSON.stringify({ auths: { "cgr.dev": { auth: Buffer.from(`_token:${token}`).toString("base64") } } }) : EMPTY;
+  token
+    ? JSON.stringify({
+      auths: { "cgr.dev": { auth: Buffer.from(`_token:${token}`).toString("base64") } },
+    })
+    : EMPTY;
 
 /** How many hold a token of their own identity that has not expired. */
 export async function countFilled({ admin }: Ground): Promise<number> {
@@ -67,7 +79,11 @@ export async function countFilled({ admin }: Ground): Promise<number> {
   let next = "";
   const now = Date.now();
   do {
-    const query = new URLSearchParams({ labelSelector: IDENTITY, limit: `${PAGE_LIMIT}`, continue: next });
+    const query = new URLSearchParams({
+      labelSelector: IDENTITY,
+      limit: `${PAGE_LIMIT}`,
+      continue: next,
+    });
     const page = await admin.get(`/api/v1/secrets?${query}`);
     filled += page.items.filter((secret: Json) => {
       return standingOf(secret, secret.metadata.annotations[IDENTITY], now).state === "valid";
@@ -78,8 +94,14 @@ export async function countFilled({ admin }: Ground): Promise<number> {
 }
 
 /** A token of the issuer, got as any other. */
-export async function mint({ issuer, subjectTokenFile, issuerCaFile }: Ground, identity: string): Promise<string> {
-  const dispatcher = new Agent({ allowH2: false, connect: { ca: readFileSync(issuerCaFile, "utf8") } });
+export async function mint(
+  { issuer, subjectTokenFile, issuerCaFile }: Ground,
+  identity: string,
+): Promise<string> {
+  const dispatcher = new Agent({
+    allowH2: false,
+    connect: { ca: readFileSync(issuerCaFile, "utf8") },
+  });
   const answer = await request(`${issuer.url}/sts/exchange`, {
     method: "POST",
     dispatcher,

@@ -63,11 +63,17 @@ export async function startSide(ground: Ground, side: Side, settings: Record<str
   };
   createInterface(child.stdout).on("line", read);
   createInterface(child.stderr).on("line", read);
-  async function until(what: string, check: () => boolean | Promise<boolean>, pollMs: number): Promise<number> {
+  async function until(
+    what: string,
+    check: () => boolean | Promise<boolean>,
+    pollMs: number,
+  ): Promise<number> {
     const deadline = performance.now() + WAIT_MS;
     while (!await check()) {
       const isOver = child.exitCode !== null || performance.now() > deadline;
-      if (isOver) throw new Error(`${side.name}: never ${what}; it wrote ${written}\n${tail.join("\n")}`);
+      if (isOver) {
+        throw new Error(`${side.name}: never ${what}; it wrote ${written}\n${tail.join("\n")}`);
+      }
       await sleep(pollMs);
     }
     return performance.now() - startedAt;
@@ -107,7 +113,10 @@ export const binary = (runtime: Runtime) => {
 };
 
 /** As in a Pod, but for the places. */
-function podEnvironment({ cluster, accountDir, subjectTokenFile, issuer, issuerCaFile }: Ground, port: number) {
+function podEnvironment(
+  { cluster, accountDir, subjectTokenFile, issuer, issuerCaFile }: Ground,
+  port: number,
+) {
   const { hostname, port: apiPort } = new URL(cluster.server);
   return {
     KUBERNETES_SERVICE_HOST: hostname,
@@ -128,7 +137,9 @@ interface Container {
 
 /** The container of deploy.yaml: what ships. */
 function readContainer(): Container {
-  const manifests = parseAllDocuments(readFileSync(join(ROOT, "deploy.yaml"), "utf8")).map((each) => each.toJS());
+  const manifests = parseAllDocuments(readFileSync(join(ROOT, "deploy.yaml"), "utf8")).map((each) =>
+    each.toJS()
+  );
   return manifests.find(({ kind }) => kind === "Deployment").spec.template.spec.containers[0];
 }
 
@@ -163,23 +174,37 @@ function product(name: string, runtime: Runtime, file: string): Side {
     hasReadyz: true,
     command(ground, port) {
       const { env = [] } = readContainer();
-      const fixed = Object.fromEntries(env.flatMap(({ name, value }) => value === undefined ? [] : [[name, value]]));
+      const fixed = Object.fromEntries(
+        env.flatMap(({ name, value }) => value === undefined ? [] : [[name, value]]),
+      );
       const flags = runtime === "node" ? shippedV8Flags() : denoFlags(ground, port).map((flag) => {
         return file === "main.ts" && flag.startsWith("--allow-read=") ? `${flag},${ROOT}` : flag;
       });
-      return { args: [binary(runtime), ...flags, file], env: { ...fixed, ...podEnvironment(ground, port) } };
+      return {
+        args: [binary(runtime), ...flags, file],
+        env: { ...fixed, ...podEnvironment(ground, port) },
+      };
     },
   };
 }
 
 /** A bare program of limit.ts: no more than what it takes, on the same runtime with the same client. */
-export function limit(runtime: Runtime, mode: "patch" | "watched" | "list" | "reflex", tokenFile = ""): Side {
+export function limit(
+  runtime: Runtime,
+  mode: "patch" | "watched" | "list" | "reflex",
+  tokenFile = "",
+): Side {
   return {
     name: mode === "watched" ? `${runtime} limit, watched` : `${runtime} limit`,
     written: "written",
     hasReadyz: mode === "list" || mode === "reflex",
     command: (ground, port) => ({
-      args: [binary(runtime), ...runtime === "deno" ? ["run", "--allow-all"] : [], "dev/bench/limit.ts", mode],
+      args: [
+        binary(runtime),
+        ...runtime === "deno" ? ["run", "--allow-all"] : [],
+        "dev/bench/limit.ts",
+        mode,
+      ],
       env: { ...podEnvironment(ground, port), TOKEN_FILE: tokenFile },
     }),
   };
@@ -192,7 +217,11 @@ export function bare(runtime: Runtime): Side {
     written: "never",
     hasReadyz: true,
     command: (_ground, port) => ({
-      args: [binary(runtime), ...runtime === "deno" ? ["run", "--allow-all"] : [], "dev/bench/bare.ts"],
+      args: [
+        binary(runtime),
+        ...runtime === "deno" ? ["run", "--allow-all"] : [],
+        "dev/bench/bare.ts",
+      ],
       env: { PORT: `${port}` },
     }),
   };
@@ -202,7 +231,9 @@ export function bare(runtime: Runtime): Side {
 const SDK = join(ROOT, "out", "sdk");
 
 /** Installs what dev/bench/sdk/package-lock.json pins, beside the checkout's own packages. */
-export function installSdk(run: (program: string, args: string[], cwd: string) => Promise<unknown>): Promise<unknown> {
+export function installSdk(
+  run: (program: string, args: string[], cwd: string) => Promise<unknown>,
+): Promise<unknown> {
   rmSync(SDK, { recursive: true, force: true });
   mkdirSync(SDK, { recursive: true });
   for (const file of ["package.json", "package-lock.json", "controller.ts"]) {
@@ -218,7 +249,11 @@ export function sdk(runtime: Runtime): Side {
     written: "token written",
     hasReadyz: true,
     command: (ground, port) => ({
-      args: [binary(runtime), ...runtime === "deno" ? ["run", "--allow-all"] : [], join(SDK, "controller.ts")],
+      args: [
+        binary(runtime),
+        ...runtime === "deno" ? ["run", "--allow-all"] : [],
+        join(SDK, "controller.ts"),
+      ],
       env: { ...podEnvironment(ground, port), KUBECONFIG: ground.kubeconfig },
     }),
   };
@@ -242,7 +277,10 @@ export function peer(binaryPath: string, name: string, written = "Updated secret
     hasReadyz: false,
     command(ground, port) {
       const hosts = join(ground.work, "hosts");
-      writeFileSync(hosts, `127.0.0.1 localhost\n${new URL(ground.issuer.url).hostname} ${ISSUER_HOST}\n`);
+      writeFileSync(
+        hosts,
+        `127.0.0.1 localhost\n${new URL(ground.issuer.url).hostname} ${ISSUER_HOST}\n`,
+      );
       const inside = ["sh", "-ec", script, "peer", ground.subjectTokenFile, hosts, binaryPath];
       return {
         args: ["unshare", "--mount", ...inside],

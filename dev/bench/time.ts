@@ -52,7 +52,11 @@ async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
   const { add, compare, all } = gather("start");
   const what = "start → /readyz";
   await arrange(ground, { secrets: 0 });
-  const sides = [...RUNTIMES.map(bare), ...RUNTIMES.flatMap((runtime) => [bundle(runtime), source(runtime)]), ...sdks];
+  const sides = [
+    ...RUNTIMES.map(bare),
+    ...RUNTIMES.flatMap((runtime) => [bundle(runtime), source(runtime)]),
+    ...sdks,
+  ];
   for (let run = 0; run < Math.max(runs, MIN_STARTS); run++) {
     for (const side of sides) {
       await withSide(ground, side, async ({ ready, usage }) => {
@@ -87,7 +91,10 @@ async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figur
         add("CPU time", side.name, "ms", usage().cpuS * 1000);
         await sleep(AFTERMATH_MS);
       };
-      const [, { exchanges, secrets: requests }] = await counting(ground, () => withSide(ground, side, restart));
+      const [, { exchanges, secrets: requests }] = await counting(
+        ground,
+        () => withSide(ground, side, restart),
+      );
       add("exchanges", side.name, "", exchanges);
       add("writes", side.name, "", (requests.get("PATCH") ?? 0) + (requests.get("PUT") ?? 0));
     }
@@ -96,7 +103,9 @@ async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figur
     compare(what, name, `${name.split(" ")[0]} limit`, { must: { atMost: 1.2 } });
     // Of CPU time, which a busy machine changes less; to judge 5,000 Secrets in a small heap takes its part.
     compare("CPU time", name, `${name.split(" ")[0]} limit`, { guard: { atMost: 4 } });
-    for (const none of ["exchanges", "writes"]) demand(none, name, { must: { atMost: 0 }, guard: { atMost: 0 } });
+    for (const none of ["exchanges", "writes"]) {
+      demand(none, name, { must: { atMost: 0 }, guard: { atMost: 0 } });
+    }
   }
   return all();
 }
@@ -123,7 +132,10 @@ async function latencyRow(bench: Bench): Promise<Figure[]> {
   for (const runtime of RUNTIMES) {
     const { name } = bundle(runtime);
     // Wide, as milliseconds on a busy machine are.
-    compare("created → filled, p50", name, `${runtime} limit`, { must: { atMost: 1.3 }, guard: { atMost: 3 } });
+    compare("created → filled, p50", name, `${runtime} limit`, {
+      must: { atMost: 1.3 },
+      guard: { atMost: 3 },
+    });
     compare("created → filled, p99", name, `${runtime} limit`, { must: { atMost: 2 } });
   }
   return all();
@@ -140,7 +152,10 @@ async function timeCreations(ground: Ground, count: number): Promise<number[]> {
     const name = `new-${index}`;
     const seen = observer.next(name);
     const startedAt = performance.now();
-    await ground.admin.create(path, pullSecret(namespace, name, identity, { [IDENTITY]: identity }));
+    await ground.admin.create(
+      path,
+      pullSecret(namespace, name, identity, { [IDENTITY]: identity }),
+    );
     const seenAt = await seen;
     if (index >= WARM_UP) times.push(seenAt - startedAt);
     await sleep(PAUSE_MS);
@@ -157,7 +172,10 @@ async function watchFillings({ admin, cluster }: Ground, namespace: string) {
   const token = await admin.token(NAMESPACE, ACCOUNT);
   const dispatcher = new Agent({ allowH2: false, connect: { ca: admin.readCa() }, bodyTimeout: 0 });
   const url = `${cluster.server}${path}?watch=1&resourceVersion=${resourceVersion}`;
-  const { body } = await request(url, { dispatcher, headers: { authorization: `Bearer ${token}` } });
+  const { body } = await request(url, {
+    dispatcher,
+    headers: { authorization: `Bearer ${token}` },
+  });
   const waiting = new Map<string, (at: number) => void>();
   const read = async () => {
     for await (const event of parseWatch(body)) {
@@ -214,7 +232,9 @@ async function idleRow(bench: Bench): Promise<Figure[]> {
 async function otherRequests(running: Running): Promise<number | undefined> {
   if (!running.side.name.endsWith("bundle")) return undefined;
   const metrics = [...await metricsOf(running)];
-  const others = metrics.filter(([series]) => /api_requests_total/.test(series) && !/verb="watch"/.test(series));
+  const others = metrics.filter(([series]) =>
+    /api_requests_total/.test(series) && !/verb="watch"/.test(series)
+  );
   return others.reduce((sum, [, value]) => sum + value, 0);
 }
 
@@ -230,25 +250,40 @@ async function dayRow({ ground, isShort }: Bench): Promise<Figure[]> {
     ground,
     lifeS,
     () =>
-      withSide(ground, bundle("node"), (first) =>
-        withSide(ground, bundle("deno"), async (second) => {
-          const replicas = [first, second];
-          const startedAt = performance.now();
-          while (first.written() + second.written() < secrets) await sleep(PROBE_MS);
-          await sleep(lives * REFRESH_FRACTION * lifeS * 1000);
-          add("Secrets without a valid token", "both", "", secrets - await countFilled(ground));
-          for (const replica of replicas) {
-            const { name } = replica.side;
-            const metrics = await metricsOf(replica);
-            add("exchanges", name, "", metrics.get(`${METRIC}exchange_duration_seconds_count`) ?? 0);
-            add("conflicts", name, "", metrics.get(`${METRIC}refreshes_total{result="conflict"}`) ?? 0);
-            // The first life, and one for each that has passed; a token is issued in whole seconds, and so lives less.
-            const passed = (performance.now() - startedAt) / 1000 / (REFRESH_FRACTION * (lifeS - 1));
-            const began = Math.floor(passed) + 1;
-            add("lives that began", name, "", began);
-            demand("exchanges", name, { must: { atMost: began }, guard: { atMost: began } });
-          }
-        })),
+      withSide(
+        ground,
+        bundle("node"),
+        (first) =>
+          withSide(ground, bundle("deno"), async (second) => {
+            const replicas = [first, second];
+            const startedAt = performance.now();
+            while (first.written() + second.written() < secrets) await sleep(PROBE_MS);
+            await sleep(lives * REFRESH_FRACTION * lifeS * 1000);
+            add("Secrets without a valid token", "both", "", secrets - await countFilled(ground));
+            for (const replica of replicas) {
+              const { name } = replica.side;
+              const metrics = await metricsOf(replica);
+              add(
+                "exchanges",
+                name,
+                "",
+                metrics.get(`${METRIC}exchange_duration_seconds_count`) ?? 0,
+              );
+              add(
+                "conflicts",
+                name,
+                "",
+                metrics.get(`${METRIC}refreshes_total{result="conflict"}`) ?? 0,
+              );
+              // The first life, and one for each that has passed; a token is issued in whole seconds, and so lives less.
+              const passed = (performance.now() - startedAt) / 1000 /
+                (REFRESH_FRACTION * (lifeS - 1));
+              const began = Math.floor(passed) + 1;
+              add("lives that began", name, "", began);
+              demand("exchanges", name, { must: { atMost: began }, guard: { atMost: began } });
+            }
+          }),
+      ),
   );
   demand("Secrets without a valid token", "both", { must: { atMost: 0 }, guard: { atMost: 0 } });
   return all();
@@ -304,16 +339,32 @@ function startProbe({ admin }: Ground) {
   };
 }
 
-export const START: Row = { name: "start", about: "from the start to /readyz, with no Secret", run: startRow };
-export const RESTART: Row = { name: "restart", about: "start with 10,000 valid Secrets", run: restartRow };
-export const LATENCY: Row = { name: "latency", about: "from the creation of a Secret to its token", run: latencyRow };
+export const START: Row = {
+  name: "start",
+  about: "from the start to /readyz, with no Secret",
+  run: startRow,
+};
+export const RESTART: Row = {
+  name: "restart",
+  about: "start with 10,000 valid Secrets",
+  run: restartRow,
+};
+export const LATENCY: Row = {
+  name: "latency",
+  about: "from the creation of a Secret to its token",
+  run: latencyRow,
+};
 export const IDLE: Row = {
   name: "idle",
   about: "CPU and requests with 10,000 valid Secrets, for 5 minutes",
   maxRuns: 2,
   run: idleRow,
 };
-export const DAY: Row = { name: "day", about: "exchanges in a day of tokens, compressed", run: dayRow };
+export const DAY: Row = {
+  name: "day",
+  about: "exchanges in a day of tokens, compressed",
+  run: dayRow,
+};
 export const STEADY: Row = {
   name: "steady",
   about: "what other clients notice while 10,000 tokens fall due",

@@ -142,7 +142,9 @@ async function goBuild(step: Build, names: string[], bin: string, say: (line: st
   const progress = setInterval(() => {
     say(`… ${seconds(began)}, ${output.split("\n").length - 1} packages compiled`);
   }, PROGRESS_MS);
-  const code = await new Promise((resolve, reject) => child.on("close", resolve).on("error", reject))
+  const code = await new Promise((resolve, reject) =>
+    child.on("close", resolve).on("error", reject)
+  )
     .finally(() => clearInterval(progress));
   if (code !== 0) {
     throw new Error(`go build of ${names.join(", ")} failed:\n${output.slice(-ERROR_LENGTH)}`);
@@ -162,7 +164,9 @@ function linkerFlags(step: Build): string {
     gitMajor: major,
     gitMinor: minor,
   };
-  const flags = Object.entries(set).map(([key, value]) => `-X k8s.io/component-base/version.${key}=${value}`);
+  const flags = Object.entries(set).map(([key, value]) =>
+    `-X k8s.io/component-base/version.${key}=${value}`
+  );
   return ["-s -w", ...flags].join(" ");
 }
 

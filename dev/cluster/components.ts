@@ -147,7 +147,9 @@ export function commandLine(options: Options, component: Component): string[] {
         `--kubelet-client-certificate=${at.kubeletClientCert}`,
         `--kubelet-client-key=${at.kubeletClientKey}`,
         "--kubelet-preferred-address-types=InternalIP",
-        ...(options.audit ? [`--audit-policy-file=${at.auditPolicy}`, `--audit-log-path=${at.auditLog}`] : []),
+        ...(options.audit
+          ? [`--audit-policy-file=${at.auditPolicy}`, `--audit-log-path=${at.auditLog}`]
+          : []),
       ];
 
     case "kube-controller-manager":

@@ -17,7 +17,9 @@ export function runToTheEnd(main: () => Promise<number>, takeDown: () => Promise
     return end(1);
   }
 
-  for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => void fail(new Error(signal)));
+  for (const signal of ["SIGINT", "SIGTERM"]) {
+    process.on(signal, () => void fail(new Error(signal)));
+  }
   process.on("uncaughtException", (error) => void fail(error));
   main().then(end, fail);
 }

@@ -5,7 +5,13 @@ import * as fs from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { apiServerAddress, bridgeAddress, type Options, paths, SERVICE_ADDRESS } from "./components.ts";
+import {
+  apiServerAddress,
+  bridgeAddress,
+  type Options,
+  paths,
+  SERVICE_ADDRESS,
+} from "./components.ts";
 import { readIfThere, run, start } from "./processes.ts";
 
 /** The process that keeps the mount namespace alive, named as a component is. */
@@ -42,7 +48,9 @@ const CGROUP_TRIES = 100;
 const CGROUP_POLL_MS = 50;
 
 export function cniFolder(): string | undefined {
-  return CNI_FOLDERS.find((folder) => CNI_PLUGINS.every((plugin) => fs.existsSync(join(folder, plugin))));
+  return CNI_FOLDERS.find((folder) =>
+    CNI_PLUGINS.every((plugin) => fs.existsSync(join(folder, plugin)))
+  );
 }
 
 /** Says what stands in the way of this node, before anything is changed. */
@@ -52,7 +60,9 @@ export function checkMachine(options: Options): void {
   }
   if (OVERLAID.some((folder) => `${options.dir}/`.startsWith(`${folder}/`))) {
     throw new Error(
-      `${options.dir}: a node's state folder must not lie in ${OVERLAID.join(", ")}: choose another --dir`,
+      `${options.dir}: a node's state folder must not lie in ${
+        OVERLAID.join(", ")
+      }: choose another --dir`,
     );
   }
   if (fs.existsSync(`/sys/class/net/${options.bridge}`)) {
@@ -71,7 +81,9 @@ export function checkMachine(options: Options): void {
 
 /** The kernel parameters that the kubelet is going to change, as they are now. */
 export function readSysctls(): Record<string, string> {
-  const now = Object.keys(KUBELET_SYSCTLS).map((name) => [name, readIfThere(`/proc/sys/${name}`).trim()] as const);
+  const now = Object.keys(KUBELET_SYSCTLS).map((name) =>
+    [name, readIfThere(`/proc/sys/${name}`).trim()] as const
+  );
   return Object.fromEntries(now.filter(([name, value]) => value !== KUBELET_SYSCTLS[name]));
 }
 

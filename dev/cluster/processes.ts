@@ -88,7 +88,9 @@ export async function start(
 /** The PID of a component that runs, else undefined. */
 export function pidOf(dir: string, name: string): number | undefined {
   const [pid, started] = readIfThere(pidFile(dir, name)).trim().split(" ");
-  return pid !== undefined && started !== undefined && startTime(Number(pid)) === started ? Number(pid) : undefined;
+  return pid !== undefined && started !== undefined && startTime(Number(pid)) === started
+    ? Number(pid)
+    : undefined;
 }
 
 /** Ends one component and waits until it is gone; one that does not heed the signal is killed. */

@@ -6,7 +6,13 @@
  *
  * The token must be an administrator's. A server without a controller manager is enough.
  */
-import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertNotEquals,
+  assertStringIncludes,
+} from "@std/assert";
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { after, before, describe, test } from "node:test";
@@ -184,7 +190,11 @@ function assertFailure({ status, type, body }: Answer, code: number, reason: str
   const { kind, apiVersion, metadata, status: failure, message } = body;
   assertEquals([status, body.code, body.reason], [code, code, reason], message);
   assertEquals(type, "application/json");
-  assertEquals({ kind, apiVersion, failure }, { kind: "Status", apiVersion: "v1", failure: "Failure" });
+  assertEquals({ kind, apiVersion, failure }, {
+    kind: "Status",
+    apiVersion: "v1",
+    failure: "Failure",
+  });
   assertEquals(typeof metadata, "object");
   assertEquals(typeof message, "string");
 }
@@ -302,10 +312,30 @@ describe("validation", () => {
       reason: REQUIRED,
       field: CONFIG,
     },
-    { title: "a docker config that is not JSON", fields: pullSecret("nonsense"), reason: INVALID, field: CONFIG },
-    { title: "a docker config that is an array", fields: pullSecret("[]"), reason: INVALID, field: CONFIG },
-    { title: "a docker config of no bytes", fields: pullSecret(""), reason: INVALID, field: CONFIG },
-    { title: "a slash in a label", metadata: { labels: { id: "a/b" } }, reason: INVALID, field: "metadata.labels" },
+    {
+      title: "a docker config that is not JSON",
+      fields: pullSecret("nonsense"),
+      reason: INVALID,
+      field: CONFIG,
+    },
+    {
+      title: "a docker config that is an array",
+      fields: pullSecret("[]"),
+      reason: INVALID,
+      field: CONFIG,
+    },
+    {
+      title: "a docker config of no bytes",
+      fields: pullSecret(""),
+      reason: INVALID,
+      field: CONFIG,
+    },
+    {
+      title: "a slash in a label",
+      metadata: { labels: { id: "a/b" } },
+      reason: INVALID,
+      field: "metadata.labels",
+    },
     {
       title: "a label of 64 characters",
       metadata: { labels: { id: "x".repeat(64) } },
@@ -330,8 +360,18 @@ describe("validation", () => {
       reason: LONG,
       field: "data",
     },
-    { title: "a space in a key of its data", fields: { data: { "a b": "" } }, reason: INVALID, field: "data[a b]" },
-    { title: "capitals in its name", metadata: { name: "Capital" }, reason: INVALID, field: "metadata.name" },
+    {
+      title: "a space in a key of its data",
+      fields: { data: { "a b": "" } },
+      reason: INVALID,
+      field: "data[a b]",
+    },
+    {
+      title: "capitals in its name",
+      metadata: { name: "Capital" },
+      reason: INVALID,
+      field: "metadata.name",
+    },
     {
       title: "254 characters in its name",
       metadata: { name: "x".repeat(254) },
@@ -349,7 +389,10 @@ describe("validation", () => {
   }
 
   test("the contents of a Secret are redacted in what is said of it", async () => {
-    const { body } = await post(secrets, { metadata: { name: "redacted" }, ...pullSecret("nonsense") });
+    const { body } = await post(secrets, {
+      metadata: { name: "redacted" },
+      ...pullSecret("nonsense"),
+    });
     assertStringIncludes(body.message, `Invalid value: "<secret contents redacted>"`);
   });
 
@@ -357,8 +400,14 @@ describe("validation", () => {
     { title: "broken JSON", body: "{nonsense" },
     { title: "no body", body: "" },
     { title: "an array", body: "[]" },
-    { title: "another kind", body: { kind: "ConfigMap", apiVersion: "v1", metadata: { name: "x" } } },
-    { title: "another API version", body: { kind: "Secret", apiVersion: "v2", metadata: { name: "x" } } },
+    {
+      title: "another kind",
+      body: { kind: "ConfigMap", apiVersion: "v1", metadata: { name: "x" } },
+    },
+    {
+      title: "another API version",
+      body: { kind: "Secret", apiVersion: "v2", metadata: { name: "x" } },
+    },
     { title: "another namespace", body: { metadata: { name: "x", namespace: other } } },
     { title: "base64 without padding", body: { metadata: { name: "x" }, data: { key: "e30" } } },
     { title: "base64url", body: { metadata: { name: "x" }, data: { key: "_-__" } } },
@@ -410,15 +459,23 @@ describe("merge-patch", () => {
 
   test("that changes nothing keeps the resource version", async () => {
     const { metadata } = await create("unchanged", pullSecret(), { labels: { a: "b" } });
-    const same = { metadata: { labels: { a: "b", absent: null } }, data: { ".dockerconfigjson": "e30=" } };
+    const same = {
+      metadata: { labels: { a: "b", absent: null } },
+      data: { ".dockerconfigjson": "e30=" },
+    };
     for (const body of [{}, same]) {
-      assertEquals((await patch("unchanged", body)).body.metadata.resourceVersion, metadata.resourceVersion);
+      assertEquals(
+        (await patch("unchanged", body)).body.metadata.resourceVersion,
+        metadata.resourceVersion,
+      );
     }
   });
 
   test("with the current UID and resource version goes through", async () => {
     const { metadata: { uid, resourceVersion } } = await create("current");
-    const { status } = await patch("current", { metadata: { uid, resourceVersion, labels: { a: "b" } } });
+    const { status } = await patch("current", {
+      metadata: { uid, resourceVersion, labels: { a: "b" } },
+    });
     assertEquals(status, 200);
   });
 
@@ -428,7 +485,10 @@ describe("merge-patch", () => {
     const answer = await patch("stale", { metadata: { resourceVersion, labels: { a: "old" } } });
     assertFailure(answer, 409, "Conflict");
     assertEquals(answer.body.details, { name: "stale", kind: "secrets" });
-    assertMatch(answer.body.message, /^Operation cannot be fulfilled on secrets "stale": the object has/);
+    assertMatch(
+      answer.body.message,
+      /^Operation cannot be fulfilled on secrets "stale": the object has/,
+    );
     assertEquals((await get(`${secrets}/stale`)).body.metadata.labels, { a: "new" });
   });
 
@@ -442,7 +502,11 @@ describe("merge-patch", () => {
   test("with another UID alone is a 422", async () => {
     await create("another");
     const uid = "00000000-0000-0000-0000-000000000000";
-    assertInvalid(await patch("another", { metadata: { uid } }), "FieldValueInvalid", "metadata.uid");
+    assertInvalid(
+      await patch("another", { metadata: { uid } }),
+      "FieldValueInvalid",
+      "metadata.uid",
+    );
   });
 
   test("cannot change the type", async () => {
@@ -614,7 +678,14 @@ describe("lists", () => {
 
   test("refuse a malformed continue, version or limit with a 400", async () => {
     const token = (await get(`${secrets}?limit=1`)).body.metadata.continue;
-    for (const query of ["continue=abc", "resourceVersion=abc", "limit=abc", `continue=${token}&resourceVersion=1`]) {
+    for (
+      const query of [
+        "continue=abc",
+        "resourceVersion=abc",
+        "limit=abc",
+        `continue=${token}&resourceVersion=1`,
+      ]
+    ) {
       assertFailure(await get(`${secrets}?${query}`), 400, "BadRequest");
     }
   });
@@ -657,7 +728,9 @@ describe("watches", { concurrency: true }, () => {
     assertEquals([modified.type, modified.object], ["MODIFIED", patched]);
     const deleted = await seen.next();
     assertEquals([deleted.type, deleted.object.metadata.labels], ["DELETED", { a: "b", seen: "" }]);
-    const [before, after] = [modified, deleted].map(({ object }) => object.metadata.resourceVersion);
+    const [before, after] = [modified, deleted].map(({ object }) =>
+      object.metadata.resourceVersion
+    );
     assert(Number(after) > Number(before), "a deletion has a version of its own");
     await create("seen", {}, { labels });
     const again = await seen.next();
@@ -740,7 +813,11 @@ describe("watches", { concurrency: true }, () => {
   });
 
   test("get no bookmarks without asking", async () => {
-    const seen = await watch({ resourceVersion: await version(), timeoutSeconds: "3", labelSelector: "none" });
+    const seen = await watch({
+      resourceVersion: await version(),
+      timeoutSeconds: "3",
+      labelSelector: "none",
+    });
     assertEquals(await seen.rest(), []);
   });
 
@@ -760,7 +837,11 @@ describe("watches", { concurrency: true }, () => {
   });
 
   test("from a version of the future wait for it in silence", async () => {
-    const query = { resourceVersion: "999999999", allowWatchBookmarks: "true", timeoutSeconds: "3" };
+    const query = {
+      resourceVersion: "999999999",
+      allowWatchBookmarks: "true",
+      timeoutSeconds: "3",
+    };
     assertEquals(await (await watch(query)).rest(), []);
   });
 
@@ -788,7 +869,10 @@ describe("token requests", () => {
   }
 
   test("yield a JWT of the account for the audience and the time asked for", async () => {
-    const { status, body } = await ask({ audiences: ["issuer.enforce.dev"], expirationSeconds: 600 });
+    const { status, body } = await ask({
+      audiences: ["issuer.enforce.dev"],
+      expirationSeconds: 600,
+    });
     assertEquals(status, 201);
     const { token, expirationTimestamp } = body.status;
     const { issuer } = (await get("/.well-known/openid-configuration")).body;
@@ -806,7 +890,12 @@ describe("token requests", () => {
   test("without an audience yield a token that the server itself accepts, without any right", async () => {
     const { body: { status: { token } } } = await ask({});
     const { sub } = decodeJwt(token);
-    for (const [path, where] of [[secrets, `in the namespace "${run}"`], ["/api/v1/secrets", "at the cluster scope"]]) {
+    for (
+      const [path, where] of [[secrets, `in the namespace "${run}"`], [
+        "/api/v1/secrets",
+        "at the cluster scope",
+      ]]
+    ) {
       const answer = await call("GET", path!, undefined, undefined, token);
       assertFailure(answer, 403, "Forbidden");
       assertEquals(answer.body.details, { kind: "secrets" });
@@ -821,7 +910,11 @@ describe("token requests", () => {
   });
 
   test("for less than 10 minutes are a 422", async () => {
-    assertInvalid(await ask({ expirationSeconds: 599 }), "FieldValueInvalid", "spec.expirationSeconds");
+    assertInvalid(
+      await ask({ expirationSeconds: 599 }),
+      "FieldValueInvalid",
+      "spec.expirationSeconds",
+    );
   });
 
   test("for an account that does not exist are a 404 that names it", async () => {
@@ -878,11 +971,26 @@ describe("events", () => {
       reason: INVALID,
       field: "reportingController",
     },
-    { title: "no reportingInstance", change: { reportingInstance: "" }, reason: REQUIRED, field: "reportingInstance" },
+    {
+      title: "no reportingInstance",
+      change: { reportingInstance: "" },
+      reason: REQUIRED,
+      field: "reportingInstance",
+    },
     { title: "no action", change: { action: "" }, reason: REQUIRED, field: "action" },
     { title: "no reason", change: { reason: "" }, reason: REQUIRED, field: "reason" },
-    { title: "a reason of 129 characters", change: { reason: "x".repeat(129) }, reason: INVALID, field: "reason" },
-    { title: "a note of more than 1024 bytes", change: { note: "é".repeat(513) }, reason: INVALID, field: "message" },
+    {
+      title: "a reason of 129 characters",
+      change: { reason: "x".repeat(129) },
+      reason: INVALID,
+      field: "reason",
+    },
+    {
+      title: "a note of more than 1024 bytes",
+      change: { note: "é".repeat(513) },
+      reason: INVALID,
+      field: "message",
+    },
     {
       title: "nothing that they regard",
       change: { regarding: null },
@@ -901,7 +1009,12 @@ describe("events", () => {
       reason: INVALID,
       field: "series.count",
     },
-    { title: "a deprecated count", change: { deprecatedCount: 1 }, reason: INVALID, field: "count" },
+    {
+      title: "a deprecated count",
+      change: { deprecatedCount: 1 },
+      reason: INVALID,
+      field: "count",
+    },
   ];
   for (const { title, change, reason, field } of invalid) {
     test(`may not have ${title}`, async () => {

@@ -74,13 +74,24 @@ export class Ledger {
     this.#lookedAt = now;
     // What a Secret held at the last look it held until now, or nearly: no gap for an expired token to hide in.
     const expired = this.secrets.find(({ token }) => token && token.expiresAt <= now);
-    if (expired && now >= this.#judgesFrom) throw new Broken(`${pathOf(expired)} holds a token that has expired`);
+    if (expired && now >= this.#judgesFrom) {
+      throw new Broken(`${pathOf(expired)} holds a token that has expired`);
+    }
 
     const requests = takeFinished(this.#api.requests, ({ status }) => status !== undefined);
-    const exchanges = takeFinished(this.#issuer.exchanges, ({ token, status }) => token || status !== 200);
+    const exchanges = takeFinished(
+      this.#issuer.exchanges,
+      ({ token, status }) => token || status !== 200,
+    );
     const news = [
-      ...requests.map((request) => ({ time: request.time, tell: () => this.#tellRequest(request) })),
-      ...exchanges.map((exchange) => ({ time: exchange.time, tell: () => this.#tellExchange(exchange) })),
+      ...requests.map((request) => ({
+        time: request.time,
+        tell: () => this.#tellRequest(request),
+      })),
+      ...exchanges.map((exchange) => ({
+        time: exchange.time,
+        tell: () => this.#tellExchange(exchange),
+      })),
     ];
     for (const { tell } of news.sort((a, b) => a.time - b.time)) tell();
 
@@ -97,15 +108,23 @@ export class Ledger {
     const letter = identity[0]!.toUpperCase();
     this.lastExchangeAt = time;
     this.counts[token ? "exchanges" : "refusals"]++;
-    if (!token) return this.tell("refusal", `identity ${letter}: the issuer answers ${status}`, time);
+    if (!token) {
+      return this.tell("refusal", `identity ${letter}: the issuer answers ${status}`, time);
+    }
     this.exchangesOf[letter] = (this.exchangesOf[letter] ?? 0) + 1;
-    this.tell("exchange", `identity ${letter}: the issuer gives a token that lives ${this.#issuer.life} s`, time);
+    this.tell(
+      "exchange",
+      `identity ${letter}: the issuer gives a token that lives ${this.#issuer.life} s`,
+      time,
+    );
   }
 
   #tellRequest(request: ApiRequest): void {
     const { time, verb, resource, status } = request;
     const what = `${verb} ${resource}`;
-    if (what === "list secrets") this.tell("watch", "the controller lists the labelled Secrets", time);
+    if (what === "list secrets") {
+      this.tell("watch", "the controller lists the labelled Secrets", time);
+    }
     if (what === "watch secrets") this.tell("watch", "it watches what changes from now on", time);
     if (what === "patch secrets") this.#tellPatch(request);
     if (what === "create events" && status === 201) this.#tellEvent(request);
@@ -115,18 +134,28 @@ export class Ledger {
     const { time, status } = request;
     const path = pathOf(request);
     this.lastPatchAt = time;
-    if (status !== 200) return this.tell("patch", `${path}: the API server answers ${status}`, time);
+    if (status !== 200) {
+      return this.tell("patch", `${path}: the API server answers ${status}`, time);
+    }
     this.counts.patches++;
     const { token, tokens, warning, emptySince } = this.#find(path)!;
     if (token) {
       const spare = token.expiresAt - time;
       if (time >= this.#judgesFrom) this.leastSpareMs = Math.min(this.leastSpareMs, spare);
-      this.tell("patch", `${path}: a new token, ${(spare / 1000).toFixed(1)} s before the old one ends`, time);
+      this.tell(
+        "patch",
+        `${path}: a new token, ${(spare / 1000).toFixed(1)} s before the old one ends`,
+        time,
+      );
     } else if (warning) {
       this.tell("patch", `${path}: filled at last`, time);
     } else {
       this.slowestFillMs = Math.max(this.slowestFillMs, time - emptySince);
-      this.tell("patch", `${path}: filled ${time - emptySince} ms after it was ${tokens ? "emptied" : "made"}`, time);
+      this.tell(
+        "patch",
+        `${path}: filled ${time - emptySince} ms after it was ${tokens ? "emptied" : "made"}`,
+        time,
+      );
     }
   }
 
@@ -158,7 +187,9 @@ function takeFinished<T>(log: T[], isFinished: (entry: T) => unknown): T[] {
 function tokenOf(secret: Secret | undefined) {
   try {
     const { auths } = JSON.parse(atob(secret!.data![".dockerconfigjson"]!));
-    const { jti = "", iat = 0, exp = 0 } = decodeJwt(atob(auths["cgr.dev"].auth).replace("_token:", ""));
+    const { jti = "", iat = 0, exp = 0 } = decodeJwt(
+      atob(auths["cgr.dev"].auth).replace("_token:", ""),
+    );
     return { id: jti, issuedAt: iat * 1000, expiresAt: exp * 1000 };
   } catch {
     return undefined;

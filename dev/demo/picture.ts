@@ -49,14 +49,20 @@ export function draw(scene: Scene, columns: number, rows: number, now: number): 
     [],
     [[` ${number}  `, "magenta"], [act, "bold"]],
     [],
-    [[` ${"SECRET".padEnd(19)}IDENTITY  ${"WHAT IS LEFT OF ITS TOKEN".padEnd(width + 10)}STATE`, "dim"]],
+    [[
+      ` ${"SECRET".padEnd(19)}IDENTITY  ${"WHAT IS LEFT OF ITS TOKEN".padEnd(width + 10)}STATE`,
+      "dim",
+    ]],
     ...secrets.map((secret) => drawSecret(secret, width, now)),
     [],
   ];
   const space = Math.max(1, rows - above.length - 1);
   const log = happenings.slice(-space).map((happening) => drawHappening(happening, startedAt));
   const empty = Array.from({ length: space - log.length }, (): Span[] => []);
-  const below: Span[] = [[` exchanges ${exchanges}   patches ${patches}   events ${events}   (Ctrl-C ends it)`, "dim"]];
+  const below: Span[] = [[
+    ` exchanges ${exchanges}   patches ${patches}   events ${events}   (Ctrl-C ends it)`,
+    "dim",
+  ]];
   return [...above, ...log, ...empty, below].slice(0, rows).map((line) => paint(line, columns));
 }
 
@@ -93,11 +99,19 @@ function drawSecret(secret: Watched, width: number, now: number): Span[] {
   const rest = "·".repeat(width - bar.length);
   const style: Style = left <= 0 ? "red" : share < LOW ? "yellow" : "green";
   const state = left <= 0 ? "EXPIRED" : `valid, token ${tokens}`;
-  return [title, [bar, style], [rest, "dim"], `${seconds(Math.max(0, left)).padStart(8)}  `, [state, style]];
+  return [title, [bar, style], [rest, "dim"], `${seconds(Math.max(0, left)).padStart(8)}  `, [
+    state,
+    style,
+  ]];
 }
 
 function drawHappening({ time, kind, text }: Happening, startedAt: number): Span[] {
-  return [[seconds(time - startedAt).padStart(8), "dim"], "  ", [kind.padEnd(10), STYLES[kind]], text];
+  return [
+    [seconds(time - startedAt).padStart(8), "dim"],
+    "  ",
+    [kind.padEnd(10), STYLES[kind]],
+    text,
+  ];
 }
 
 function seconds(ms: number): string {

@@ -16,7 +16,11 @@ const LOG_LINES_SHOWN = 5;
 const TOKEN_START = /eyJ|X3Rva2Vu/;
 
 /** Starts main.ts as it is, on `deno` or `node`. */
-export async function startProgram(runtime: string, subjectToken: string, settings: Record<string, string>) {
+export async function startProgram(
+  runtime: string,
+  subjectToken: string,
+  settings: Record<string, string>,
+) {
   mkdirSync(join(ROOT, "out"), { recursive: true });
   const dir = mkdtempSync(join(ROOT, "out", "demo-"));
   process.on("exit", () => rmSync(dir, { recursive: true }));
@@ -25,13 +29,27 @@ export async function startProgram(runtime: string, subjectToken: string, settin
 
   const { tasks } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
   // With the very rights that `deno task start` gives it.
-  const args = runtime === "deno" ? tasks.start.slice(tasks.start.indexOf("run ")).split(" ") : ["main.ts"];
+  const args = runtime === "deno"
+    ? tasks.start.slice(tasks.start.indexOf("run ")).split(" ")
+    : ["main.ts"];
   const command = runtime === "node" && !process.versions.deno ? process.execPath : runtime;
   const { PATH = "", HOME = "" } = process.env;
-  const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", ...settings, SUBJECT_TOKEN_FILE: file, PORT: await findPort() };
+  const env = {
+    PATH,
+    HOME,
+    DENO_NO_UPDATE_CHECK: "1",
+    ...settings,
+    SUBJECT_TOKEN_FILE: file,
+    PORT: await findPort(),
+  };
   // In a group of its own, so that Ctrl-C reaches the demo alone, which then ends it.
   const detached = process.platform !== "win32";
-  const child = spawn(command, args, { cwd: ROOT, env, detached, stdio: ["ignore", "ignore", "pipe"] });
+  const child = spawn(command, args, {
+    cwd: ROOT,
+    env,
+    detached,
+    stdio: ["ignore", "ignore", "pipe"],
+  });
   process.on("exit", () => kill("SIGKILL"));
 
   let isEnding = false;
@@ -46,7 +64,11 @@ export async function startProgram(runtime: string, subjectToken: string, settin
     child.on("error", ({ message }) => reject(new Broken(`${runtime} did not start: ${message}`)));
     child.on("close", (code, signal) => {
       if (isEnding) return;
-      reject(new Broken(`the program ended by itself (${signal ?? code}); the last it logged:\n${log.join("\n")}`));
+      reject(
+        new Broken(
+          `the program ended by itself (${signal ?? code}); the last it logged:\n${log.join("\n")}`,
+        ),
+      );
     });
   });
 

@@ -58,13 +58,23 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
   issuer.bind(uid("d"), api.issuer, "somewhere", "else");
   const unbound = create("beta/unbound", "d");
   const opaque = create("legacy/opaque", "e", "unchanged", "Opaque");
-  await until(() => opaque.warning === "UnsupportedSecret", "no Warning told that a Secret is Opaque");
-  await until(() => unbound.warning === "ExchangeFailed", "no Warning told of the refused exchange");
+  await until(
+    () => opaque.warning === "UnsupportedSecret",
+    "no Warning told that a Secret is Opaque",
+  );
+  await until(
+    () => unbound.warning === "ExchangeFailed",
+    "no Warning told of the refused exchange",
+  );
   await sleep(3500);
 
   act("Somebody empties shop/plain: it is mended at once, without an exchange.");
   const lived = () => (Date.now() - (plain.token?.seenAt ?? 0)) / lifeMs;
-  await until(() => lived() > MENDED_FROM && lived() < MENDED_TO, "shop/plain was not renewed", 2 * lifeMs);
+  await until(
+    () => lived() > MENDED_FROM && lived() < MENDED_TO,
+    "shop/plain was not renewed",
+    2 * lifeMs,
+  );
   const exchanges = ledger.exchangesOf.A;
   ledger.tell("someone", "empties shop/plain");
   api.patchSecret("shop", "plain", { data: { [DATA_KEY]: btoa("{}") } });
@@ -82,19 +92,31 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
 
   act("Nobody does anything now: each token is replaced well before it ends.");
   const before = ledger.secrets.map(({ tokens }) => tokens);
-  const areRenewed = () => ledger.secrets.every((secret, i) => secret === opaque || secret.tokens > before[i]!);
+  const areRenewed = () =>
+    ledger.secrets.every((secret, i) => secret === opaque || secret.tokens > before[i]!);
   await until(areRenewed, "not every token was renewed", lifeMs);
   await sleep(1000);
 
-  check(!api.secret("beta", "unbound")?.metadata.annotations?.[REFRESH], "the refresh annotation was not taken off");
-  check(atob(dataOf(mixed)[DATA_KEY]!).includes(OTHER_ENTRY), "another registry's entry did not survive");
+  check(
+    !api.secret("beta", "unbound")?.metadata.annotations?.[REFRESH],
+    "the refresh annotation was not taken off",
+  );
+  check(
+    atob(dataOf(mixed)[DATA_KEY]!).includes(OTHER_ENTRY),
+    "another registry's entry did not survive",
+  );
   check(dataOf(opaque)[DATA_KEY] === btoa("unchanged"), "a Secret of type Opaque was written");
 
   function bind(letter: string): void {
     issuer.bind(uid(letter), api.issuer, NAMESPACE, ACCOUNT);
   }
 
-  function create(path: string, letter: string, config = '{"auths":{}}', type = PULL_SECRET): Watched {
+  function create(
+    path: string,
+    letter: string,
+    config = '{"auths":{}}',
+    type = PULL_SECRET,
+  ): Watched {
     const [namespace, name] = path.split("/") as [string, string];
     const identity = letter.toUpperCase();
     const labels = { [IDENTITY]: uid(letter).replace("/", ".") };
@@ -104,12 +126,19 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
       `creates ${path}${type === PULL_SECRET ? "" : `, of type ${type}`}, for identity ${identity}`,
     );
     ledger.secrets.push(watched);
-    api.createSecret({ metadata: { namespace, name, labels }, type, stringData: { [DATA_KEY]: config } });
+    api.createSecret({
+      metadata: { namespace, name, labels },
+      type,
+      stringData: { [DATA_KEY]: config },
+    });
     return watched;
   }
 
   function filled(secret: Watched): Promise<void> {
-    return until(() => secret.token !== undefined, `${secret.namespace}/${secret.name} was not filled`);
+    return until(
+      () => secret.token !== undefined,
+      `${secret.namespace}/${secret.name} was not filled`,
+    );
   }
 
   function dataOf({ namespace, name }: Watched): Record<string, string> {
@@ -121,10 +150,15 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
 export function summarize(ledger: Ledger, startedAt: number): string {
   const { secrets, counts, exchangesOf, slowestFillMs, leastSpareMs, wasStopped } = ledger;
   const filled = secrets.filter(({ tokens }) => tokens > 0).length;
-  const written = secrets.reduce((sum, { identity, tokens }) => identity === "B" ? sum + tokens : sum, 0);
+  const written = secrets.reduce(
+    (sum, { identity, tokens }) => identity === "B" ? sum + tokens : sum,
+    0,
+  );
   return `What you saw in ${Math.round((Date.now() - startedAt) / 1000)} s:
   ${secrets.length} Secrets, ${counts.exchanges} exchanges (and ${counts.refusals} refused), ${counts.patches} patches.
-  ${filled} were filled, within ${slowestFillMs} ms of being made or emptied; ${secrets.length - filled} was left alone.
+  ${filled} were filled, within ${slowestFillMs} ms of being made or emptied; ${
+    secrets.length - filled
+  } was left alone.
   web/shared and jobs/shared share an identity: ${exchangesOf.B} exchanges, ${written} tokens written.
   At no moment${wasStopped ? " (while it ran)" : ""} was there an expired token in a Secret:
   each was replaced with at least ${(leastSpareMs / 1000).toFixed(1)} s left.`;
@@ -134,7 +168,11 @@ function uid(letter: string): string {
   return `${letter.repeat(40)}/${letter.repeat(16)}`;
 }
 
-async function until(isSo: () => boolean, otherwise: string, patience = PATIENCE_MS): Promise<void> {
+async function until(
+  isSo: () => boolean,
+  otherwise: string,
+  patience = PATIENCE_MS,
+): Promise<void> {
   for (const end = Date.now() + patience; !isSo(); await sleep(POLL_MS)) {
     if (Date.now() > end) throw new Broken(`${otherwise} within ${patience / 1000} s`);
   }

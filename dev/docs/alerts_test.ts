@@ -14,10 +14,14 @@ const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const RULES = parse(read("docs/alerts/rules.yaml"));
 const DASHBOARD = JSON.parse(read("docs/dashboard.json"));
 const PREFIX = "pull_secret_updater_";
-const hasPromtool = { skip: isInstalled("promtool") ? false : "promtool is not installed (Debian: prometheus)" };
+const hasPromtool = {
+  skip: isInstalled("promtool") ? false : "promtool is not installed (Debian: prometheus)",
+};
 
 const rules: Json[] = RULES.groups.flatMap((group: Json) => group.rules);
-const panelQueries: string[] = DASHBOARD.panels.flatMap((panel: Json) => panel.targets.map(({ expr }: Json) => expr));
+const panelQueries: string[] = DASHBOARD.panels.flatMap((panel: Json) =>
+  panel.targets.map(({ expr }: Json) => expr)
+);
 
 /** The names of the metrics as the program declares them, and the samples that each has. */
 function samplesOfProgram(): Map<string, string[]> {
@@ -46,7 +50,9 @@ test("Alerts and dashboard ask for samples that the program gives, and for no ot
 
 test("Each metric of the program is on the dashboard", () => {
   const asked = samplesIn(panelQueries);
-  const missing = [...samplesOfProgram()].filter(([, samples]) => !samples.some((name) => asked.has(name)));
+  const missing = [...samplesOfProgram()].filter(([, samples]) =>
+    !samples.some((name) => asked.has(name))
+  );
   assertEquals(missing.map(([name]) => name), []);
 });
 
@@ -63,20 +69,35 @@ test("Labels and their values in queries are those that the program gives", () =
 
 test("The PrometheusRule has the rules of the rule file", () => {
   const resource = parse(read("docs/alerts/prometheusrule.yaml"));
-  assertEquals([resource.apiVersion, resource.kind], ["monitoring.coreos.com/v1", "PrometheusRule"]);
+  assertEquals([resource.apiVersion, resource.kind], [
+    "monitoring.coreos.com/v1",
+    "PrometheusRule",
+  ]);
   assertEquals(resource.spec, RULES);
 });
 
 test("Each alert has a test in which it fires, and one in which it does not", () => {
-  const cases: Json[] = parse(read("docs/alerts/rules_test.yaml")).tests.flatMap((each: Json) => each.alert_rule_test);
+  const cases: Json[] = parse(read("docs/alerts/rules_test.yaml")).tests.flatMap((each: Json) =>
+    each.alert_rule_test
+  );
   const names = (fires: boolean) =>
-    new Set(cases.filter(({ exp_alerts }) => Boolean(exp_alerts) === fires).map(({ alertname }) => alertname));
+    new Set(
+      cases.filter(({ exp_alerts }) => Boolean(exp_alerts) === fires).map(({ alertname }) =>
+        alertname
+      ),
+    );
   const alerts = new Set(rules.map(({ alert }) => alert));
   assertEquals([...names(true)].sort(), [...alerts].sort());
   assertEquals([...names(false)].sort(), [...alerts].sort());
 });
 
 test("promtool takes the rules, and their tests pass", hasPromtool, () => {
-  execFileSync("promtool", ["check", "rules", "docs/alerts/rules.yaml"], { cwd: ROOT, stdio: "pipe" });
-  execFileSync("promtool", ["test", "rules", "docs/alerts/rules_test.yaml"], { cwd: ROOT, stdio: "pipe" });
+  execFileSync("promtool", ["check", "rules", "docs/alerts/rules.yaml"], {
+    cwd: ROOT,
+    stdio: "pipe",
+  });
+  execFileSync("promtool", ["test", "rules", "docs/alerts/rules_test.yaml"], {
+    cwd: ROOT,
+    stdio: "pipe",
+  });
 });

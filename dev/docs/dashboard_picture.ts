@@ -33,7 +33,11 @@ const uid = (index: number) => `${`${index}`.repeat(40)}/${"a".repeat(16)}`;
 function createSecret(namespace: string, name: string, identity: string, type = SECRET_TYPE): void {
   const labels = { [IDENTITY]: identity.replace("/", ".") };
   api.createNamespace(namespace);
-  api.createSecret({ metadata: { namespace, name, labels }, type, stringData: { ".dockerconfigjson": "{}" } });
+  api.createSecret({
+    metadata: { namespace, name, labels },
+    type,
+    stringData: { ".dockerconfigjson": "{}" },
+  });
 }
 
 /** The issuer's and the API server's bad moments, and the users' mistakes, spread over the minutes. */
@@ -62,7 +66,11 @@ async function play(stopOne: () => void, startOne: () => Promise<void>): Promise
 
 async function startPrometheus(ports: number[]): Promise<{ url: string; child: ChildProcess }> {
   const targets = ports.map((port) => `127.0.0.1:${port}`);
-  const scrape = { job_name: "pull-secret-updater", honor_labels: true, static_configs: [{ targets }] };
+  const scrape = {
+    job_name: "pull-secret-updater",
+    honor_labels: true,
+    static_configs: [{ targets }],
+  };
   const global = { scrape_interval: `${SCRAPE_S}s` };
   const configuration = join(work, "prometheus.yaml"); // JSON is YAML
   writeFileSync(configuration, JSON.stringify({ global, scrape_configs: [scrape] }));
@@ -86,7 +94,12 @@ interface Answer {
 
 async function ask(url: string, expr: string, start: number, end: number): Promise<Series[]> {
   const query = expr.replaceAll("$__rate_interval", RATE_INTERVAL);
-  const range = new URLSearchParams({ query, start: `${start}`, end: `${end}`, step: `${SCRAPE_S}` });
+  const range = new URLSearchParams({
+    query,
+    start: `${start}`,
+    end: `${end}`,
+    step: `${SCRAPE_S}`,
+  });
   const answer = await (await fetch(`${url}/api/v1/query_range?${range}`)).json() as Answer;
   if (answer.status !== "success") throw new Error(`${query}: ${JSON.stringify(answer)}`);
   return answer.data.result.map(({ metric, values }) => ({
@@ -97,10 +110,15 @@ async function ask(url: string, expr: string, start: number, end: number): Promi
 
 api.createServiceAccount(NAMESPACE, ACCOUNT);
 const tokenFile = join(work, "token");
-writeFileSync(tokenFile, await api.serviceAccountToken(NAMESPACE, ACCOUNT, issuer.audience, 24 * 3600));
+writeFileSync(
+  tokenFile,
+  await api.serviceAccountToken(NAMESPACE, ACCOUNT, issuer.audience, 24 * 3600),
+);
 for (const [index, namespace] of NAMESPACES.entries()) {
   issuer.bind(uid(index), api.issuer, NAMESPACE, ACCOUNT);
-  for (let number = 1; number <= SECRETS; number++) createSecret(namespace, `pull-${number}`, uid(index));
+  for (let number = 1; number <= SECRETS; number++) {
+    createSecret(namespace, `pull-${number}`, uid(index));
+  }
 }
 issuer.bindings.set(uid(7), { iss: api.issuer, sub: "somebody else" });
 
@@ -115,7 +133,9 @@ try {
     replicas[1] = await startReplica(ports[1]!);
   });
   const end = start + MINUTES * 60;
-  const { panels }: { panels: Panel[] } = JSON.parse(readFileSync(join(ROOT, "docs/dashboard.json"), "utf8"));
+  const { panels }: { panels: Panel[] } = JSON.parse(
+    readFileSync(join(ROOT, "docs/dashboard.json"), "utf8"),
+  );
   const answers = new Map<string, Series[]>();
   for (const { expr } of panels.flatMap(({ targets }) => targets)) {
     answers.set(expr, await ask(prometheus.url, expr, start, end));

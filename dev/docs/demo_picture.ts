@@ -18,9 +18,14 @@ const FRAME_MS = 500;
 // deno-lint-ignore no-control-regex
 const FRAME = /\x1b\[\?2026h\x1b\[H(.*?)\x1b\[J\x1b\[\?2026l/gs;
 /** The path goes without what differs from machine to machine. */
-const TITLE = "npm run demo: the controller fills Secrets, and replaces each token well before it ends";
+const TITLE =
+  "npm run demo: the controller fills Secrets, and replaces each token well before it ends";
 
-const child = spawn("script", ["-qfec", `stty cols ${COLUMNS} rows ${ROWS}; npm run -s demo`, "/dev/null"], {
+const child = spawn("script", [
+  "-qfec",
+  `stty cols ${COLUMNS} rows ${ROWS}; npm run -s demo`,
+  "/dev/null",
+], {
   cwd: ROOT,
   env: { ...process.env, TERM: "xterm-256color", NO_COLOR: "" },
   stdio: ["ignore", "pipe", "inherit"],
@@ -40,6 +45,11 @@ child.stdout.setEncoding("utf8").on("data", (text: string) => {
 const [code] = await once(child, "close");
 if (code !== 0) throw new Error(`the demo ended with exit status ${code}`);
 const first = frames[0]?.time ?? 0;
-const svg = animate(frames.map(({ time, lines }) => ({ time: time - first, lines })), COLUMNS, ROWS, TITLE);
+const svg = animate(
+  frames.map(({ time, lines }) => ({ time: time - first, lines })),
+  COLUMNS,
+  ROWS,
+  TITLE,
+);
 writeFileSync(join(ROOT, "docs/demo.svg"), svg);
 console.log(`docs/demo.svg: ${frames.length} frames, ${svg.length} bytes`);

@@ -12,7 +12,9 @@ const SOURCE = ["main.ts", "k8s.ts", "sts.ts"].map(read).join("\n");
 
 const [, ...BY_EVENT] = tablesUnder(README, "### By event");
 // The section has another table, of two columns.
-const [, ...BY_LOG] = tablesUnder(README, "### By log message").filter(({ length }) => length === 4);
+const [, ...BY_LOG] = tablesUnder(README, "### By log message").filter(({ length }) =>
+  length === 4
+);
 const [, ...BY_PROBE] = tablesUnder(README, "### By probe");
 const EVENTS = tablesUnder(README, "## What it tells");
 
@@ -28,9 +30,14 @@ const SYSTEM = /^(SUBJECT_TOKEN_FILE: )?…?\/?(token|ENOENT)/;
 
 /** The messages of failures, with … for what is put in. */
 function failuresOf(source: string): string[] {
-  const constant = (name: string) => new RegExp(`^const ${name} = ["'](.*)["'];$`, "m").exec(source)?.[1] ?? "…";
+  const constant = (name: string) =>
+    new RegExp(`^const ${name} = ["'](.*)["'];$`, "m").exec(source)?.[1] ?? "…";
   const found = [...source.matchAll(FAILURE)].map(([, plain, template = ""]) =>
-    plain ?? template.replace(/\$\{([A-Z_]+)\}/g, (_, name) => constant(name)).replace(/\$\{[^}]*(\}|$)/g, "…")
+    plain ??
+      template.replace(/\$\{([A-Z_]+)\}/g, (_, name) => constant(name)).replace(
+        /\$\{[^}]*(\}|$)/g,
+        "…",
+      )
   );
   return [...new Set(found)].filter((message) => WORDS.test(message) && !NO_FAILURE.test(message));
 }
@@ -40,20 +47,30 @@ const quotesIn = (cell = "") => [...cell.matchAll(/`([^`]+)`/g)].map(([, quote =
 
 /** Whether a quote is of this message: either may be the more general, as the README abbreviates and gives examples. */
 function isOf(message: string, quote: string): boolean {
-  const shown = message.startsWith("…: ") ? quote.replace(/^(list|watch|get|patch|create): /, "…: ") : quote;
+  const shown = message.startsWith("…: ")
+    ? quote.replace(/^(list|watch|get|patch|create): /, "…: ")
+    : quote;
   const general = shown.replace(/\b\d{3}\b/g, "…");
-  return patternOf(general).test(message) || patternOf(message).test(quote) || quote.endsWith(message);
+  return patternOf(general).test(message) || patternOf(message).test(quote) ||
+    quote.endsWith(message);
 }
 
-const patternOf = (text: string) => new RegExp(`^${text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replaceAll("…", ".*")}`);
+const patternOf = (text: string) =>
+  new RegExp(`^${text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replaceAll("…", ".*")}`);
 
 const rows = [...BY_EVENT, ...BY_LOG, ...BY_PROBE];
-const quotes = rows.flatMap(([, message]) => quotesIn(message)).filter((quote) => WORDS.test(quote));
+const quotes = rows.flatMap(([, message]) => quotesIn(message)).filter((quote) =>
+  WORDS.test(quote)
+);
 const failures = failuresOf(SOURCE);
 
 test("The failures are found in the source", () => {
   for (
-    const message of ["no answer of the issuer: …", "it lives longer than a day", "watch: a record is of no known type"]
+    const message of [
+      "no answer of the issuer: …",
+      "it lives longer than a day",
+      "watch: a record is of no known type",
+    ]
   ) {
     assert(failures.includes(message), `${message}: not among ${failures.length}`);
   }
@@ -64,9 +81,11 @@ test("Each failure that the program can tell is in the README's Troubleshooting"
 });
 
 test("Each message that the README's Troubleshooting explains is one that the program can tell", () => {
-  const stale = rows.map(([, message]) => quotesIn(message).filter((quote) => WORDS.test(quote))).filter((own) =>
-    own.length > 0 && !own.some((quote) => SYSTEM.test(quote) || failures.some((message) => isOf(message, quote)))
-  );
+  const stale = rows.map(([, message]) => quotesIn(message).filter((quote) => WORDS.test(quote)))
+    .filter((own) =>
+      own.length > 0 &&
+      !own.some((quote) => SYSTEM.test(quote) || failures.some((message) => isOf(message, quote)))
+    );
   assertEquals(stale, []);
 });
 
@@ -76,13 +95,20 @@ test("Each reason of a Warning has its rows in the README, and each is of an eve
   assert(reasons.length > 0);
   const explained = BY_EVENT.flatMap(([reason]) => quotesIn(reason));
   assertEquals([...new Set(explained)].sort(), reasons);
-  const listed = EVENTS.filter(([type]) => type === "Warning").flatMap(([, reason]) => quotesIn(reason));
+  const listed = EVENTS.filter(([type]) => type === "Warning").flatMap(([, reason]) =>
+    quotesIn(reason)
+  );
   assertEquals(listed.sort(), reasons);
 });
 
 test("Each warning in the log has its rows in the README, and each row is of one that there is", () => {
-  const warned = [...SOURCE.matchAll(/log\("(?:warn|error)", "([^"]+)"/g)].map(([, msg = ""]) => msg);
-  assertEquals([...new Set(BY_LOG.flatMap(([msg]) => quotesIn(msg)))].sort(), [...new Set(warned)].sort());
+  const warned = [...SOURCE.matchAll(/log\("(?:warn|error)", "([^"]+)"/g)].map(([, msg = ""]) =>
+    msg
+  );
+  assertEquals(
+    [...new Set(BY_LOG.flatMap(([msg]) => quotesIn(msg)))].sort(),
+    [...new Set(warned)].sort(),
+  );
 });
 
 test("Each row names a cause and what mends it", () => {

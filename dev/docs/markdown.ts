@@ -29,7 +29,9 @@ export function tablesUnder(markdown: string, heading: string): string[][] {
   const start = prose.indexOf(`\n${heading}\n`);
   if (start === -1) throw new Error(`there is no "${heading}"`);
   const [section = ""] = prose.slice(start + heading.length + 2).split(/^#{1,6} /m);
-  const lines = section.split("\n").filter((line) => line.startsWith("|") && !/^\|[ |:-]+$/.test(line));
+  const lines = section.split("\n").filter((line) =>
+    line.startsWith("|") && !/^\|[ |:-]+$/.test(line)
+  );
   return lines.map((line) => line.split(/(?<!\\)\|/).slice(1, -1).map((cell) => cell.trim()));
 }
 

@@ -39,10 +39,25 @@ const COLORS: Record<string, string> = {
   blue: "#5794f2",
   gray: "#8e8e8e",
 };
-const PALETTE = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#37872d", "#fade2a"];
+const PALETTE = [
+  "#73bf69",
+  "#f2cc0c",
+  "#8ab8ff",
+  "#ff780a",
+  "#f2495c",
+  "#5794f2",
+  "#b877d9",
+  "#37872d",
+  "#fade2a",
+];
 const FONT = "12px system-ui,sans-serif";
 
-export function drawDashboard(panels: Panel[], answers: Map<string, Series[]>, start: number, end: number): string {
+export function drawDashboard(
+  panels: Panel[],
+  answers: Map<string, Series[]>,
+  start: number,
+  end: number,
+): string {
   const width = Math.max(...panels.map(({ gridPos: { x, w } }) => x + w)) * UNIT.width;
   const height = Math.max(...panels.map(({ gridPos: { y, h } }) => y + h)) * UNIT.height;
   const drawn = panels.map((panel) => drawPanel(panel, linesOf(panel, answers), start, end));
@@ -78,13 +93,23 @@ function drawPanel(panel: Panel, lines: Line[], start: number, end: number): str
   const { x, y, w, h } = panel.gridPos;
   const { unit, custom: { stacking } } = panel.fieldConfig.defaults;
   const size = { width: w * UNIT.width - GAP, height: h * UNIT.height - GAP };
-  const plot = { width: size.width - INNER.left - INNER.right, height: size.height - INNER.top - INNER.bottom };
+  const plot = {
+    width: size.width - INNER.left - INNER.right,
+    height: size.height - INNER.top - INNER.bottom,
+  };
   const isStacked = stacking.mode === "normal";
-  const shown = isStacked ? stack(lines) : lines.map((line) => ({ ...line, base: [] as [number, number][] }));
-  const top = niceTop(Math.max(...shown.flatMap(({ points }) => points.map(([, value]) => value)), 0));
-  const atX = (time: number) => +(INNER.left + plot.width * (time - start) / (end - start)).toFixed(1);
-  const atY = (value: number) => +(INNER.top + plot.height * (1 - Math.max(value, 0) / top)).toFixed(1);
-  const path = (points: [number, number][]) => points.map(([time, value]) => `${atX(time)},${atY(value)}`).join(" ");
+  const shown = isStacked
+    ? stack(lines)
+    : lines.map((line) => ({ ...line, base: [] as [number, number][] }));
+  const top = niceTop(
+    Math.max(...shown.flatMap(({ points }) => points.map(([, value]) => value)), 0),
+  );
+  const atX = (time: number) =>
+    +(INNER.left + plot.width * (time - start) / (end - start)).toFixed(1);
+  const atY = (value: number) =>
+    +(INNER.top + plot.height * (1 - Math.max(value, 0) / top)).toFixed(1);
+  const path = (points: [number, number][]) =>
+    points.map(([time, value]) => `${atX(time)},${atY(value)}`).join(" ");
 
   const parts = [
     `<rect width="${size.width}" height="${size.height}" rx="3" fill="#181b1f" stroke="#2a2d33"/>`,
@@ -93,7 +118,11 @@ function drawPanel(panel: Panel, lines: Line[], start: number, end: number): str
   for (let i = 0; i <= GRID_LINES; i++) {
     const value = top * i / GRID_LINES;
     parts.push(`<path d="M${INNER.left} ${atY(value)}h${plot.width}" stroke="#2a2d33"/>`);
-    parts.push(`<text x="${INNER.left - 6}" y="${atY(value) + 4}" text-anchor="end">${format(value, unit)}</text>`);
+    parts.push(
+      `<text x="${INNER.left - 6}" y="${atY(value) + 4}" text-anchor="end">${
+        format(value, unit)
+      }</text>`,
+    );
   }
   const minutes = Math.round((end - start) / 60);
   for (let minute = 0; minute <= minutes; minute += 2) {
@@ -103,14 +132,22 @@ function drawPanel(panel: Panel, lines: Line[], start: number, end: number): str
   }
   for (const { color, points, base } of shown) {
     if (isStacked) {
-      parts.push(`<polygon points="${path([...points, ...base.toReversed()])}" fill="${color}" opacity=".6"/>`);
+      parts.push(
+        `<polygon points="${
+          path([...points, ...base.toReversed()])
+        }" fill="${color}" opacity=".6"/>`,
+      );
     }
     for (const run of runs(points)) {
-      parts.push(`<polyline points="${path(run)}" fill="none" stroke="${color}" stroke-width="1.5"/>`);
+      parts.push(
+        `<polyline points="${path(run)}" fill="none" stroke="${color}" stroke-width="1.5"/>`,
+      );
     }
   }
   parts.push(drawLegend(lines, size.width, size.height - 26));
-  return `<g transform="translate(${x * UNIT.width + GAP / 2} ${y * UNIT.height + GAP / 2})">${parts.join("")}</g>`;
+  return `<g transform="translate(${x * UNIT.width + GAP / 2} ${y * UNIT.height + GAP / 2})">${
+    parts.join("")
+  }</g>`;
 }
 
 /** In as many rows as it takes; there is room for two. */
@@ -132,7 +169,9 @@ function stack(lines: Line[]): (Line & { base: [number, number][] })[] {
   const sums = new Map<number, number>();
   return lines.map((line) => {
     const base = line.points.map(([time]): [number, number] => [time, sums.get(time) ?? 0]);
-    const points = line.points.map(([time, value]): [number, number] => [time, (sums.get(time) ?? 0) + value]);
+    const points = line.points.map((
+      [time, value],
+    ): [number, number] => [time, (sums.get(time) ?? 0) + value]);
     for (const [time, value] of points) sums.set(time, value);
     return { ...line, points, base };
   });
@@ -158,5 +197,9 @@ function niceTop(value: number): number {
 
 function format(value: number, unit: string): string {
   if (unit !== "s") return `${+value.toPrecision(3)}`;
-  return value === 0 ? "0" : value < 1 ? `${+(value * 1000).toPrecision(3)} ms` : `${+value.toPrecision(3)} s`;
+  return value === 0
+    ? "0"
+    : value < 1
+    ? `${+(value * 1000).toPrecision(3)} ms`
+    : `${+value.toPrecision(3)} s`;
 }

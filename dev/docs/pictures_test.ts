@@ -8,8 +8,13 @@ import { animate, escape, spansOf } from "./terminal.ts";
 const DOCS = join(import.meta.dirname!, "../../docs");
 
 test("A line's runs keep their columns and styles, apart where there is more than one space", () => {
-  const spans = spansOf("\x1b[35m 1/8  \x1b[39m\x1b[1mA <sentence>.\x1b[22m   \x1b[2mdim\x1b[22m end\x1b[K");
-  assertEquals(spans.map(({ text, column }) => [text, column]), [["1/8", 1], ["A <sentence>.", 6], ["dim", 22], [
+  const spans = spansOf(
+    "\x1b[35m 1/8  \x1b[39m\x1b[1mA <sentence>.\x1b[22m   \x1b[2mdim\x1b[22m end\x1b[K",
+  );
+  assertEquals(spans.map(({ text, column }) => [text, column]), [["1/8", 1], ["A <sentence>.", 6], [
+    "dim",
+    22,
+  ], [
     "end",
     26,
   ]]);
@@ -21,7 +26,8 @@ test("A line's runs keep their columns and styles, apart where there is more tha
 function shownAt(svg: string, ms: number): string[] {
   const duration = Number(/animation-duration:(\d+)ms/.exec(svg)?.[1]);
   return [...svg.matchAll(/<g(?: id="r(\d+)"[^>]*)?>(.*?)<\/g>/g)].filter(([, id]) => {
-    const [, steps = "0%{opacity:1}"] = new RegExp(`@keyframes k${id}\\{(.*)\\}$`, "m").exec(svg) ?? [];
+    const [, steps = "0%{opacity:1}"] = new RegExp(`@keyframes k${id}\\{(.*)\\}$`, "m").exec(svg) ??
+      [];
     const past = [...steps.matchAll(/([\d.]+)%\{opacity:(\d)\}/g)].filter(([, at]) =>
       Number(at) / 100 * duration <= ms
     );
@@ -74,12 +80,17 @@ test("A line goes through what Prometheus answered, and not over what it did not
   const [bottom = 0, middle = 0, top = 0] = heights(rising);
   assertEquals((bottom + top) / 2, middle);
   assert(top < bottom);
-  const broken: Series = { labels: { state: "x" }, points: [[0, 1], [5, 1], [60, 1], [65, 1], [70, NaN]] };
+  const broken: Series = {
+    labels: { state: "x" },
+    points: [[0, 1], [5, 1], [60, 1], [65, 1], [70, NaN]],
+  };
   assertEquals(linesIn(draw("none", [broken])).map(({ length }) => length), [2, 2]);
 });
 
 test("Stacked lines stand upon each other", () => {
-  const [lower = [], upper = []] = linesIn(draw("normal", [series("a", 10, 10), series("b", 0, 10)]));
+  const [lower = [], upper = []] = linesIn(
+    draw("normal", [series("a", 10, 10), series("b", 0, 10)]),
+  );
   const [first = 0, second = 0] = heights(upper);
   assertEquals(heights(lower), [first, first]);
   assert(second < first);

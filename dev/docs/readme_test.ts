@@ -9,7 +9,9 @@ import { anchorsOf, type Block, blocksOf, linksOf, tablesUnder } from "./markdow
 const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const filesIn = (folder: string, ending: string) =>
-  readdirSync(join(ROOT, folder)).filter((name) => name.endsWith(ending)).map((name) => join(folder, name));
+  readdirSync(join(ROOT, folder)).filter((name) => name.endsWith(ending)).map((name) =>
+    join(folder, name)
+  );
 const README = read("README.md");
 const BLOCKS = blocksOf(README);
 const PAGES = [...filesIn(".", ".md"), ...filesIn("docs", ".md")];
@@ -40,7 +42,8 @@ const findBlock = (text: string, language: string) =>
 function blocksThatAreRun(): Set<Block> {
   const run = new Set<Block>();
   for (const file of filesIn("dev/e2e", ".ts")) {
-    const calls = /\b(needBlock|runCommands)\(\s*(?:context,\s*)?(["'])((?:(?!\2)[^\\]|\\.)+)\2(,\s*"sh")?/g;
+    const calls =
+      /\b(needBlock|runCommands)\(\s*(?:context,\s*)?(["'])((?:(?!\2)[^\\]|\\.)+)\2(,\s*"sh")?/g;
     for (const [, name, , literal = "", language] of read(file).matchAll(calls)) {
       const text = literal.replace(/\\(.)/g, (_, char) => char === "n" ? "\n" : char);
       const found = findBlock(text, name === "runCommands" || language ? "sh" : "yaml");
@@ -87,8 +90,13 @@ test("The README's count of the lines keeps to the budget that it names", () => 
 
 test("Each YAML block parses, and each of commands is a language that a shell may read", () => {
   for (const { language, text, line } of BLOCKS) {
-    assert(["sh", "yaml", "text", ""].includes(language), `README.md:${line} is of language ${language}`);
-    if (language === "yaml") { for (const document of parseAllDocuments(text)) assertEquals(document.errors, []); }
+    assert(
+      ["sh", "yaml", "text", ""].includes(language),
+      `README.md:${line} is of language ${language}`,
+    );
+    if (language === "yaml") {
+      for (const document of parseAllDocuments(text)) assertEquals(document.errors, []);
+    }
   }
 });
 
@@ -102,7 +110,9 @@ test("README, changelog and package name the version that main.ts has", () => {
 
 test("The images that the README names are the manifest's", () => {
   const bases = [...read("Containerfile").matchAll(/^ARG \w+=(\S+)$/gm)].map(([, image]) => image);
-  for (const [, image] of README.matchAll(/`(docker\.io\/\S+:\S+)`/g)) assert(bases.includes(image), image);
+  for (const [, image] of README.matchAll(/`(docker\.io\/\S+:\S+)`/g)) {
+    assert(bases.includes(image), image);
+  }
 });
 
 test("The README's table of metrics is the program's", () => {
@@ -118,7 +128,9 @@ test("The README's table of metrics is the program's", () => {
 test("The README's table of alerts is that of the rules", () => {
   const rules: { alert: string; labels: { severity: string } }[] =
     parse(read("docs/alerts/rules.yaml")).groups[0].rules;
-  const rows = tablesUnder(README, "## What it tells").filter(([name = ""]) => /^`Pull\w+`$/.test(name));
+  const rows = tablesUnder(README, "## What it tells").filter(([name = ""]) =>
+    /^`Pull\w+`$/.test(name)
+  );
   assertEquals(
     rows.map(([name, severity]) => [name, severity]),
     rules.map(({ alert, labels }) => [`\`${alert}\``, labels.severity]),

@@ -72,7 +72,9 @@ export function animate(frames: Frame[], columns: number, rows: number, title: s
   const groups = distinctRows(frames, duration).map(({ row, line, shown }, i) => {
     const isLast = shown.some(([, end]) => end === duration);
     const isAlways = shown.length === 1 && shown[0]![0] === 0 && isLast;
-    if (!isAlways) rules.push(`@keyframes k${i}{${keyframes(shown, percent)}}`, `#r${i}{animation-name:k${i}}`);
+    if (!isAlways) {
+      rules.push(`@keyframes k${i}{${keyframes(shown, percent)}}`, `#r${i}{animation-name:k${i}}`);
+    }
     const attributes = isAlways ? "" : ` id="r${i}" class="f"${isLast ? "" : ' opacity="0"'}`;
     return `<g${attributes}>${drawLine(line, row)}</g>`;
   });
@@ -120,7 +122,8 @@ function distinctRows(frames: Frame[], duration: number): Row[] {
 function keyframes(shown: Row["shown"], percent: (time: number) => number): string {
   const steps = new Map([[0, 0]]);
   for (const [from, until] of shown) steps.set(percent(from), 1).set(percent(until), 0);
-  return [...steps].filter(([at]) => at < 100).map(([at, opacity]) => `${at}%{opacity:${opacity}}`).join("");
+  return [...steps].filter(([at]) => at < 100).map(([at, opacity]) => `${at}%{opacity:${opacity}}`)
+    .join("");
 }
 
 function drawLine(line: string, row: number): string {
@@ -130,11 +133,16 @@ function drawLine(line: string, row: number): string {
     const length = +([...text].length * CELL.width).toFixed(1);
     const weight = bold ? ' font-weight="bold"' : "";
     // Whatever the font, each cell has its width.
-    return `<text x="${x}" y="${y}" textLength="${length}" fill="${color}"${weight}>${escape(text)}</text>`;
+    return `<text x="${x}" y="${y}" textLength="${length}" fill="${color}"${weight}>${
+      escape(text)
+    }</text>`;
   }).join("");
 }
 
 /** Text as XML has it. */
 export function escape(text: string): string {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll(
+    '"',
+    "&quot;",
+  );
 }

@@ -52,13 +52,21 @@ export interface Context {
 
 /** kubectl with the cluster's address and CA but with another token. */
 export function kubectlAs(cluster: Cluster, token: string): Kubectl {
-  const flags = ["--kubeconfig=/dev/null", `--server=${cluster.server}`, `--certificate-authority=${cluster.ca}`];
+  const flags = [
+    "--kubeconfig=/dev/null",
+    `--server=${cluster.server}`,
+    `--certificate-authority=${cluster.ca}`,
+  ];
   const env = { ...cluster.environment, NO_PROXY: "*" };
-  return (args, input) => run(join(cluster.bin, "kubectl"), [...flags, `--token=${token}`, ...args], { input, env });
+  return (args, input) =>
+    run(join(cluster.bin, "kubectl"), [...flags, `--token=${token}`, ...args], { input, env });
 }
 
 /** An object, or all of a kind, as the API server has it. */
-export async function getJson({ kubectl }: Pick<Context, "kubectl">, ...args: string[]): Promise<Json> {
+export async function getJson(
+  { kubectl }: Pick<Context, "kubectl">,
+  ...args: string[]
+): Promise<Json> {
   return JSON.parse(await kubectl(["get", ...args, "-o", "json"]));
 }
 
@@ -96,11 +104,21 @@ export async function refused(attempt: Promise<unknown>, message: RegExp): Promi
 }
 
 /** A labelled pull Secret with nothing in it yet. */
-export function pullSecret(namespace: string, name: string, identity: string, annotations: object = {}): Json {
+export function pullSecret(
+  namespace: string,
+  name: string,
+  identity: string,
+  annotations: object = {},
+): Json {
   return {
     apiVersion: "v1",
     kind: "Secret",
-    metadata: { namespace, name, labels: { [IDENTITY]: identity.replaceAll("/", ".") }, annotations },
+    metadata: {
+      namespace,
+      name,
+      labels: { [IDENTITY]: identity.replaceAll("/", ".") },
+      annotations,
+    },
     type: SECRET_TYPE,
     stringData: { ".dockerconfigjson": '{"auths":{}}' },
   };

@@ -38,10 +38,24 @@ export async function deploy(context: Context): Promise<Bases> {
     // Of a disruption budget kubectl always sends the selector, and says so, though nothing changes.
     const changed = again.filter((line) => !/ unchanged$|^poddisruptionbudget/.test(line));
     expect(changed.length === 0, changed.join("\n"));
-    const { metadata } = await getJson(context, "poddisruptionbudget", "-n", NAMESPACE, "controller");
+    const { metadata } = await getJson(
+      context,
+      "poddisruptionbudget",
+      "-n",
+      NAMESPACE,
+      "controller",
+    );
     expect(metadata.generation === 1, "the disruption budget was changed");
     await kubectl(
-      ["apply", "--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-"],
+      [
+        "apply",
+        "--dry-run=server",
+        "--server-side",
+        "--force-conflicts",
+        "--validate=strict",
+        "-f",
+        "-",
+      ],
       manifest,
     );
     return `${again.length} objects`;
@@ -56,7 +70,10 @@ export async function deploy(context: Context): Promise<Bases> {
     const restarts = pods.reduce((sum, { restarts }) => sum + restarts, 0);
     expect(restarts === 0, `${restarts} restarts`);
     const namespace = await getJson(context, "namespace", NAMESPACE);
-    expect(namespace.metadata.labels["pod-security.kubernetes.io/enforce"] === "restricted", "it is not enforced");
+    expect(
+      namespace.metadata.labels["pod-security.kubernetes.io/enforce"] === "restricted",
+      "it is not enforced",
+    );
   });
   return bases;
 }
@@ -70,9 +87,18 @@ export interface ControllerPod {
 
 /** The controller's Pods that are not about to end. */
 export async function controllerPods(context: Pick<Context, "kubectl">): Promise<ControllerPod[]> {
-  const { items } = await getJson(context, "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=pull-secret-updater");
+  const { items } = await getJson(
+    context,
+    "pods",
+    "-n",
+    NAMESPACE,
+    "-l",
+    "app.kubernetes.io/name=pull-secret-updater",
+  );
   // deno-lint-ignore no-explicit-any
-  return items.filter(({ metadata }: any) => !metadata.deletionTimestamp).map(({ metadata, status }: any) => ({
+  return items.filter(({ metadata }: any) => !metadata.deletionTimestamp).map((
+    { metadata, status }: any,
+  ) => ({
     name: metadata.name,
     uid: metadata.uid,
     ready: status.containerStatuses?.[0]?.ready === true,

@@ -16,10 +16,14 @@ import { ROOT } from "./context.ts";
 const CACHE = join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "pull-secret-updater");
 const STORAGES = "e2e-containers-";
 const lock = fs.readFileSync(join(ROOT, "package-lock.json"));
-const STORAGE = join(CACHE, STORAGES + createHash("sha256").update(lock).digest("hex").slice(0, 12));
+const STORAGE = join(
+  CACHE,
+  STORAGES + createHash("sha256").update(lock).digest("hex").slice(0, 12),
+);
 
 /** 65532 is distroless' own user. */
-const PASSWD = "root:x:0:0:root:/root:/bin/sh\nnonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n";
+const PASSWD =
+  "root:x:0:0:root:/root:/bin/sh\nnonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n";
 const GROUP = "root:x:0:\nnonroot:x:65532:\n";
 /** What the public Deno image sets. */
 const DENO_ENV = "DENO_DIR=/deno-dir/ DENO_INSTALL_ROOT=/usr/local DENO_USE_CGROUPS=1";
@@ -40,13 +44,22 @@ export async function buildBases(work: string): Promise<Bases> {
     if (join(CACHE, name) !== STORAGE) fs.rmSync(join(CACHE, name), { recursive: true });
   }
   return {
-    BASE: await makeBase(work, "base", (folder) => addProgram(folder, "/bin/deno", require("deno/deno")), DENO_ENV),
+    BASE: await makeBase(
+      work,
+      "base",
+      (folder) => addProgram(folder, "/bin/deno", require("deno/deno")),
+      DENO_ENV,
+    ),
     BUILD: await makeBase(work, "build", addNode),
   };
 }
 
 /** Builds the program's image, and gives its size; `archive` is for `ctr image import`. */
-export async function buildProgram({ BASE, BUILD }: Bases, image: string, archive: string): Promise<string> {
+export async function buildProgram(
+  { BASE, BUILD }: Bases,
+  image: string,
+  archive: string,
+): Promise<string> {
   const args = ["--build-arg", `BASE=${BASE}`, "--build-arg", `BUILD=${BUILD}`, "--tag", image];
   await buildah(["bud", "--layers", "--isolation", "chroot", ...args, "."]);
   await save(image, archive);
@@ -61,13 +74,30 @@ export async function save(image: string, archive: string): Promise<void> {
 }
 
 /** Makes a private image that runs until it is ended; each has other content, as the kubelet goes by the image's ID. */
-export async function buildApp(work: string, bin: string, version: string, archive: string): Promise<void> {
+export async function buildApp(
+  work: string,
+  bin: string,
+  version: string,
+  archive: string,
+): Promise<void> {
   const folder = join(work, `app-${version}`);
   fs.mkdirSync(folder);
   fs.writeFileSync(join(folder, "version"), `${version}\n`);
   // The program that holds a Pod's namespaces runs until it is ended.
-  fs.writeFileSync(join(folder, "Containerfile"), `FROM oci-archive:${join(bin, "pause.tar")}\nCOPY version /\n`);
-  await buildah(["bud", "--quiet", "--layers", "--isolation", "chroot", "--tag", `app:${version}`, folder]);
+  fs.writeFileSync(
+    join(folder, "Containerfile"),
+    `FROM oci-archive:${join(bin, "pause.tar")}\nCOPY version /\n`,
+  );
+  await buildah([
+    "bud",
+    "--quiet",
+    "--layers",
+    "--isolation",
+    "chroot",
+    "--tag",
+    `app:${version}`,
+    folder,
+  ]);
   await buildah(["push", "--quiet", `app:${version}`, `docker-archive:${archive}:app:${version}`]);
 }
 
@@ -87,15 +117,31 @@ async function makeBase(
   await fill(folder);
   // With a tag of its own: `latest` is always pulled.
   const tag = `localhost/pull-secret-updater-${name}:e2e`;
-  fs.writeFileSync(join(work, `${name}.containerfile`), `FROM scratch\nCOPY . /\nENV PATH=/bin ${env}\n`);
-  await buildah(["bud", "--quiet", "--layers", "--file", join(work, `${name}.containerfile`), "--tag", tag, folder]);
+  fs.writeFileSync(
+    join(work, `${name}.containerfile`),
+    `FROM scratch\nCOPY . /\nENV PATH=/bin ${env}\n`,
+  );
+  await buildah([
+    "bud",
+    "--quiet",
+    "--layers",
+    "--file",
+    join(work, `${name}.containerfile`),
+    "--tag",
+    tag,
+    folder,
+  ]);
   fs.rmSync(folder, { recursive: true });
   return tag;
 }
 
 /** Node, npm and a shell, with this machine's certificates for npm: nothing of it comes into the image. */
 async function addNode(folder: string): Promise<void> {
-  await addProgram(folder, "/bin/node", require(`node-${process.platform}-${process.arch}/bin/node`));
+  await addProgram(
+    folder,
+    "/bin/node",
+    require(`node-${process.platform}-${process.arch}/bin/node`),
+  );
   await addProgram(folder, "/bin/sh", "/bin/sh");
   await addProgram(folder, "/bin/env", "/usr/bin/env");
   fs.mkdirSync(join(folder, "usr"));
@@ -106,7 +152,9 @@ async function addNode(folder: string): Promise<void> {
   fs.mkdirSync(join(folder, "etc/ssl/certs"), { recursive: true });
   fs.copyFileSync(CERTIFICATES, join(folder, CERTIFICATES));
   fs.writeFileSync(join(folder, "root/.npmrc"), `cafile=${CERTIFICATES}\nupdate-notifier=false\n`);
-  for (const name of ["resolv.conf", "hosts"]) fs.copyFileSync(`/etc/${name}`, join(folder, "etc", name));
+  for (const name of ["resolv.conf", "hosts"]) {
+    fs.copyFileSync(`/etc/${name}`, join(folder, "etc", name));
+  }
 }
 
 /** A program, and the libraries that it is linked with, at their own places. */
@@ -115,9 +163,13 @@ async function addProgram(folder: string, name: string, program: string): Promis
   const files = linked.match(/(?<=^\s|=> )\/\S+/gm) ?? [];
   // The resolver loads these by name, when it is first asked.
   const resolver = files.filter((file) => file.includes("/libc.so")).flatMap((libc) =>
-    ["libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"].map((library) => join(dirname(libc), library))
+    ["libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"].map((library) =>
+      join(dirname(libc), library)
+    )
   );
-  for (const file of [...files, ...resolver].filter((each) => fs.existsSync(each))) copy(file, join(folder, file));
+  for (const file of [...files, ...resolver].filter((each) => fs.existsSync(each))) {
+    copy(file, join(folder, file));
+  }
   copy(program, join(folder, name));
 }
 

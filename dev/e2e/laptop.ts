@@ -3,7 +3,16 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { ACCOUNT, type Context, expect, getJson, NAMESPACE, ROOT, tokenIn, until } from "./context.ts";
+import {
+  ACCOUNT,
+  type Context,
+  expect,
+  getJson,
+  NAMESPACE,
+  ROOT,
+  tokenIn,
+  until,
+} from "./context.ts";
 import { needBlock, runCommands } from "./readme.ts";
 
 /** As the README has them. */
@@ -25,26 +34,38 @@ export async function laptop(context: Context): Promise<void> {
   };
 
   const look = async () => {
-    const said = await runCommands(context, "kubectl get secret pull-secret -o yaml", ownPort(context));
+    const said = await runCommands(
+      context,
+      "kubectl get secret pull-secret -o yaml",
+      ownPort(context),
+    );
     expect(/^NAMESPACE /m.test(said) && said.includes(`default    ${SECRET}  ${UID}  valid`), said);
   };
 
-  await need("quick start 1 and 2: the cluster's issuer, and an identity that is bound to it", async () => {
-    const said = (await runCommands(context, "ISSUER=$(kubectl get")).trim();
-    expect(said === clusterIssuer, `the issuer is ${clusterIssuer}, not ${said}`);
-    const stubs = join(work, "stubs");
-    fs.mkdirSync(stubs);
-    fs.writeFileSync(join(stubs, "chainctl"), CHAINCTL, { mode: 0o755 });
-    const known = (block: string) => `PATH=${stubs}:$PATH ISSUER=${said}\n${block}`;
-    const plain = flagsOf(await runCommands(context, '$ISSUER" \\\n  --subject', known));
-    const keyed = flagsOf(await runCommands(context, '--issuer-keys="$(kubectl get --raw', known));
-    for (const flags of [plain, keyed]) {
-      expect(flags.get("--subject") === `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`, "another subject");
-      expect(flags.get("--identity-issuer") === clusterIssuer, "another issuer");
-    }
-    expect(JSON.parse(keyed.get("--issuer-keys") ?? "{}").keys?.length > 0, "no keys");
-    issuer.bind(UID, clusterIssuer, NAMESPACE, ACCOUNT);
-  });
+  await need(
+    "quick start 1 and 2: the cluster's issuer, and an identity that is bound to it",
+    async () => {
+      const said = (await runCommands(context, "ISSUER=$(kubectl get")).trim();
+      expect(said === clusterIssuer, `the issuer is ${clusterIssuer}, not ${said}`);
+      const stubs = join(work, "stubs");
+      fs.mkdirSync(stubs);
+      fs.writeFileSync(join(stubs, "chainctl"), CHAINCTL, { mode: 0o755 });
+      const known = (block: string) => `PATH=${stubs}:$PATH ISSUER=${said}\n${block}`;
+      const plain = flagsOf(await runCommands(context, '$ISSUER" \\\n  --subject', known));
+      const keyed = flagsOf(
+        await runCommands(context, '--issuer-keys="$(kubectl get --raw', known),
+      );
+      for (const flags of [plain, keyed]) {
+        expect(
+          flags.get("--subject") === `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`,
+          "another subject",
+        );
+        expect(flags.get("--identity-issuer") === clusterIssuer, "another issuer");
+      }
+      expect(JSON.parse(keyed.get("--issuer-keys") ?? "{}").keys?.length > 0, "no keys");
+      issuer.bind(UID, clusterIssuer, NAMESPACE, ACCOUNT);
+    },
+  );
 
   await need("quick start 3 and 5: rights and a Secret", async () => {
     await runCommands(context, "kubectl apply -f rbac.yaml");
@@ -52,26 +73,32 @@ export async function laptop(context: Context): Promise<void> {
   });
 
   const onNode = needBlock("npm ci\n(umask", "sh").replace("npm ci\n", "");
-  await step("quick start 4 and 6: on Node the Secret is filled, and --status and the events tell so", async () => {
-    await whileRunning(context, onNode, async () => {
-      await until("it is filled", () => filledAnew(undefined));
-      await look();
-      const said = await runCommands(context, "kubectl get secrets -A -l", ownPort(context));
-      expect(said.includes("TokenIssued") && said.includes(UID), said);
-    });
-  });
+  await step(
+    "quick start 4 and 6: on Node the Secret is filled, and --status and the events tell so",
+    async () => {
+      await whileRunning(context, onNode, async () => {
+        await until("it is filled", () => filledAnew(undefined));
+        await look();
+        const said = await runCommands(context, "kubectl get secrets -A -l", ownPort(context));
+        expect(said.includes("TokenIssued") && said.includes(UID), said);
+      });
+    },
+  );
 
   const onDeno = onNode.replace(/^KUBERNETES_API=.*$/m, needBlock("deno task start", "sh"));
-  await step("on Deno a refresh is asked for, and comes; the identity may stand in the annotation", async () => {
-    await whileRunning(context, onDeno, async () => {
-      const before = tokenIn(await secret())?.token;
-      await runCommands(context, "kubectl annotate --overwrite secret pull-secret");
-      await until("it is refreshed", () => filledAnew(before));
-      const fragment = needBlock('identity: ""\n  annotations:\n');
-      await kubectl(["patch", "secret", SECRET, "--type=merge", "--patch", fragment]);
-      await look();
-    });
-  });
+  await step(
+    "on Deno a refresh is asked for, and comes; the identity may stand in the annotation",
+    async () => {
+      await whileRunning(context, onDeno, async () => {
+        const before = tokenIn(await secret())?.token;
+        await runCommands(context, "kubectl annotate --overwrite secret pull-secret");
+        await until("it is refreshed", () => filledAnew(before));
+        const fragment = needBlock('identity: ""\n  annotations:\n');
+        await kubectl(["patch", "secret", SECRET, "--type=merge", "--patch", fragment]);
+        await look();
+      });
+    },
+  );
 
   // What is installed next brings its own account and rights.
   await kubectl(["delete", "secret", SECRET]);
@@ -93,7 +120,11 @@ const ownPort = ({ cluster }: Context) => (block: string) =>
  * Runs the commands that start the controller, for which the issuer's name is the test issuer's, and does something
  * meanwhile. They are ended all at once; a failure bears what they said.
  */
-async function whileRunning(context: Context, commands: string, act: () => Promise<void>): Promise<void> {
+async function whileRunning(
+  context: Context,
+  commands: string,
+  act: () => Promise<void>,
+): Promise<void> {
   const { address, caFile, cluster, work } = context;
   const { port } = cluster.options;
   const hosts = join(work, "laptop-hosts");
@@ -111,10 +142,15 @@ async function whileRunning(context: Context, commands: string, act: () => Promi
     stdio: ["ignore", "pipe", "pipe"],
   });
   let said = "";
-  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => said += text);
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding("utf8").on("data", (text) => said += text);
+  }
   const closed = once(child, "close");
   try {
-    await until("it has listed the Secrets", () => Promise.resolve(said.includes('"msg":"listed"')));
+    await until(
+      "it has listed the Secrets",
+      () => Promise.resolve(said.includes('"msg":"listed"')),
+    );
     await act();
   } catch (error) {
     throw new Error(`${(error as Error).message}\nit said:\n${said}`);

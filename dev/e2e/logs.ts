@@ -5,7 +5,8 @@ import type { Cluster } from "../cluster/cluster.ts";
 
 /** Everything but Secrets' content, which is no one's to keep. */
 const SECRETS = ["get", "secrets", "-A", "--show-labels"];
-const ANNOTATIONS = `{range .items[*]}{.metadata.namespace}/{.metadata.name} {.metadata.annotations}{"\\n"}{end}`;
+const ANNOTATIONS =
+  `{range .items[*]}{.metadata.namespace}/{.metadata.name} {.metadata.annotations}{"\\n"}{end}`;
 const LOOKS = [
   ["get", "nodes,pods,deployments,replicasets", "-A", "-o", "wide"],
   ["get", "events", "-A", "--sort-by=.lastTimestamp"],
@@ -18,7 +19,9 @@ const LOOKS = [
 export async function collectLogs(cluster: Cluster, folder: string, name: string): Promise<void> {
   fs.mkdirSync(folder, { recursive: true });
   const said = await Promise.all(LOOKS.map(async (args) => {
-    const answer = await cluster.kubectl([...args, "--request-timeout=10s"]).catch(({ message }) => message);
+    const answer = await cluster.kubectl([...args, "--request-timeout=10s"]).catch(({ message }) =>
+      message
+    );
     return `$ kubectl ${args.join(" ")}\n${answer}\n`;
   }));
   fs.writeFileSync(join(folder, name), said.join("\n"));

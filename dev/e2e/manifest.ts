@@ -2,7 +2,17 @@
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { defaultImage } from "../manifest.ts";
-import { ACCOUNT, type Context, expect, getJson, NAMESPACE, pullSecret, ROOT, tokenIn, until } from "./context.ts";
+import {
+  ACCOUNT,
+  type Context,
+  expect,
+  getJson,
+  NAMESPACE,
+  pullSecret,
+  ROOT,
+  tokenIn,
+  until,
+} from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { type Bases, save } from "./images.ts";
 import { aliasPatch } from "./patch.ts";
@@ -11,12 +21,17 @@ import { runCommands } from "./readme.ts";
 const NS = "self-contained";
 const REPLICAS = 2;
 /** Of this part's own; another for each runtime, as a new exchange is to be seen. */
-const IDENTITIES = { node: `${"9".repeat(40)}/${"a".repeat(16)}`, deno: `${"9".repeat(40)}/${"b".repeat(16)}` };
+const IDENTITIES = {
+  node: `${"9".repeat(40)}/${"a".repeat(16)}`,
+  deno: `${"9".repeat(40)}/${"b".repeat(16)}`,
+};
 
 /** Leaves the install on Deno behind. */
 export async function manifest(context: Context, { BASE, BUILD }: Bases): Promise<void> {
   const { clusterIssuer, issuer, kubectl, step } = context;
-  for (const identity of Object.values(IDENTITIES)) issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
+  for (const identity of Object.values(IDENTITIES)) {
+    issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
+  }
   await kubectl(["create", "namespace", NS]);
 
   await step("npm run manifest: the program in a ConfigMap, on a stock Node", async () => {
@@ -26,7 +41,11 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
   });
   await step("npm run manifest: the program in a ConfigMap, on a stock Deno", async () => {
     await provide(context, "deno", BASE);
-    await runCommands(context, "kubectl apply --server-side -f -\nkubectl rollout status", installed);
+    await runCommands(
+      context,
+      "kubectl apply --server-side -f -\nkubectl rollout status",
+      installed,
+    );
     return await check(context, "deno");
   });
 }
@@ -37,7 +56,11 @@ const force = (block: string) => block.replace("--server-side", "--server-side -
 const installed = (block: string) => force(block).replace("npm ci && ", "");
 
 /** Gives the node the stand-in for a public image, under the name that the manifest has. */
-async function provide({ cluster, work }: Context, runtime: "node" | "deno", image: string): Promise<void> {
+async function provide(
+  { cluster, work }: Context,
+  runtime: "node" | "deno",
+  image: string,
+): Promise<void> {
   const archive = join(work, "runtime.tar");
   await save(image, archive);
   await cluster.ctr(["image", "import", archive]);
@@ -49,14 +72,28 @@ async function provide({ cluster, work }: Context, runtime: "node" | "deno", ima
 async function check(context: Context, runtime: "node" | "deno"): Promise<string> {
   const { kubectl } = context;
   await runCommands(context, "--patch-file private-ca.yaml");
-  await kubectl(["patch", "deployment", "-n", NAMESPACE, ACCOUNT, "-p", JSON.stringify(aliasPatch(context))]);
+  await kubectl([
+    "patch",
+    "deployment",
+    "-n",
+    NAMESPACE,
+    ACCOUNT,
+    "-p",
+    JSON.stringify(aliasPatch(context)),
+  ]);
   await rolledOut(context);
   const { spec } = (await getJson(context, "deployment", "-n", NAMESPACE, ACCOUNT)).spec.template;
   expect(spec.containers[0].command.join() === runtime, `it runs ${spec.containers[0].command}`);
 
-  await kubectl(["create", "-f", "-"], JSON.stringify(pullSecret(NS, runtime, IDENTITIES[runtime])));
+  await kubectl(
+    ["create", "-f", "-"],
+    JSON.stringify(pullSecret(NS, runtime, IDENTITIES[runtime])),
+  );
   const created = Date.now();
-  await until("the Secret is filled", async () => tokenIn(await getJson(context, "secret", "-n", NS, runtime)));
+  await until(
+    "the Secret is filled",
+    async () => tokenIn(await getJson(context, "secret", "-n", NS, runtime)),
+  );
   const took = Date.now() - created;
   const pods = await until("the old Pods are gone", async () => {
     const pods = await controllerPods(context);
@@ -65,7 +102,10 @@ async function check(context: Context, runtime: "node" | "deno"): Promise<string
   expect(pods.every(({ ready, restarts }) => ready && restarts === 0), JSON.stringify(pods));
   for (const { name } of pods) {
     const said = await kubectl(["logs", "-n", NAMESPACE, name]);
-    expect(/"msg":"listed"/.test(said) && !/"level":"(warn|error)"/.test(said), `the log of ${name}:\n${said}`);
+    expect(
+      /"msg":"listed"/.test(said) && !/"level":"(warn|error)"/.test(said),
+      `the log of ${name}:\n${said}`,
+    );
   }
   return `filled after ${took} ms`;
 }

@@ -30,33 +30,44 @@ const REPOSITORY = "acme/app";
 export async function moving(context: Context): Promise<void> {
   const { clusterIssuer, issuer, kubectl, need, registry, step } = context;
   issuer.bind(GO_IDENTITY, clusterIssuer, NAMESPACE, ACCOUNT);
-  for (const identity of [GO_IDENTITY, README_IDENTITY]) registry.grants.set(identity, [REPOSITORY]);
+  for (const identity of [GO_IDENTITY, README_IDENTITY]) {
+    registry.grants.set(identity, [REPOSITORY]);
+  }
   const secret = (namespace: string) => getJson(context, "secret", "-n", namespace, SECRET);
 
-  await need("Secrets as the Go controller has them: the identity in the annotation, and no label", async () => {
-    for (const namespace of [LIVE, EMPTY]) {
-      await kubectl(["create", "namespace", namespace]);
-      await kubectl(["create", "-f", "-"], JSON.stringify(goSecret(namespace)));
-    }
-    // It writes the token in the same form.
-    await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}=`]);
-    await until("it holds a token", async () => tokenIn(await secret(LIVE)));
-    await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}-`]);
-  });
+  await need(
+    "Secrets as the Go controller has them: the identity in the annotation, and no label",
+    async () => {
+      for (const namespace of [LIVE, EMPTY]) {
+        await kubectl(["create", "namespace", namespace]);
+        await kubectl(["create", "-f", "-"], JSON.stringify(goSecret(namespace)));
+      }
+      // It writes the token in the same form.
+      await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}=`]);
+      await until("it holds a token", async () => tokenIn(await secret(LIVE)));
+      await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}-`]);
+    },
+  );
 
-  await step("one kubectl label adopts them all; who holds a token keeps it until it is due", async () => {
-    const before = tokenIn(await secret(LIVE))?.token;
-    await runCommands(context, "--field-selector metadata.name=pull-secret");
-    await until("the empty one is filled", async () => tokenIn(await secret(EMPTY)));
-    expect(tokenIn(await secret(LIVE))?.token === before, "the token was replaced");
-    await canPull(context, await secret(EMPTY));
-  });
+  await step(
+    "one kubectl label adopts them all; who holds a token keeps it until it is due",
+    async () => {
+      const before = tokenIn(await secret(LIVE))?.token;
+      await runCommands(context, "--field-selector metadata.name=pull-secret");
+      await until("the empty one is filled", async () => tokenIn(await secret(EMPTY)));
+      expect(tokenIn(await secret(LIVE))?.token === before, "the token was replaced");
+      await canPull(context, await secret(EMPTY));
+    },
+  );
 
   await step(
     "a long-lived pull token gives way to short-lived ones by kubectl label, without a moment between",
     async () => {
       await kubectl(["create", "namespace", LONG_LIVED]);
-      await kubectl(["create", "-n", LONG_LIVED, "-f", "-"], JSON.stringify(longLived(registry.publisher)));
+      await kubectl(
+        ["create", "-n", LONG_LIVED, "-f", "-"],
+        JSON.stringify(longLived(registry.publisher)),
+      );
       await canPull(context, await secret(LONG_LIVED));
       const watched = await watchStates(context, LONG_LIVED);
       await runCommands(context, "kubectl label secret pull-secret", inNamespace);
@@ -93,7 +104,9 @@ export async function moving(context: Context): Promise<void> {
   );
 
   // At once, so that they are gone when others count them.
-  for (const namespace of [LIVE, EMPTY]) await kubectl(["delete", "secret", "-n", namespace, SECRET]);
+  for (const namespace of [LIVE, EMPTY]) {
+    await kubectl(["delete", "secret", "-n", namespace, SECRET]);
+  }
   await kubectl(["delete", "namespace", LIVE, EMPTY, LONG_LIVED, "--wait=false"]);
 }
 
@@ -124,18 +137,29 @@ function longLived({ user, password }: { user: string; password: string }): Json
 }
 
 /** Sees to each state that a Secret has, one after the other, until what it returns is called: how many, and how many without a credential. */
-async function watchStates({ cluster }: Context, namespace: string): Promise<() => { states: number; gaps: number }> {
+async function watchStates(
+  { cluster }: Context,
+  namespace: string,
+): Promise<() => { states: number; gaps: number }> {
   const path = 'jsonpath={.data.\\.dockerconfigjson}{"\\n"}';
   const args = ["get", "secret", SECRET, "-n", namespace, "--watch", "-o", path];
   const env = { ...process.env, ...cluster.environment, NO_PROXY: "*" };
-  const child = spawn(join(cluster.bin, "kubectl"), args, { env, stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(join(cluster.bin, "kubectl"), args, {
+    env,
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   let said = "";
   child.stdout.setEncoding("utf8").on("data", (text: string) => said += text);
   await until("the watch has begun", () => Promise.resolve(said.includes("\n")));
   return () => {
     child.kill();
-    const configs = said.trimEnd().split("\n").map((line) => JSON.parse(Buffer.from(line, "base64").toString()));
-    return { states: configs.length, gaps: configs.filter(({ auths }) => !auths?.["cgr.dev"]?.auth).length };
+    const configs = said.trimEnd().split("\n").map((line) =>
+      JSON.parse(Buffer.from(line, "base64").toString())
+    );
+    return {
+      states: configs.length,
+      gaps: configs.filter(({ auths }) => !auths?.["cgr.dev"]?.auth).length,
+    };
   };
 }
 
@@ -143,6 +167,11 @@ async function watchStates({ cluster }: Context, namespace: string): Promise<() 
 async function canPull({ registry, work }: Context, secret: Json): Promise<void> {
   const auth = join(work, "moving-auth.json");
   fs.writeFileSync(auth, dockerConfig(secret), { mode: 0o600 });
-  await registry.runWithName("skopeo", ["inspect", "--authfile", auth, `docker://cgr.dev/${REPOSITORY}:1`]);
+  await registry.runWithName("skopeo", [
+    "inspect",
+    "--authfile",
+    auth,
+    `docker://cgr.dev/${REPOSITORY}:1`,
+  ]);
   fs.rmSync(auth);
 }

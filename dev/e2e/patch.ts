@@ -10,7 +10,11 @@ const CA_FOLDER = "/etc/private-ca";
 
 /** Tells the Pods where the issuer is. */
 export function aliasPatch({ address }: Pick<Context, "address">): Json {
-  return { spec: { template: { spec: { hostAliases: [{ ip: address, hostnames: ["issuer.enforce.dev"] }] } } } };
+  return {
+    spec: {
+      template: { spec: { hostAliases: [{ ip: address, hostnames: ["issuer.enforce.dev"] }] } },
+    },
+  };
 }
 
 export async function patchedManifest(context: Context, image: string): Promise<string> {
@@ -31,7 +35,8 @@ export async function patchedManifest(context: Context, image: string): Promise<
     data: { "ca.crt": ca },
   };
   const folder = join(work, "deploy");
-  const write = (name: string, value: unknown) => fs.writeFileSync(join(folder, name), JSON.stringify(value));
+  const write = (name: string, value: unknown) =>
+    fs.writeFileSync(join(folder, name), JSON.stringify(value));
   fs.mkdirSync(folder, { recursive: true });
   fs.copyFileSync(join(ROOT, "deploy.yaml"), join(folder, "deploy.yaml"));
   write("ca.yaml", authority);

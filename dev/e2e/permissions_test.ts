@@ -27,7 +27,9 @@ const UID = `${"0a".repeat(20)}/${"1b".repeat(8)}`;
 const UNTIL_MS = 10_000;
 /** Deno asks its update server within 0.2 s: long enough to tell that it does not. */
 const SILENCE_MS = 1_500;
-const hasIPv6 = Object.values(networkInterfaces()).flat().some((address) => address?.address === "::1");
+const hasIPv6 = Object.values(networkInterfaces()).flat().some((address) =>
+  address?.address === "::1"
+);
 
 const work = mkdtempSync(join(tmpdir(), "permissions-"));
 const accountDir = join(work, "serviceaccount");
@@ -94,7 +96,10 @@ interface Pod {
 const API = "$(KUBERNETES_SERVICE_HOST):$(KUBERNETES_SERVICE_PORT)";
 
 /** The manifest's arguments, expanded as the kubelet does it. Each replacement must be found. */
-function argumentsOf({ apiHost, apiPort, issuerPort, port, program }: Pod, manifest = args): string[] {
+function argumentsOf(
+  { apiHost, apiPort, issuerPort, port, program }: Pod,
+  manifest = args,
+): string[] {
   const replacements = {
     "$(KUBERNETES_SERVICE_HOST)": apiHost,
     "$(KUBERNETES_SERVICE_PORT)": `${apiPort}`,
@@ -155,7 +160,10 @@ const startIn = (pod: Pod, args = argumentsOf(pod)) => start(args, environmentOf
 
 async function until(what: string, check: () => unknown, { output }: Running): Promise<void> {
   for (const deadline = Date.now() + UNTIL_MS; !await check(); await sleep(20)) {
-    assert(Date.now() < deadline, `${what}: not so after ${UNTIL_MS / 1000} s\n${output.stdout}${output.stderr}`);
+    assert(
+      Date.now() < deadline,
+      `${what}: not so after ${UNTIL_MS / 1000} s\n${output.stdout}${output.stderr}`,
+    );
   }
 }
 
@@ -180,27 +188,52 @@ async function freePort(): Promise<number> {
 // ───── The program itself ─────
 
 /** The stand-ins, with one Secret to fill. */
-async function startCluster(apiHost: string): Promise<{ api: ApiServer; issuer: Issuer; pod: Pod }> {
-  const api = await startApiServer({ host: apiHost, certificate: authority.issue(), tokens: new Map() });
-  const issuer = await startIssuer({ host: "localhost", certificate: authority.issue(), keys: api.jwks });
+async function startCluster(
+  apiHost: string,
+): Promise<{ api: ApiServer; issuer: Issuer; pod: Pod }> {
+  const api = await startApiServer({
+    host: apiHost,
+    certificate: authority.issue(),
+    tokens: new Map(),
+  });
+  const issuer = await startIssuer({
+    host: "localhost",
+    certificate: authority.issue(),
+    keys: api.jwks,
+  });
   toEnd.push(() => api.close(), () => issuer.close());
   const account = ["pull-secret-updater", "controller"] as const;
   api.createServiceAccount(...account);
   issuer.bind(UID, api.issuer, ...account);
   writeFileSync(join(accountDir, "token"), await api.serviceAccountToken(...account, api.issuer));
-  writeFileSync(join(oidcDir, "oidc-token"), await api.serviceAccountToken(...account, "localhost"));
+  writeFileSync(
+    join(oidcDir, "oidc-token"),
+    await api.serviceAccountToken(...account, "localhost"),
+  );
   api.createSecret({
-    metadata: { namespace: "team", name: "pull-secret", labels: { [`${PREFIX}/identity`]: UID.replace("/", ".") } },
+    metadata: {
+      namespace: "team",
+      name: "pull-secret",
+      labels: { [`${PREFIX}/identity`]: UID.replace("/", ".") },
+    },
     type: "kubernetes.io/dockerconfigjson",
     stringData: { ".dockerconfigjson": "{}" },
   });
   const [apiPort, issuerPort] = [+new URL(api.url).port, +new URL(issuer.url).port];
-  return { api, issuer, pod: { apiHost, apiPort, issuerPort, port: await freePort(), program: bundle } };
+  return {
+    api,
+    issuer,
+    pod: { apiHost, apiPort, issuerPort, port: await freePort(), program: bundle },
+  };
 }
 
-async function worksIn({ api, issuer, pod }: Awaited<ReturnType<typeof startCluster>>, args?: string[]): Promise<void> {
+async function worksIn(
+  { api, issuer, pod }: Awaited<ReturnType<typeof startCluster>>,
+  args?: string[],
+): Promise<void> {
   const program = startIn(pod, args);
-  const isFilled = () => api.secret("team", "pull-secret")?.metadata.annotations?.[`${PREFIX}/token-expires`];
+  const isFilled = () =>
+    api.secret("team", "pull-secret")?.metadata.annotations?.[`${PREFIX}/token-expires`];
   await until("the Secret is filled", isFilled, program);
   for (const host of hasIPv6 ? ["127.0.0.1", "[::1]"] : ["127.0.0.1"]) {
     for (const path of ["/healthz", "/readyz", "/metrics"]) {
@@ -223,16 +256,32 @@ test("the program does all its work with the manifest's rights, on IPv4 and IPv6
 });
 
 test("on an IPv6 cluster Deno refuses the manifest's flags", async () => {
-  const program = startIn({ apiHost: "fd00::1", apiPort: 443, issuerPort: 1, port: await freePort(), program: bundle });
+  const program = startIn({
+    apiHost: "fd00::1",
+    apiPort: 443,
+    issuerPort: 1,
+    port: await freePort(),
+    program: bundle,
+  });
   assertEquals(await program.ended, 1);
-  assertMatch(program.output.stderr, /ipv6 addresses must be enclosed in square brackets: 'fd00::1:443'/);
+  assertMatch(
+    program.output.stderr,
+    /ipv6 addresses must be enclosed in square brackets: 'fd00::1:443'/,
+  );
 });
 
-test("on an IPv6 cluster the program works with brackets in the flags", { skip: !hasIPv6 }, async () => {
-  const bracketed = API.replace("$(KUBERNETES_SERVICE_HOST)", "[$(KUBERNETES_SERVICE_HOST)]");
-  const cluster = await startCluster("::1");
-  await worksIn(cluster, argumentsOf(cluster.pod, args.map((arg) => arg.replace(API, bracketed))));
-});
+test(
+  "on an IPv6 cluster the program works with brackets in the flags",
+  { skip: !hasIPv6 },
+  async () => {
+    const bracketed = API.replace("$(KUBERNETES_SERVICE_HOST)", "[$(KUBERNETES_SERVICE_HOST)]");
+    const cluster = await startCluster("::1");
+    await worksIn(
+      cluster,
+      argumentsOf(cluster.pod, args.map((arg) => arg.replace(API, bracketed))),
+    );
+  },
+);
 
 test("the manifest grants the variables that the program reads, and no other", () => {
   const source = readFileSync(join(ROOT, "main.ts"), "utf8");
@@ -244,7 +293,9 @@ test("the program's text names nothing to import but Node's own modules", () => 
   // What it names, though it be in a literal import() only, Deno loads beforehand and without a right.
   const graph = JSON.parse(execFileSync(DENO, ["info", "--json", bundle], { encoding: "utf8" }));
   const url = pathToFileURL(bundle).href;
-  const { dependencies }: GraphModule = graph.modules.find(({ specifier }: GraphModule) => specifier === url);
+  const { dependencies }: GraphModule = graph.modules.find(({ specifier }: GraphModule) =>
+    specifier === url
+  );
   // Those without code are of types, in comments.
   const named = dependencies.filter(({ code }) => code).map(({ specifier }) => specifier);
   assert(named.includes("node:fs"));
@@ -312,7 +363,10 @@ const ATTEMPTS: Record<string, [code: string, end: RegExp][]> = {
     ["import(at(blob(`import '${other}x.js'`)))", /--no-remote is specified/],
     ["import(at(blob(`import 'file:///etc/x.json' with { type: 'json' }`)))", /read access to/],
     ["worker(data(`Deno.readTextFileSync('/etc/passwd')`))", /read access to/],
-    ["worker(data(`postMessage(Deno.permissions.requestSync({ name: 'read' }).state)`))", /^done: "denied"/],
+    [
+      "worker(data(`postMessage(Deno.permissions.requestSync({ name: 'read' }).state)`))",
+      /^done: "denied"/,
+    ],
   ],
   "listen on another port": [
     ["listening(0)", /net access to ".*:0"/],
@@ -414,18 +468,33 @@ describe("a program with the manifest's rights", () => {
   let pod: Pod;
 
   before(async () => {
-    others = await listen((request, response) => response.end(seen.push(`${request.method} ${request.url}`)));
+    others = await listen((request, response) =>
+      response.end(seen.push(`${request.method} ${request.url}`))
+    );
     others.on("connection", () => seen.push("connection"));
     const other = `http://127.0.0.1:${portOf(others)}/`;
     granted = await listen((_, response) => response.writeHead(302, { location: other }).end());
     const program = join(work, "probe.js");
-    pod = { apiHost: "127.0.0.1", apiPort: portOf(granted), issuerPort: 1, port: await freePort(), program };
-    const lines = Object.values(ATTEMPTS).flat().map(([code]) => `await attempt(async () => (${code}));\n`);
-    const rest = `console.log(JSON.stringify({ ends, variables: Deno.env.toObject() }));\nprocess.exit(0);\n`;
+    pod = {
+      apiHost: "127.0.0.1",
+      apiPort: portOf(granted),
+      issuerPort: 1,
+      port: await freePort(),
+      program,
+    };
+    const lines = Object.values(ATTEMPTS).flat().map(([code]) =>
+      `await attempt(async () => (${code}));\n`
+    );
+    const rest =
+      `console.log(JSON.stringify({ ends, variables: Deno.env.toObject() }));\nprocess.exit(0);\n`;
     writeProbe(PROBE + lines.join("") + rest, program);
     writeFileSync(join(accountDir, "token"), "a token");
     // As the proxy, the server also sees what Deno itself would load, from any host.
-    const probe = start(argumentsOf(pod), { ...environmentOf(pod), HTTPS_PROXY: other, OTHER: "x" });
+    const probe = start(argumentsOf(pod), {
+      ...environmentOf(pod),
+      HTTPS_PROXY: other,
+      OTHER: "x",
+    });
     assertEquals(await probe.ended, 0, probe.output.stderr);
     ({ ends, variables: environment } = JSON.parse(probe.output.stdout));
   });
@@ -437,7 +506,9 @@ describe("a program with the manifest's rights", () => {
     test(`cannot ${title}`, () => {
       for (const [index, [code, end]] of attempts.entries()) {
         const was = ends[from + index] ?? "not tried";
-        const expected = end.source.startsWith("^done") ? end : new RegExp(`^refused: .*(${end.source})`, "s");
+        const expected = end.source.startsWith("^done")
+          ? end
+          : new RegExp(`^refused: .*(${end.source})`, "s");
         assertMatch(was, expected, `${code} ended otherwise: ${was}`);
       }
     });
@@ -455,8 +526,15 @@ describe("a program with the manifest's rights", () => {
 
 /** Bundles undici into the probe, as the program has it. */
 function writeProbe(code: string, path: string): void {
-  const require = "import { createRequire as r } from 'node:module'; const require = r(import.meta.url);";
-  const flags = ["--bundle", "--platform=node", "--format=esm", `--banner:js=${require}`, `--outfile=${path}`];
+  const require =
+    "import { createRequire as r } from 'node:module'; const require = r(import.meta.url);";
+  const flags = [
+    "--bundle",
+    "--platform=node",
+    "--format=esm",
+    `--banner:js=${require}`,
+    `--outfile=${path}`,
+  ];
   execFileSync(join(BIN, "esbuild"), [...flags, "--log-level=error"], { cwd: ROOT, input: code });
 }
 
@@ -472,7 +550,9 @@ async function askedOfProxy(
   without: string[] = [],
 ): Promise<string[]> {
   const asked: string[] = [];
-  const proxy = await listen((request, response) => response.writeHead(502).end(asked.push(`${request.url}`)));
+  const proxy = await listen((request, response) =>
+    response.writeHead(502).end(asked.push(`${request.url}`))
+  );
   proxy.on("connect", ({ url }, socket) => {
     // The program is killed as soon as it has asked.
     socket.on("error", () => {});
@@ -481,10 +561,18 @@ async function askedOfProxy(
   const fresh = mkdtempSync(join(work, "fresh-"));
   const program = join(fresh, "program.js");
   writeFileSync(program, code);
-  const pod: Pod = { apiHost: "127.0.0.1", apiPort: 1, issuerPort: 1, port: await freePort(), program };
+  const pod: Pod = {
+    apiHost: "127.0.0.1",
+    apiPort: 1,
+    issuerPort: 1,
+    port: await freePort(),
+    program,
+  };
   const url = `http://127.0.0.1:${portOf(proxy)}`;
   const own = { HOME: fresh, DENO_DIR: join(fresh, "deno"), HTTPS_PROXY: url, HTTP_PROXY: url };
-  const environment = Object.entries({ ...environmentOf(pod), ...own }).filter(([name]) => !without.includes(name));
+  const environment = Object.entries({ ...environmentOf(pod), ...own }).filter(([name]) =>
+    !without.includes(name)
+  );
   const args = argumentsOf(pod).filter((arg) => !without.includes(arg));
   const running = start(args, Object.fromEntries(environment));
   await until("the proxy was asked", () => isDone(asked), running);
@@ -508,7 +596,8 @@ test("Deno asks no update server, which it would without the manifest's variable
 
 test("import() of a URL or a package asks no other host, which it would without the manifest's flags", async () => {
   // Deno imports from a few hosts without being asked, of which this is one.
-  const load = (specifier: string) => `await import([${JSON.stringify(specifier)}][0]).catch(() => {});`;
+  const load = (specifier: string) =>
+    `await import([${JSON.stringify(specifier)}][0]).catch(() => {});`;
   const [url, registry] = ["https://raw.githubusercontent.com/x.js", "npm:left-pad"].map(load);
   const waits = "setTimeout(() => {}, 60_000);";
   const [asked, ...controls] = await Promise.all([

@@ -14,10 +14,19 @@ export async function pods(context: Context): Promise<void> {
   const created = async (object: Json) =>
     JSON.parse(await kubectl(["create", "-o", "json", "-f", "-"], JSON.stringify(object)));
   const dryRun = async (object: Json) =>
-    JSON.parse(await kubectl(["create", "--dry-run=server", "-o", "json", "-f", "-"], JSON.stringify(object)));
+    JSON.parse(
+      await kubectl(
+        ["create", "--dry-run=server", "-o", "json", "-f", "-"],
+        JSON.stringify(object),
+      ),
+    );
   const runs = (namespace: string, name: string) =>
-    until("it runs", async () => (await getJson(context, "pod", "-n", namespace, name)).status.phase === "Running");
-  const names = ({ spec }: Json) => (spec.imagePullSecrets ?? []).map(({ name }: Json) => name).join();
+    until(
+      "it runs",
+      async () => (await getJson(context, "pod", "-n", namespace, name)).status.phase === "Running",
+    );
+  const names = ({ spec }: Json) =>
+    (spec.imagePullSecrets ?? []).map(({ name }: Json) => name).join();
 
   await need("namespaces with a filled pull Secret", async () => {
     issuer.bind(README_IDENTITY, clusterIssuer, NAMESPACE, ACCOUNT);
@@ -28,26 +37,35 @@ export async function pods(context: Context): Promise<void> {
     }
   });
 
-  await step("by a MutatingAdmissionPolicy, Pods with an image of cgr.dev in labelled namespaces get it", async () => {
-    await runCommands(context, "kubectl apply -f add-pull-secret.yaml");
-    await until("the policy is in force", async () => names(await dryRun(pod(BY_POLICY, "probe"))) === SECRET);
-    await created(pod(BY_POLICY, "plain"));
-    await runs(BY_POLICY, "plain");
-    const init = { initContainers: [{ ...container(IMAGE), name: "init" }], containers: [container(OTHER_IMAGE)] };
-    const cases: [string, string, Json][] = [
-      ["with a pull Secret of its own", `own,${SECRET}`, { imagePullSecrets: [{ name: "own" }] }],
-      ["that names it already", SECRET, { imagePullSecrets: [{ name: SECRET }] }],
-      ["whose init container alone is of cgr.dev", SECRET, init],
-      ["without an image of cgr.dev", "", { containers: [container(OTHER_IMAGE)] }],
-    ];
-    for (const [what, expected, spec] of cases) {
-      const found = names(await dryRun(pod(BY_POLICY, "case", spec)));
-      expect(found === expected, `a Pod ${what} names "${found}"`);
-    }
-    const elsewhere = names(await dryRun(pod(BY_ACCOUNT, "case")));
-    expect(elsewhere === "", `in a namespace without the label a Pod names "${elsewhere}"`);
-    return `${cases.length + 2} Pods`;
-  });
+  await step(
+    "by a MutatingAdmissionPolicy, Pods with an image of cgr.dev in labelled namespaces get it",
+    async () => {
+      await runCommands(context, "kubectl apply -f add-pull-secret.yaml");
+      await until(
+        "the policy is in force",
+        async () => names(await dryRun(pod(BY_POLICY, "probe"))) === SECRET,
+      );
+      await created(pod(BY_POLICY, "plain"));
+      await runs(BY_POLICY, "plain");
+      const init = {
+        initContainers: [{ ...container(IMAGE), name: "init" }],
+        containers: [container(OTHER_IMAGE)],
+      };
+      const cases: [string, string, Json][] = [
+        ["with a pull Secret of its own", `own,${SECRET}`, { imagePullSecrets: [{ name: "own" }] }],
+        ["that names it already", SECRET, { imagePullSecrets: [{ name: SECRET }] }],
+        ["whose init container alone is of cgr.dev", SECRET, init],
+        ["without an image of cgr.dev", "", { containers: [container(OTHER_IMAGE)] }],
+      ];
+      for (const [what, expected, spec] of cases) {
+        const found = names(await dryRun(pod(BY_POLICY, "case", spec)));
+        expect(found === expected, `a Pod ${what} names "${found}"`);
+      }
+      const elsewhere = names(await dryRun(pod(BY_ACCOUNT, "case")));
+      expect(elsewhere === "", `in a namespace without the label a Pod names "${elsewhere}"`);
+      return `${cases.length + 2} Pods`;
+    },
+  );
 
   await step("by a service account, Pods that name none get it, on any Kubernetes", async () => {
     await runCommands(context, "kubectl patch serviceaccount default");
@@ -57,7 +75,9 @@ export async function pods(context: Context): Promise<void> {
   });
 
   // At once, so that they are gone when others count them.
-  for (const namespace of [BY_POLICY, BY_ACCOUNT]) await kubectl(["delete", "secret", "-n", namespace, SECRET]);
+  for (const namespace of [BY_POLICY, BY_ACCOUNT]) {
+    await kubectl(["delete", "secret", "-n", namespace, SECRET]);
+  }
   await kubectl(["delete", "namespace", BY_POLICY, BY_ACCOUNT, "--wait=false"]);
 }
 

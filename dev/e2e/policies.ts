@@ -56,11 +56,14 @@ const needsAccount = (user: string, account: string) =>
   literally(
     `${user} needs a Role: verb create, resource serviceaccounts/token, resourceName ${account}, namespace ${TEAM}`,
   );
-const OTHER_SECRET = /pull-secret-updater-controller.*the controller writes labelled pull Secrets only/;
+const OTHER_SECRET =
+  /pull-secret-updater-controller.*the controller writes labelled pull Secrets only/;
 const OTHER_KEY = /pull-secret-updater-controller.*the controller writes \.dockerconfigjson only/;
-const OTHER_ANNOTATION = /pull-secret-updater-controller.*the controller writes its own annotations only/;
+const OTHER_ANNOTATION =
+  /pull-secret-updater-controller.*the controller writes its own annotations only/;
 const OTHER_TOKEN = /pull-secret-updater-tokens.*tokens for the issuer only, for an hour at most/;
-const BAD_ACCOUNT = /pull-secret-updater-identity.*service-account must be the name of a service account of this name/;
+const BAD_ACCOUNT =
+  /pull-secret-updater-identity.*service-account must be the name of a service account of this name/;
 const TOO_LARGE = /pull-secret-updater-identity.*at most 16 keys of at most 96 KiB/;
 const NO_RIGHT = /cannot \w+ resource/;
 
@@ -70,7 +73,9 @@ export async function policies(context: Given): Promise<void> {
   await controllerSide(context);
   await userSide(context);
   // First what is in them: while a namespace ends, what a starting controller says of its Secrets is not of interest.
-  for (const namespace of [TEAM, OTHER]) await context.kubectl(["delete", "secret", "--all", "-n", namespace]);
+  for (const namespace of [TEAM, OTHER]) {
+    await context.kubectl(["delete", "secret", "--all", "-n", namespace]);
+  }
   await context.kubectl(["delete", "namespace", TEAM, OTHER, "--wait=false"]);
 }
 
@@ -90,7 +95,11 @@ async function prepare({ kubectl }: Given): Promise<void> {
     labelled("to-unlabel", { [IDENTITY]: UID }),
     labelled("to-delete"),
   ];
-  const namespaces = [TEAM, OTHER].map((name) => ({ apiVersion: "v1", kind: "Namespace", metadata: { name } }));
+  const namespaces = [TEAM, OTHER].map((name) => ({
+    apiVersion: "v1",
+    kind: "Namespace",
+    metadata: { name },
+  }));
   const accounts = ["puller", "private"].map((name) => ({
     apiVersion: "v1",
     kind: "ServiceAccount",
@@ -99,7 +108,12 @@ async function prepare({ kubectl }: Given): Promise<void> {
   const users = ["alice", "bob", "carol", GITOPS].map((name) => ({ kind: "User", name }));
   const controller = { kind: "ServiceAccount", name: ACCOUNT, namespace: NAMESPACE };
   const write = { apiGroups: [""], resources: ["secrets"], verbs: ["*"] };
-  const use = { apiGroups: [PREFIX], resources: ["identities"], verbs: ["use"], resourceNames: [NAME] };
+  const use = {
+    apiGroups: [PREFIX],
+    resources: ["identities"],
+    verbs: ["use"],
+    resourceNames: [NAME],
+  };
   // With it the policy about identities lets the controller pass, and the controller's own is seen to refuse.
   const useBoth = { ...use, resourceNames: [NAME, OTHER_NAME] };
   const everything = { apiGroups: ["*"], resources: ["*"], verbs: ["*"] };
@@ -121,7 +135,10 @@ async function prepare({ kubectl }: Given): Promise<void> {
   await kubectl(["create", "-f", "-"], JSON.stringify({ apiVersion: "v1", kind: "List", items }));
   // A policy takes a moment to be in force.
   await until("the policies are in force", async () => {
-    const attempt = kubectl(["--as=alice", "create", "--dry-run=server", "-f", "-"], JSON.stringify(labelled("first")));
+    const attempt = kubectl(
+      ["--as=alice", "create", "--dry-run=server", "-f", "-"],
+      JSON.stringify(labelled("first")),
+    );
     return await attempt.then(() => false, (error: Error) => needsUse("alice").test(error.message));
   });
 }
@@ -166,7 +183,8 @@ async function controllerSide(context: Given): Promise<void> {
   });
   const { signal } = new AbortController();
   const patch = (name: string, body: object) => client.patch(TEAM, name, body, signal);
-  const annotate = (name: string, annotations: object) => patch(name, { metadata: { annotations } });
+  const annotate = (name: string, annotations: object) =>
+    patch(name, { metadata: { annotations } });
   const requestToken = (account: string, audience: string, seconds: number) =>
     client.requestToken(TEAM, account, audience, seconds, signal);
   const tokenRequest = (spec: object) =>
@@ -192,7 +210,10 @@ async function controllerSide(context: Given): Promise<void> {
       [REFRESH]: null,
     };
     const data = { ".dockerconfigjson": DOCKER_CONFIG };
-    const written = await patch("to-write", { metadata: { uid, resourceVersion, annotations }, data });
+    const written = await patch("to-write", {
+      metadata: { uid, resourceVersion, annotations },
+      data,
+    });
     expect(written.data?.[".dockerconfigjson"] === DOCKER_CONFIG, "the token is not in it");
     expect(written.metadata.annotations?.[REFRESH] === undefined, "`refresh` is still there");
     expect(written.metadata.annotations?.note === "a user's", "the user's annotation is gone");
@@ -203,81 +224,115 @@ async function controllerSide(context: Given): Promise<void> {
     throw new Error("the watch does not show the write");
   });
 
-  await step("the controller writes events, and requests tokens where a Role grants it", () =>
-    each({
-      event: async () => {
-        const event = {
-          metadata: { generateName: "policies-", namespace: TEAM },
-          eventTime: new Date().toISOString().replace("Z", "000Z"),
-          reportingController: `${PREFIX}/controller`,
-          reportingInstance: "policies",
-          action: "Refresh",
-          regarding: { apiVersion: "v1", kind: "Secret", namespace: TEAM, name: "plain" },
-          reason: "TokenIssued",
-          type: "Normal",
-          note: "from policies.ts",
-        };
-        await client.createEvent(TEAM, event, signal);
-      },
-      "token request": async () => {
-        const claims = claimsOf(await requestToken("puller", AUDIENCE, 600));
-        expect(claims.sub === `system:serviceaccount:${TEAM}:puller`, `another's token: ${claims.sub}`);
-        expect(`${claims.aud}` === AUDIENCE && claims.exp - claims.iat === 600, "another audience or life");
-      },
-    }));
+  await step(
+    "the controller writes events, and requests tokens where a Role grants it",
+    () =>
+      each({
+        event: async () => {
+          const event = {
+            metadata: { generateName: "policies-", namespace: TEAM },
+            eventTime: new Date().toISOString().replace("Z", "000Z"),
+            reportingController: `${PREFIX}/controller`,
+            reportingInstance: "policies",
+            action: "Refresh",
+            regarding: { apiVersion: "v1", kind: "Secret", namespace: TEAM, name: "plain" },
+            reason: "TokenIssued",
+            type: "Normal",
+            note: "from policies.ts",
+          };
+          await client.createEvent(TEAM, event, signal);
+        },
+        "token request": async () => {
+          const claims = claimsOf(await requestToken("puller", AUDIENCE, 600));
+          expect(
+            claims.sub === `system:serviceaccount:${TEAM}:puller`,
+            `another's token: ${claims.sub}`,
+          );
+          expect(
+            `${claims.aud}` === AUDIENCE && claims.exp - claims.iat === 600,
+            "another audience or life",
+          );
+        },
+      }),
+  );
 
   const before = await versions(context);
 
   await step("the controller cannot write another Secret", () =>
     each({
-      unlabelled: () => refused(patch("unlabelled", { data: { ".dockerconfigjson": DOCKER_CONFIG } }), OTHER_SECRET),
+      unlabelled: () =>
+        refused(
+          patch("unlabelled", { data: { ".dockerconfigjson": DOCKER_CONFIG } }),
+          OTHER_SECRET,
+        ),
       "labelled in the same patch": () =>
         refused(patch("unlabelled", { metadata: { labels: { [IDENTITY]: NAME } } }), OTHER_SECRET),
       "with the annotation but no label": () =>
         refused(patch("noted", { data: { ".dockerconfigjson": DOCKER_CONFIG } }), OTHER_SECRET),
-      "of another type": () => refused(patch("opaque", { data: { ".dockerconfigjson": DOCKER_CONFIG } }), OTHER_SECRET),
+      "of another type": () =>
+        refused(patch("opaque", { data: { ".dockerconfigjson": DOCKER_CONFIG } }), OTHER_SECRET),
       "its own annotation on another type": () =>
         refused(annotate("opaque", { [`${PREFIX}/token-identity`]: UID }), OTHER_SECRET),
-      "another type": () => refused(patch("plain", { type: "Opaque" }), /type: Invalid value|field is immutable/),
+      "another type": () =>
+        refused(patch("plain", { type: "Opaque" }), /type: Invalid value|field is immutable/),
     }));
 
   await step("the controller cannot write anything else of a labelled Secret", () =>
     each({
       "a key more": () => refused(patch("plain", { data: { key: DOCKER_CONFIG } }), OTHER_KEY),
-      "a key more, by stringData": () => refused(patch("plain", { stringData: { key: "x" } }), OTHER_KEY),
-      "another value of a key": () => refused(patch("with-key", { data: { key: DOCKER_CONFIG } }), OTHER_KEY),
+      "a key more, by stringData": () =>
+        refused(patch("plain", { stringData: { key: "x" } }), OTHER_KEY),
+      "another value of a key": () =>
+        refused(patch("with-key", { data: { key: DOCKER_CONFIG } }), OTHER_KEY),
       "a key less": () => refused(patch("with-key", { data: { key: null } }), OTHER_KEY),
-      "no data": () => refused(patch("with-key", { data: null }), /data\[\.dockerconfigjson\]: Required value/),
+      "no data": () =>
+        refused(patch("with-key", { data: null }), /data\[\.dockerconfigjson\]: Required value/),
       "an annotation more": () => refused(annotate("plain", { note: "x" }), OTHER_ANNOTATION),
-      "another value of an annotation": () => refused(annotate("with-key", { note: "x" }), OTHER_ANNOTATION),
+      "another value of an annotation": () =>
+        refused(annotate("with-key", { note: "x" }), OTHER_ANNOTATION),
       "an annotation less": () => refused(annotate("with-key", { note: null }), OTHER_ANNOTATION),
-      "the annotation `identity`": () => refused(annotate("plain", { [IDENTITY]: OTHER_UID }), OTHER_ANNOTATION),
-      "the annotation `identity`, off": () => refused(annotate("hidden", { [IDENTITY]: null }), OTHER_ANNOTATION),
+      "the annotation `identity`": () =>
+        refused(annotate("plain", { [IDENTITY]: OTHER_UID }), OTHER_ANNOTATION),
+      "the annotation `identity`, off": () =>
+        refused(annotate("hidden", { [IDENTITY]: null }), OTHER_ANNOTATION),
       "the annotation `service-account`": () =>
         refused(annotate("plain", { [SERVICE_ACCOUNT]: "puller" }), OTHER_ANNOTATION),
       "the annotation `service-account`, off": () =>
         refused(annotate("of-account", { [SERVICE_ACCOUNT]: null }), OTHER_ANNOTATION),
-      "`refresh` where it is not": () => refused(annotate("plain", { [REFRESH]: "now" }), OTHER_ANNOTATION),
-      "all annotations off": () => refused(patch("with-key", { metadata: { annotations: null } }), OTHER_ANNOTATION),
-      "a label more": () => refused(patch("plain", { metadata: { labels: { more: "x" } } }), OTHER_SECRET),
+      "`refresh` where it is not": () =>
+        refused(annotate("plain", { [REFRESH]: "now" }), OTHER_ANNOTATION),
+      "all annotations off": () =>
+        refused(patch("with-key", { metadata: { annotations: null } }), OTHER_ANNOTATION),
+      "a label more": () =>
+        refused(patch("plain", { metadata: { labels: { more: "x" } } }), OTHER_SECRET),
       "another identity, by label": () =>
         refused(patch("plain", { metadata: { labels: { [IDENTITY]: OTHER_NAME } } }), OTHER_SECRET),
       "the label off": () => refused(patch("plain", { metadata: { labels: null } }), OTHER_SECRET),
       "an owner": () => {
-        const owner = { apiVersion: "v1", kind: "ConfigMap", name: "x", uid: "7e3f3f5a-0000-4000-8000-000000000000" };
+        const owner = {
+          apiVersion: "v1",
+          kind: "ConfigMap",
+          name: "x",
+          uid: "7e3f3f5a-0000-4000-8000-000000000000",
+        };
         return refused(patch("plain", { metadata: { ownerReferences: [owner] } }), OTHER_SECRET);
       },
-      "a finalizer": () => refused(patch("plain", { metadata: { finalizers: ["example.com/x"] } }), OTHER_SECRET),
+      "a finalizer": () =>
+        refused(patch("plain", { metadata: { finalizers: ["example.com/x"] } }), OTHER_SECRET),
       immutable: () => refused(patch("plain", { immutable: true }), OTHER_SECRET),
     }));
 
   await step("the controller cannot create, replace or delete a Secret", () =>
     each({
-      create: () => refused(controller(["create", "-f", "-"], JSON.stringify(labelled("new"))), NO_RIGHT),
+      create: () =>
+        refused(controller(["create", "-f", "-"], JSON.stringify(labelled("new"))), NO_RIGHT),
       "create by server-side apply": () => {
         const apply = ["apply", "--server-side", "-f", "-"];
         // Kubernetes 1.30 does not say why.
-        return refused(controller(apply, JSON.stringify(labelled("new"))), /secrets "new" is forbidden/);
+        return refused(
+          controller(apply, JSON.stringify(labelled("new"))),
+          /secrets "new" is forbidden/,
+        );
       },
       replace: async () => {
         const secret = await getJson(context, "secret", "plain", "-n", TEAM);
@@ -294,24 +349,50 @@ async function controllerSide(context: Given): Promise<void> {
 
   await step("the controller cannot request any other token", () =>
     each({
-      "of an account that has not granted it": () => refused(requestToken("private", AUDIENCE, 600), NO_RIGHT),
+      "of an account that has not granted it": () =>
+        refused(requestToken("private", AUDIENCE, 600), NO_RIGHT),
       "of its own": () =>
-        refused(controller(["create", "token", ACCOUNT, "-n", NAMESPACE, `--audience=${AUDIENCE}`]), NO_RIGHT),
-      "for the API server": () => refused(requestToken("puller", "https://kubernetes.default.svc", 600), OTHER_TOKEN),
-      "for whatever is the default": () => refused(tokenRequest({ expirationSeconds: 600 }), OTHER_TOKEN),
+        refused(
+          controller(["create", "token", ACCOUNT, "-n", NAMESPACE, `--audience=${AUDIENCE}`]),
+          NO_RIGHT,
+        ),
+      "for the API server": () =>
+        refused(requestToken("puller", "https://kubernetes.default.svc", 600), OTHER_TOKEN),
+      "for whatever is the default": () =>
+        refused(tokenRequest({ expirationSeconds: 600 }), OTHER_TOKEN),
       "for another audience beside": () =>
-        refused(tokenRequest({ audiences: [AUDIENCE, "other"], expirationSeconds: 600 }), OTHER_TOKEN),
+        refused(
+          tokenRequest({ audiences: [AUDIENCE, "other"], expirationSeconds: 600 }),
+          OTHER_TOKEN,
+        ),
       "for a year": () => refused(requestToken("puller", AUDIENCE, YEAR_S), OTHER_TOKEN),
-      "for a second more than an hour": () => refused(requestToken("puller", AUDIENCE, 3601), OTHER_TOKEN),
+      "for a second more than an hour": () =>
+        refused(requestToken("puller", AUDIENCE, 3601), OTHER_TOKEN),
     }));
 
   await step("the controller can read nothing but Secrets", () => {
-    const kinds = ["configmaps", "pods", "serviceaccounts", "events", "events.events.k8s.io", "nodes", "namespaces"];
-    const rest = ["deployments", "roles", "clusterroles", "validatingadmissionpolicies", "tokenreviews"];
+    const kinds = [
+      "configmaps",
+      "pods",
+      "serviceaccounts",
+      "events",
+      "events.events.k8s.io",
+      "nodes",
+      "namespaces",
+    ];
+    const rest = [
+      "deployments",
+      "roles",
+      "clusterroles",
+      "validatingadmissionpolicies",
+      "tokenreviews",
+    ];
     const reads = [...kinds, ...rest].map((kind) => {
       const verb = kind === "tokenreviews" ? "create" : "list";
       return [kind, async () => {
-        const said = await controller(["auth", "can-i", verb, kind, "-A"]).catch((error: Error) => error.message);
+        const said = await controller(["auth", "can-i", verb, kind, "-A"]).catch((error: Error) =>
+          error.message
+        );
         expect(/(^|: )no\b/.test(said), `it may: ${said}`);
       }];
     });
@@ -325,13 +406,16 @@ async function controllerSide(context: Given): Promise<void> {
 /** Name and resource version of each Secret. */
 async function versions(context: Given): Promise<string> {
   const { items } = await getJson(context, "secrets", "-n", TEAM);
-  return items.map(({ metadata }: Json) => `${metadata.name} ${metadata.resourceVersion}`).join("\n");
+  return items.map(({ metadata }: Json) => `${metadata.name} ${metadata.resourceVersion}`).join(
+    "\n",
+  );
 }
 
 // ───── Who may name an identity ─────
 
 async function userSide({ kubectl, step }: Given): Promise<void> {
-  const user = (name: string): Kubectl => (args, input) => kubectl([`--as=${name}`, ...args], input);
+  const user = (name: string): Kubectl => (args, input) =>
+    kubectl([`--as=${name}`, ...args], input);
   /** May write Secrets, and no more. */
   const alice = user("alice");
   /** May use the identity, in one namespace. */
@@ -356,64 +440,97 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
       "create, by annotation": () =>
         refused(create(alice, labelled("new", { [IDENTITY]: UID }, {}, "")), needsUse("alice")),
       "create, by apply": () =>
-        refused(alice(["apply", "--server-side", "-f", "-"], JSON.stringify(labelled("new"))), needsUse("alice")),
+        refused(
+          alice(["apply", "--server-side", "-f", "-"], JSON.stringify(labelled("new"))),
+          needsUse("alice"),
+        ),
       "create, of another type": () =>
         refused(create(alice, labelled("new", {}, { type: "Opaque" })), needsUse("alice")),
-      "set the label": () => refused(label(alice, "empty", `${IDENTITY}=${NAME}`), needsUse("alice")),
-      "set the annotation": () => refused(annotate(alice, "empty", `${IDENTITY}=${UID}`), needsUse("alice")),
+      "set the label": () =>
+        refused(label(alice, "empty", `${IDENTITY}=${NAME}`), needsUse("alice")),
+      "set the annotation": () =>
+        refused(annotate(alice, "empty", `${IDENTITY}=${UID}`), needsUse("alice")),
       "change the label": () =>
         refused(label(alice, "plain", `${IDENTITY}=${OTHER_NAME}`), needsUse("alice", OTHER_NAME)),
       "change the annotation": () =>
-        refused(annotate(alice, "hidden", `${IDENTITY}=${OTHER_UID}`), needsUse("alice", OTHER_NAME)),
+        refused(
+          annotate(alice, "hidden", `${IDENTITY}=${OTHER_UID}`),
+          needsUse("alice", OTHER_NAME),
+        ),
       "cover the label": () =>
-        refused(annotate(alice, "plain", `${IDENTITY}=${OTHER_UID}`), needsUse("alice", OTHER_NAME)),
-      "uncover the label": () => refused(annotate(alice, "hidden", `${IDENTITY}-`), needsUse("alice", OTHER_NAME)),
+        refused(
+          annotate(alice, "plain", `${IDENTITY}=${OTHER_UID}`),
+          needsUse("alice", OTHER_NAME),
+        ),
+      "uncover the label": () =>
+        refused(annotate(alice, "hidden", `${IDENTITY}-`), needsUse("alice", OTHER_NAME)),
       "uncover the label, by an empty annotation": () =>
         refused(annotate(alice, "hidden", `${IDENTITY}=`), needsUse("alice", OTHER_NAME)),
-      "label late": () => refused(label(alice, "unlabelled", `${IDENTITY}=${NAME}`), needsUse("alice")),
-      "label late, with the annotation there": () => refused(label(alice, "noted", `${IDENTITY}=`), needsUse("alice")),
+      "label late": () =>
+        refused(label(alice, "unlabelled", `${IDENTITY}=${NAME}`), needsUse("alice")),
+      "label late, with the annotation there": () =>
+        refused(label(alice, "noted", `${IDENTITY}=`), needsUse("alice")),
       "copy into another namespace": () =>
         refused(create(bob, inNamespace(OTHER, labelled("copy"))), needsUse("bob", NAME, OTHER)),
       "another identity than one's own": () =>
         refused(create(bob, labelled("new", {}, {}, OTHER_UID)), needsUse("bob", OTHER_NAME)),
-      "as a service account": () => refused(create(user(GITOPS), labelled("new")), needsUse(GITOPS)),
+      "as a service account": () =>
+        refused(create(user(GITOPS), labelled("new")), needsUse(GITOPS)),
     }));
 
   await step("with the Role he can", () =>
     each({
       "create, by label": () => create(bob, labelled("by-label")),
-      "create, by annotation": () => create(bob, labelled("by-annotation", { [IDENTITY]: UID }, {}, "")),
+      "create, by annotation": () =>
+        create(bob, labelled("by-annotation", { [IDENTITY]: UID }, {}, "")),
       "label late": () => label(bob, "noted", `${IDENTITY}=`),
       "set the annotation": () => annotate(bob, "empty", `${IDENTITY}=${UID}`),
       "an empty identity, without a Role": () => create(alice, labelled("empty-too", {}, {}, "")),
-      "whoever may do everything in the namespace": () => create(user("dave"), labelled("by-dave", {}, {}, OTHER_UID)),
+      "whoever may do everything in the namespace": () =>
+        create(user("dave"), labelled("by-dave", {}, {}, OTHER_UID)),
       "the cluster's administrator": () => create(kubectl, labelled("by-admin", {}, {}, OTHER_UID)),
     }));
 
   const needsPrivate = needsAccount("carol", "private");
-  await step("`service-account` can be set and changed by whoever may create that account's tokens", () =>
-    each({
-      "create, without the right": () =>
-        refused(create(alice, labelled("new", { [SERVICE_ACCOUNT]: "puller" })), needsAccount("alice", "puller")),
-      "`use` is not that right": () =>
-        refused(create(bob, labelled("new", { [SERVICE_ACCOUNT]: "puller" })), needsAccount("bob", "puller")),
-      "set, another account": () => refused(annotate(carol, "plain", `${SERVICE_ACCOUNT}=private`), needsPrivate),
-      "change, another account": () =>
-        refused(annotate(carol, "of-account", `${SERVICE_ACCOUNT}=private`), needsPrivate),
-      "take it off, without `use`": () =>
-        refused(annotate(carol, "of-account", `${SERVICE_ACCOUNT}-`), needsUse("carol")),
-      "empty": () => refused(annotate(bob, "plain", `${SERVICE_ACCOUNT}=`), BAD_ACCOUNT),
-      "upper case": () => refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=Puller`), BAD_ACCOUNT),
-      "another namespace's": () => refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=../x/puller`), BAD_ACCOUNT),
-      "two lines": () => refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=puller\n`), BAD_ACCOUNT),
-      "254 characters": () => refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=${"a".repeat(254)}`), BAD_ACCOUNT),
-      "in the controller's namespace": () => {
-        const secret = labelled("new", { [SERVICE_ACCOUNT]: ACCOUNT });
-        return refused(create(kubectl, inNamespace(NAMESPACE, secret)), BAD_ACCOUNT);
-      },
-      "create, with the right": () => create(carol, labelled("with-account", { [SERVICE_ACCOUNT]: "puller" })),
-      "253 characters": () => create(kubectl, labelled("long-account", { [SERVICE_ACCOUNT]: `a${".a".repeat(126)}` })),
-    }));
+  await step(
+    "`service-account` can be set and changed by whoever may create that account's tokens",
+    () =>
+      each({
+        "create, without the right": () =>
+          refused(
+            create(alice, labelled("new", { [SERVICE_ACCOUNT]: "puller" })),
+            needsAccount("alice", "puller"),
+          ),
+        "`use` is not that right": () =>
+          refused(
+            create(bob, labelled("new", { [SERVICE_ACCOUNT]: "puller" })),
+            needsAccount("bob", "puller"),
+          ),
+        "set, another account": () =>
+          refused(annotate(carol, "plain", `${SERVICE_ACCOUNT}=private`), needsPrivate),
+        "change, another account": () =>
+          refused(annotate(carol, "of-account", `${SERVICE_ACCOUNT}=private`), needsPrivate),
+        "take it off, without `use`": () =>
+          refused(annotate(carol, "of-account", `${SERVICE_ACCOUNT}-`), needsUse("carol")),
+        "empty": () => refused(annotate(bob, "plain", `${SERVICE_ACCOUNT}=`), BAD_ACCOUNT),
+        "upper case": () =>
+          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=Puller`), BAD_ACCOUNT),
+        "another namespace's": () =>
+          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=../x/puller`), BAD_ACCOUNT),
+        "two lines": () =>
+          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=puller\n`), BAD_ACCOUNT),
+        "254 characters": () =>
+          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=${"a".repeat(254)}`), BAD_ACCOUNT),
+        "in the controller's namespace": () => {
+          const secret = labelled("new", { [SERVICE_ACCOUNT]: ACCOUNT });
+          return refused(create(kubectl, inNamespace(NAMESPACE, secret)), BAD_ACCOUNT);
+        },
+        "create, with the right": () =>
+          create(carol, labelled("with-account", { [SERVICE_ACCOUNT]: "puller" })),
+        "253 characters": () =>
+          create(kubectl, labelled("long-account", { [SERVICE_ACCOUNT]: `a${".a".repeat(126)}` })),
+      }),
+  );
   await step("`service-account` can be taken off by whoever may use the identity", async () => {
     await annotate(bob, "of-account", `${SERVICE_ACCOUNT}-`);
   });
@@ -422,9 +539,14 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
     // One after another: they are about one Secret.
     await label(alice, "to-edit", "more=x");
     await annotate(alice, "to-edit", "note=x", `${REFRESH}=now`);
-    await patch(alice, "to-edit", { data: { key: DOCKER_CONFIG, ".dockerconfigjson": DOCKER_CONFIG } });
+    await patch(alice, "to-edit", {
+      data: { key: DOCKER_CONFIG, ".dockerconfigjson": DOCKER_CONFIG },
+    });
     await patch(alice, "to-edit", { metadata: { finalizers: ["example.com/x"] } });
-    await patch(alice, "to-edit", { metadata: { finalizers: null, labels: { more: null } }, data: { key: null } });
+    await patch(alice, "to-edit", {
+      metadata: { finalizers: null, labels: { more: null } },
+      data: { key: null },
+    });
     // Both forms of one identity.
     await annotate(alice, "to-edit", `${IDENTITY}=${UID}`);
     // What is hidden may be changed, as long as it stays hidden.
@@ -450,9 +572,11 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
   await step("a labelled Secret is bounded in size, any other is not", () =>
     each({
       "16 keys": () => create(alice, opaque("16-keys", keys(MAX_KEYS), ours)),
-      "17 keys": () => refused(create(alice, opaque("17-keys", keys(MAX_KEYS + 1), ours)), TOO_LARGE),
+      "17 keys": () =>
+        refused(create(alice, opaque("17-keys", keys(MAX_KEYS + 1), ours)), TOO_LARGE),
       "96 KiB": () => create(alice, opaque("96-kib", [MAX_VALUE_BYTES], ours)),
-      "96 KiB and one byte": () => refused(create(alice, opaque("large", [MAX_VALUE_BYTES + 1], ours)), TOO_LARGE),
+      "96 KiB and one byte": () =>
+        refused(create(alice, opaque("large", [MAX_VALUE_BYTES + 1], ours)), TOO_LARGE),
       "a large one, by the administrator": () =>
         refused(create(kubectl, opaque("large", [MAX_VALUE_BYTES * 2], ours)), TOO_LARGE),
       "a key more than 16": async () => {
@@ -468,7 +592,10 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
         await patch(alice, "700-kib", { data: { more: DOCKER_CONFIG } });
       },
       "unlabelled, with our annotations": () =>
-        create(alice, unlabelled("annotated", { [IDENTITY]: OTHER_UID, [SERVICE_ACCOUNT]: "No Name" })),
+        create(
+          alice,
+          unlabelled("annotated", { [IDENTITY]: OTHER_UID, [SERVICE_ACCOUNT]: "No Name" }),
+        ),
     }));
 }
 
@@ -524,8 +651,14 @@ export async function manifest(context: Given, file: string): Promise<void> {
       throw new Error(`${error.message}\n${error.cause?.stdout ?? ""}`);
     });
   };
-  await step("kube-score finds nothing", () => check("kube-score", ["score", "--kubernetes-version=v1.30"]));
-  await step("yamllint finds nothing", () => check("yamllint", ["--strict", "-d", JSON.stringify(YAMLLINT)]));
+  await step(
+    "kube-score finds nothing",
+    () => check("kube-score", ["score", "--kubernetes-version=v1.30"]),
+  );
+  await step(
+    "yamllint finds nothing",
+    () => check("yamllint", ["--strict", "-d", JSON.stringify(YAMLLINT)]),
+  );
 }
 
 /** What changes with an object but not with its status. */
@@ -544,7 +677,9 @@ async function each(cases: Record<string, () => Promise<unknown>>): Promise<stri
   const entries = Object.entries(cases);
   const outcomes = await Promise.allSettled(entries.map(([, attempt]) => attempt()));
   const failures = outcomes.flatMap((outcome, index) =>
-    outcome.status === "rejected" ? [`${entries[index]![0]}: ${(outcome.reason as Error).message}`] : []
+    outcome.status === "rejected"
+      ? [`${entries[index]![0]}: ${(outcome.reason as Error).message}`]
+      : []
   );
   if (failures.length > 0) throw new Error(failures.join("\n"));
   return `${entries.length} cases`;
@@ -576,14 +711,22 @@ async function alone(file: string): Promise<number> {
       console.log(`ok      ${title}${said ? ` (${said})` : ""}, ${seconds()}`);
     } catch (error) {
       counts.failed++;
-      console.log(`FAILED  ${title}, ${seconds()}\n${(error as Error).message.replace(/^/gm, "        ")}`);
+      console.log(
+        `FAILED  ${title}, ${seconds()}\n${(error as Error).message.replace(/^/gm, "        ")}`,
+      );
     }
   };
   await endCluster(place);
   try {
     const cluster = await startCluster(place);
     const kubectl: Kubectl = (args, input) => cluster.kubectl(args, input);
-    const context = { cluster, kubectl, as: (token: string) => kubectlAs(cluster, token), step, work };
+    const context = {
+      cluster,
+      kubectl,
+      as: (token: string) => kubectlAs(cluster, token),
+      step,
+      work,
+    };
     await manifest(context, file);
     await policies(context);
   } finally {
@@ -595,5 +738,7 @@ async function alone(file: string): Promise<number> {
 }
 
 if (import.meta.main) {
-  process.exitCode = await alone(process.argv[2] ?? join(import.meta.dirname!, "../../deploy.yaml"));
+  process.exitCode = await alone(
+    process.argv[2] ?? join(import.meta.dirname!, "../../deploy.yaml"),
+  );
 }

@@ -33,7 +33,17 @@ export async function runCommands(
     const [, name] = /^# (\S+\.yaml)$/m.exec(block) ?? [];
     if (name) fs.writeFileSync(join(folder, name), block);
   }
-  for (const name of ["deploy.yaml", "package.json", "Containerfile", "node_modules", "main.ts", "dev", "docs"]) {
+  for (
+    const name of [
+      "deploy.yaml",
+      "package.json",
+      "Containerfile",
+      "node_modules",
+      "main.ts",
+      "dev",
+      "docs",
+    ]
+  ) {
     fs.rmSync(join(folder, name), { force: true });
     fs.symlinkSync(join(ROOT, name), join(folder, name));
   }

@@ -59,14 +59,20 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
   /** The identity that a token was issued for, if it is one of the issuer's and holds. */
   async function identityOf(token: string): Promise<string | undefined> {
     const options = { audience: SERVICE, issuer: issuer.issuer, requiredClaims: ["exp"] };
-    const verified = await jwtVerify(token, createLocalJWKSet(issuer.jwks), options).catch(() => undefined);
+    const verified = await jwtVerify(token, createLocalJWKSet(issuer.jwks), options).catch(() =>
+      undefined
+    );
     return verified?.payload.sub;
   }
 
-  async function answer(url: URL, authorization: string): Promise<{ status: number; body: object }> {
-    const [user = "", password = ""] = Buffer.from(authorization.replace(/^Basic /i, ""), "base64").toString().split(
-      ":",
-    );
+  async function answer(
+    url: URL,
+    authorization: string,
+  ): Promise<{ status: number; body: object }> {
+    const [user = "", password = ""] = Buffer.from(authorization.replace(/^Basic /i, ""), "base64")
+      .toString().split(
+        ":",
+      );
     const scope = url.searchParams.get("scope") ?? "";
     const [, name = "", wanted = ""] = /^repository:([^:]+):(.+)$/.exec(scope) ?? [];
     const isPublisher = user === publisher.user && password === publisher.password;
@@ -75,7 +81,9 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
     const allowed = isPublisher ? wanted.split(",") : isGranted ? ["pull"] : [];
     const status = isPublisher || isGranted ? 200 : identity === undefined ? 401 : 403;
     requests.push({ scope, user, identity, status });
-    if (status !== 200) return { status, body: { errors: [{ code: status === 401 ? "UNAUTHORIZED" : "DENIED" }] } };
+    if (status !== 200) {
+      return { status, body: { errors: [{ code: status === 401 ? "UNAUTHORIZED" : "DENIED" }] } };
+    }
     const token = await new SignJWT({ access: [{ type: "repository", name, actions: allowed }] })
       .setProtectedHeader({ alg: "ES256", typ: "JWT", x5c })
       .setIssuer("tokens").setSubject(user).setAudience(SERVICE).setJti(randomUUID())
@@ -115,7 +123,10 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
     }),
   );
   await start(dir, "docker-registry", "docker-registry", ["serve", configuration], "/usr/bin");
-  await until("the registry answers", async () => (await fetch(`http://${host}:${port}/v2/`)).status === 401);
+  await until(
+    "the registry answers",
+    async () => (await fetch(`http://${host}:${port}/v2/`)).status === 401,
+  );
 
   const hosts = join(work, "hosts");
   fs.writeFileSync(hosts, `${fs.readFileSync("/etc/hosts", "utf8")}\n${host} ${SERVICE}\n`);
@@ -124,7 +135,11 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
     requests,
     publisher,
     push: async (archive, repository) => {
-      const credentials = ["--dest-creds", `${publisher.user}:${publisher.password}`, "--dest-tls-verify=false"];
+      const credentials = [
+        "--dest-creds",
+        `${publisher.user}:${publisher.password}`,
+        "--dest-tls-verify=false",
+      ];
       await run("skopeo", [
         "copy",
         "--quiet",
@@ -136,7 +151,17 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
     runWithName: (program, args) => {
       const script = `mount --bind "$0" /etc/hosts && exec "$@"`;
       const env = { SSL_CERT_FILE: join(work, "ca.crt"), NO_PROXY: "*" };
-      return run("unshare", ["--mount", "--propagation", "private", "sh", "-ec", script, hosts, program, ...args], {
+      return run("unshare", [
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-ec",
+        script,
+        hosts,
+        program,
+        ...args,
+      ], {
         env,
       });
     },

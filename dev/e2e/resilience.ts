@@ -51,9 +51,15 @@ export interface Watcher {
 /** Fills some Secrets, and looks twice a second whether any labelled one holds an expired token. */
 export async function watchSecrets(context: Context): Promise<Watcher> {
   const { cluster, clusterIssuer, issuer, kubectl } = context;
-  for (const identity of [IDENTITY_UID, LATE_IDENTITY]) issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
+  for (const identity of [IDENTITY_UID, LATE_IDENTITY]) {
+    issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
+  }
   await kubectl(["create", "namespace", NS]);
-  const list = { apiVersion: "v1", kind: "List", items: SECRETS.map((name) => pullSecret(NS, name, IDENTITY_UID)) };
+  const list = {
+    apiVersion: "v1",
+    kind: "List",
+    items: SECRETS.map((name) => pullSecret(NS, name, IDENTITY_UID)),
+  };
   await kubectl(["create", "-f", "-"], JSON.stringify(list));
 
   const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
@@ -69,16 +75,27 @@ export async function watchSecrets(context: Context): Promise<Watcher> {
   const look = async () => {
     // A new connection each time, as the API server's certificate changes.
     const dispatcher = new Agent({ connect: { ca: fs.readFileSync(cluster.ca, "utf8") } });
-    const answer = await request(url, { headers, dispatcher, headersTimeout: LOOK_MS, bodyTimeout: LOOK_MS });
+    const answer = await request(url, {
+      headers,
+      dispatcher,
+      headersTimeout: LOOK_MS,
+      bodyTimeout: LOOK_MS,
+    });
     const { items = [] } = await answer.body.json() as Json;
     const now = Date.now();
     watcher.looks++;
-    for (const secret of items.filter(({ metadata }: Json) => watcher.namespaces.has(metadata.namespace))) {
+    for (
+      const secret of items.filter(({ metadata }: Json) =>
+        watcher.namespaces.has(metadata.namespace)
+      )
+    ) {
       const held = tokenIn(secret);
       if (held) watcher.tokens.add(held.token);
       if (held && held.exp * 1000 <= now) {
         const late = Math.round((now - held.exp * 1000) / 1000);
-        watcher.expired.push(`${secret.metadata.namespace}/${secret.metadata.name}, expired for ${late} s`);
+        watcher.expired.push(
+          `${secret.metadata.namespace}/${secret.metadata.name}, expired for ${late} s`,
+        );
       }
     }
     await dispatcher.close();
@@ -90,7 +107,9 @@ export async function watchSecrets(context: Context): Promise<Watcher> {
 export async function resilience(context: Context, watcher: Watcher): Promise<void> {
   const { cluster, issuer, kubectl, step } = context;
   const tokens = (names = SECRETS) =>
-    Promise.all(names.map(async (name) => tokenIn(await getJson(context, "secret", "-n", NS, name))));
+    Promise.all(
+      names.map(async (name) => tokenIn(await getJson(context, "secret", "-n", NS, name))),
+    );
   /** Waits until Secrets hold tokens that were issued after this instant. */
   const refreshedSince = async (time: number, names = SECRETS) => {
     const wholeSecond = Math.floor(time / 1000); // as `iat` is
@@ -100,7 +119,15 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
     );
   };
   const askForRefresh = () =>
-    kubectl(["annotate", "secrets", "-n", NS, "--all", "--overwrite", `${PREFIX}/refresh=${Date.now()}`]);
+    kubectl([
+      "annotate",
+      "secrets",
+      "-n",
+      NS,
+      "--all",
+      "--overwrite",
+      `${PREFIX}/refresh=${Date.now()}`,
+    ]);
 
   /** How long it is until the first of the tokens is about to be refreshed. */
   const untilOutage = async () => {
@@ -131,71 +158,94 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
     await cluster.ready();
     const back = Date.now();
     await kubectl(["create", "-f", "-"], JSON.stringify(pullSecret(NS, "late", LATE_IDENTITY)));
-    await until("it is filled", async () => tokenIn(await getJson(context, "secret", "-n", NS, "late")));
+    await until(
+      "it is filled",
+      async () => tokenIn(await getJson(context, "secret", "-n", NS, "late")),
+    );
     return `${Date.now() - back} ms after etcd and the API server were ready`;
   });
 
-  await step(`the API server is away for ${OUTAGE_MS / 1000} s, in which the tokens were to be refreshed`, async () => {
-    if (await untilOutage() < 0) { // the machine was slow
-      const asked = Date.now();
-      await askForRefresh();
-      await refreshedSince(asked);
-    }
-    await sleep(await untilOutage());
-    const held = await tokens();
-    const stopped = Date.now();
-    await cluster.stop("kube-apiserver");
-    await sleep(OUTAGE_MS);
-    await cluster.start("kube-apiserver");
-    await cluster.ready();
-    const back = Date.now();
-    // Two replicas may have given the Secrets tokens of different times.
-    const due = SECRETS.filter((_, i) => atShare(held[i], REFRESHED_AT) < back);
-    expect(due.length > 0, "none was to be refreshed");
-    await refreshedSince(stopped, due);
-    const [away, later] = [back - stopped, Date.now() - back].map((ms) => Math.round(ms / 1000));
-    return `${due.length} Secrets, away ${away} s, refreshed ${later} s later`;
-  });
+  await step(
+    `the API server is away for ${OUTAGE_MS / 1000} s, in which the tokens were to be refreshed`,
+    async () => {
+      if (await untilOutage() < 0) { // the machine was slow
+        const asked = Date.now();
+        await askForRefresh();
+        await refreshedSince(asked);
+      }
+      await sleep(await untilOutage());
+      const held = await tokens();
+      const stopped = Date.now();
+      await cluster.stop("kube-apiserver");
+      await sleep(OUTAGE_MS);
+      await cluster.start("kube-apiserver");
+      await cluster.ready();
+      const back = Date.now();
+      // Two replicas may have given the Secrets tokens of different times.
+      const due = SECRETS.filter((_, i) => atShare(held[i], REFRESHED_AT) < back);
+      expect(due.length > 0, "none was to be refreshed");
+      await refreshedSince(stopped, due);
+      const [away, later] = [back - stopped, Date.now() - back].map((ms) => Math.round(ms / 1000));
+      return `${due.length} Secrets, away ${away} s, refreshed ${later} s later`;
+    },
+  );
 
-  await step("new keys: the cluster's CA, and that of service-account tokens; the old ones are void", async () => {
-    const at = paths(cluster.options.dir);
-    const old = context.as((await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim());
-    await old(["get", "secrets", "-n", NS]);
-    const pods = await controllerPods(context);
-    for (const component of ["kubelet", "kube-scheduler", "kube-controller-manager", "kube-apiserver"] as const) {
-      await cluster.stop(component);
-    }
-    const { privateKey, publicKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
-    fs.writeFileSync(at.serviceAccountKey, privateKey.export({ type: "pkcs1", format: "pem" }));
-    fs.writeFileSync(at.serviceAccountPublicKey, publicKey.export({ type: "spki", format: "pem" }));
-    await makeCertificates(cluster.options);
-    await cluster.start("kube-apiserver");
-    await cluster.apiServerReady();
-    await refused(old(["get", "secrets", "-n", NS]), /Unauthorized|must be logged in/);
-    const changed = Date.now();
-    issuer.keys = JSON.parse(await kubectl(["get", "--raw", "/openid/v1/jwks"]));
-    await cluster.start("kube-controller-manager");
-    const ca = fs.readFileSync(cluster.ca, "utf8");
-    await until("the new CA is published", async () => {
-      const { data } = await getJson(context, "configmap", "-n", NAMESPACE, "kube-root-ca.crt");
-      return data["ca.crt"].trim() === ca.trim();
-    });
-    // Its cache of tokens is in memory: it asks for new ones, the subject token for one.
-    await cluster.start("kube-scheduler");
-    await cluster.start("kubelet");
-    await cluster.ready();
-    await askForRefresh();
-    await refreshedSince(changed);
-    const after = await controllerPods(context);
-    const same = pods.every(({ uid, restarts }) => after.some((pod) => pod.uid === uid && pod.restarts === restarts));
-    expect(same, "a controller was restarted");
-    return `refreshed ${Math.round((Date.now() - changed) / 1000)} s after they changed`;
-  });
+  await step(
+    "new keys: the cluster's CA, and that of service-account tokens; the old ones are void",
+    async () => {
+      const at = paths(cluster.options.dir);
+      const old = context.as((await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim());
+      await old(["get", "secrets", "-n", NS]);
+      const pods = await controllerPods(context);
+      for (
+        const component of [
+          "kubelet",
+          "kube-scheduler",
+          "kube-controller-manager",
+          "kube-apiserver",
+        ] as const
+      ) {
+        await cluster.stop(component);
+      }
+      const { privateKey, publicKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
+      fs.writeFileSync(at.serviceAccountKey, privateKey.export({ type: "pkcs1", format: "pem" }));
+      fs.writeFileSync(
+        at.serviceAccountPublicKey,
+        publicKey.export({ type: "spki", format: "pem" }),
+      );
+      await makeCertificates(cluster.options);
+      await cluster.start("kube-apiserver");
+      await cluster.apiServerReady();
+      await refused(old(["get", "secrets", "-n", NS]), /Unauthorized|must be logged in/);
+      const changed = Date.now();
+      issuer.keys = JSON.parse(await kubectl(["get", "--raw", "/openid/v1/jwks"]));
+      await cluster.start("kube-controller-manager");
+      const ca = fs.readFileSync(cluster.ca, "utf8");
+      await until("the new CA is published", async () => {
+        const { data } = await getJson(context, "configmap", "-n", NAMESPACE, "kube-root-ca.crt");
+        return data["ca.crt"].trim() === ca.trim();
+      });
+      // Its cache of tokens is in memory: it asks for new ones, the subject token for one.
+      await cluster.start("kube-scheduler");
+      await cluster.start("kubelet");
+      await cluster.ready();
+      await askForRefresh();
+      await refreshedSince(changed);
+      const after = await controllerPods(context);
+      const same = pods.every(({ uid, restarts }) =>
+        after.some((pod) => pod.uid === uid && pod.restarts === restarts)
+      );
+      expect(same, "a controller was restarted");
+      return `refreshed ${Math.round((Date.now() - changed) / 1000)} s after they changed`;
+    },
+  );
 
   await step("no Secret ever held an expired token", async () => {
     const { expired, looks, namespaces, tokens } = watcher;
     expect(expired.length === 0, `${expired.length} times: ${expired.slice(0, 5).join("; ")}`);
     expect(looks > 0 && tokens.size > SECRETS.length, `${looks} looks, ${tokens.size} tokens`);
-    return await Promise.resolve(`${looks} looks, ${tokens.size} tokens, in ${[...namespaces].join(", ")}`);
+    return await Promise.resolve(
+      `${looks} looks, ${tokens.size} tokens, in ${[...namespaces].join(", ")}`,
+    );
   });
 }

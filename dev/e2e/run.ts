@@ -32,7 +32,12 @@ import { narrow, tenants } from "./tenants.ts";
 import { tools } from "./tools.ts";
 
 /** Programs, and Debian's packages that have them, beside those that the cluster itself asks for. */
-const PROGRAMS = { "docker-registry": "docker-registry", skopeo: "skopeo", buildah: "buildah", promtool: "prometheus" };
+const PROGRAMS = {
+  "docker-registry": "docker-registry",
+  skopeo: "skopeo",
+  buildah: "buildah",
+  promtool: "prometheus",
+};
 const ISSUER_HOST = "issuer.enforce.dev";
 /** In seconds: long enough to outlive a restart of the API server when two thirds are gone. */
 const LIFE_S = 150;
@@ -64,12 +69,22 @@ async function need<T>(title: string, run: () => Promise<T>): Promise<T> {
   try {
     const result = await run();
     count.passed++;
-    console.log(`ok   ${seconds(began).padStart(7)}  ${title}${typeof result === "string" ? `: ${result}` : ""}`);
+    console.log(
+      `ok   ${seconds(began).padStart(7)}  ${title}${
+        typeof result === "string" ? `: ${result}` : ""
+      }`,
+    );
     return result;
   } catch (error) {
     count.failed++;
-    console.log(`FAIL ${seconds(began).padStart(7)}  ${title}\n  ${(error as Error).stack?.replaceAll("\n", "\n  ")}`);
-    if (cluster) await collectLogs(cluster, logs, `failure-${count.failed}.txt`).catch(console.error);
+    console.log(
+      `FAIL ${seconds(began).padStart(7)}  ${title}\n  ${
+        (error as Error).stack?.replaceAll("\n", "\n  ")
+      }`,
+    );
+    if (cluster) {
+      await collectLogs(cluster, logs, `failure-${count.failed}.txt`).catch(console.error);
+    }
     throw new Abort();
   }
 }
@@ -103,7 +118,10 @@ async function startCluster(options: Options): Promise<Cluster> {
 }
 
 /** Starts what stands around the cluster. */
-async function surround(cluster: Cluster, registryAt: { host: string; port: number }): Promise<Context> {
+async function surround(
+  cluster: Cluster,
+  registryAt: { host: string; port: number },
+): Promise<Context> {
   const { dir } = cluster.options;
   const address = bridgeAddress(cluster.options);
   const kubectl: Kubectl = (args, input) => cluster.kubectl(args, input);
@@ -116,7 +134,14 @@ async function surround(cluster: Cluster, registryAt: { host: string; port: numb
   const keys = JSON.parse(await kubectl(["get", "--raw", "/openid/v1/jwks"]));
   const certificate = authority.issue([ISSUER_HOST, address]);
   const url = `https://${ISSUER_HOST}`;
-  const issuer = await startIssuer({ host: address, port: 443, certificate, keys, life: LIFE_S, issuer: url });
+  const issuer = await startIssuer({
+    host: address,
+    port: 443,
+    certificate,
+    keys,
+    life: LIFE_S,
+    issuer: url,
+  });
   closing.push(() => issuer.close());
   const setLife = (identity: string, seconds: number) => {
     const form = new URLSearchParams({ identity }).toString();
@@ -125,14 +150,35 @@ async function surround(cluster: Cluster, registryAt: { host: string; port: numb
         return Math.floor(Date.now() / 1000) + seconds;
       },
     };
-    issuer.faults.add({ verb: "exchange", times: Infinity, match: ({ body }) => body.includes(form), claims });
+    issuer.faults.add({
+      verb: "exchange",
+      times: Infinity,
+      match: ({ body }) => body.includes(form),
+      claims,
+    });
   };
 
-  const registry = await startRegistry({ dir, work, ...registryAt, issuer, certificate: authority.issue(["cgr.dev"]) });
+  const registry = await startRegistry({
+    dir,
+    work,
+    ...registryAt,
+    issuer,
+    certificate: authority.issue(["cgr.dev"]),
+  });
   closing.push(() => registry.close());
-  const clusterIssuer = JSON.parse(await kubectl(["get", "--raw", "/.well-known/openid-configuration"])).issuer;
+  const clusterIssuer =
+    JSON.parse(await kubectl(["get", "--raw", "/.well-known/openid-configuration"])).issuer;
   const as = (token: string) => kubectlAs(cluster, token);
-  const found = { cluster, issuer, registry, address, work, ca: authority.certificate, caFile, clusterIssuer };
+  const found = {
+    cluster,
+    issuer,
+    registry,
+    address,
+    work,
+    ca: authority.certificate,
+    caFile,
+    clusterIssuer,
+  };
   return { ...found, setLife, kubectl, as, step, need };
 }
 
@@ -141,10 +187,16 @@ async function main(): Promise<void> {
   const port = Number(flags.port);
   const options = { ...DEFAULTS, dir, port, bridge, podCIDR, node: true, audit: true };
   // An address of its own, as it needs port 443 too.
-  const registryAt = { host: bridgeAddress(options).replace(/^\d+/, "127"), port: port + REGISTRY_PORT };
+  const registryAt = {
+    host: bridgeAddress(options).replace(/^\d+/, "127"),
+    port: port + REGISTRY_PORT,
+  };
   options.registries = { "cgr.dev": `http://${registryAt.host}:${registryAt.port}` };
   cluster = await need("a whole cluster", () => startCluster(options));
-  const context = await need("an issuer and a registry", () => surround(cluster as Cluster, registryAt));
+  const context = await need(
+    "an issuer and a registry",
+    () => surround(cluster as Cluster, registryAt),
+  );
 
   if (!only || only.split(",").includes("laptop")) await laptop(context);
   const bases = await deploy(context);
@@ -169,8 +221,9 @@ async function main(): Promise<void> {
 /** Takes everything down; whatever fails in it, the rest is done. */
 async function end(): Promise<void> {
   for (const close of closing.reverse()) await Promise.try(close).catch(console.error);
-  if (flags.keep) console.log(`kept: ${flags.dir}; end it with: npm run cluster down -- --dir ${flags.dir}`);
-  else await down({ dir: flags.dir });
+  if (flags.keep) {
+    console.log(`kept: ${flags.dir}; end it with: npm run cluster down -- --dir ${flags.dir}`);
+  } else await down({ dir: flags.dir });
 }
 
 /** Runs once, however the run ends. */
@@ -200,6 +253,8 @@ await lockOut(Number(flags.port) + LOCK_PORT).catch(({ message }) => {
   process.exit(1);
 });
 fs.rmSync(logs, { recursive: true, force: true });
-for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => void finish(new Error(signal)));
+for (const signal of ["SIGINT", "SIGTERM"]) {
+  process.on(signal, () => void finish(new Error(signal)));
+}
 process.on("uncaughtException", (error) => void finish(error));
 main().then(() => finish(), finish);

@@ -43,7 +43,8 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
   });
 
   const secret = () => getJson(context, "secret", "-n", NS, SECRET);
-  const isRunning = async (name: string) => (await getJson(context, "pod", "-n", NS, name)).status.phase === "Running";
+  const isRunning = async (name: string) =>
+    (await getJson(context, "pod", "-n", NS, name)).status.phase === "Running";
   await need("the README's Secret is filled", async () => {
     await kubectl(["create", "-n", NS, "-f", "-"], needBlock("# pull-secret.yaml"));
     const created = Date.now();
@@ -55,7 +56,10 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
   await need("the README's Pod, which names it, runs a private image", async () => {
     const manifest = needBlock("# pod.yaml");
     expect(manifest.includes(README_IMAGE), `its image is not ${README_IMAGE}`);
-    await kubectl(["apply", "-n", NS, "-f", "-"], manifest.replace(README_IMAGE, `cgr.dev/${REPOSITORY}:1`));
+    await kubectl(
+      ["apply", "-n", NS, "-f", "-"],
+      manifest.replace(README_IMAGE, `cgr.dev/${REPOSITORY}:1`),
+    );
     await until("it runs", () => isRunning(POD));
   });
 
@@ -68,20 +72,30 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
     });
   });
 
-  await step(`after ${REFRESHES} refreshes another image is pulled with the same Secret`, async () => {
-    const tokens = new Set([tokenIn(await secret())?.token]);
-    await until("it is refreshed", async () => tokens.add(tokenIn(await secret())?.token).size > REFRESHES);
-    await kubectl(["create", "-f", "-"], JSON.stringify(pod("later", "2", SECRET)));
-    await until("it runs", () => isRunning("later"));
-    return `${Math.round((Date.now() - filled) / 1000)} s after the first token, which lived ${LIFE_S} s`;
-  });
+  await step(
+    `after ${REFRESHES} refreshes another image is pulled with the same Secret`,
+    async () => {
+      const tokens = new Set([tokenIn(await secret())?.token]);
+      await until(
+        "it is refreshed",
+        async () => tokens.add(tokenIn(await secret())?.token).size > REFRESHES,
+      );
+      await kubectl(["create", "-f", "-"], JSON.stringify(pod("later", "2", SECRET)));
+      await until("it runs", () => isRunning("later"));
+      return `${
+        Math.round((Date.now() - filled) / 1000)
+      } s after the first token, which lived ${LIFE_S} s`;
+    },
+  );
 
   await step("skopeo pulls with the Secret's content as its auth file", async () => {
     const auth = join(work, "auth.json");
     fs.writeFileSync(auth, dockerConfig(await secret()), { mode: 0o600 });
     const inspect = ["inspect", "--format", "{{.Digest}}", `docker://cgr.dev/${REPOSITORY}:2`];
     const digest = await registry.runWithName("skopeo", [...inspect, "--authfile", auth]);
-    const without = await registry.runWithName("skopeo", [...inspect, "--no-creds"]).catch((error) => error.message);
+    const without = await registry.runWithName("skopeo", [...inspect, "--no-creds"]).catch((
+      error,
+    ) => error.message);
     expect(/unauthorized|authentication required|401/i.test(without), `without it: ${without}`);
     return digest.trim().slice(0, 19);
   });
@@ -99,7 +113,11 @@ function pod(name: string, version: string, secret?: string): Json {
     spec: {
       automountServiceAccountToken: false,
       terminationGracePeriodSeconds: 1,
-      containers: [{ name: "app", image: `cgr.dev/${REPOSITORY}:${version}`, imagePullPolicy: "Always" }],
+      containers: [{
+        name: "app",
+        image: `cgr.dev/${REPOSITORY}:${version}`,
+        imagePullPolicy: "Always",
+      }],
       imagePullSecrets: secret ? [{ name: secret }] : [],
     },
   };

@@ -66,30 +66,43 @@ data:
     });
   });
 
-  await step("a tenant's own account: exchanged as that account once the Role is there", async () => {
-    await kubectl(["apply", "-f", "-"], needBlock("# tenant.yaml"));
-    await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}/refresh=now`]);
-    const token = await until("it is filled", () => filled(context, TENANT, TENANT_SECRET));
-    const { sub } = token.act;
-    expect(sub === `system:serviceaccount:${TENANT}:puller`, `exchanged as ${sub}`);
-    return sub;
-  });
+  await step(
+    "a tenant's own account: exchanged as that account once the Role is there",
+    async () => {
+      await kubectl(["apply", "-f", "-"], needBlock("# tenant.yaml"));
+      await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}/refresh=now`]);
+      const token = await until("it is filled", () => filled(context, TENANT, TENANT_SECRET));
+      const { sub } = token.act;
+      expect(sub === `system:serviceaccount:${TENANT}:puller`, `exchanged as ${sub}`);
+      return sub;
+    },
+  );
 
   await step("the README's other YAML is taken by the API server", async () => {
     const blocks = [needBlock("# use.yaml"), needBlock('# in Git: {"auths":{}} in base64')];
-    await Promise.all(blocks.map((block) => kubectl(["apply", "--dry-run=server", "-f", "-"], block)));
-  });
-
-  await step("the README's patch for IPv6 changes the address of the API server, and nothing else", async () => {
-    const { args } = (await getJson(context, "deployment", "-n", NAMESPACE, ACCOUNT)).spec.template.spec.containers[0];
-    const dryRun = (block: string) => `${block.trimEnd()} --dry-run=server --output json`;
-    const patched = JSON.parse(await runCommands(context, "/spec/template/spec/containers/0/args/4", dryRun));
-    const brackets = (arg: string) => arg.replace("=$(KUBERNETES_SERVICE_HOST)", "=[$(KUBERNETES_SERVICE_HOST)]");
-    expect(
-      patched.spec.template.spec.containers[0].args.join("\n") === args.map(brackets).join("\n"),
-      "other arguments were changed",
+    await Promise.all(
+      blocks.map((block) => kubectl(["apply", "--dry-run=server", "-f", "-"], block)),
     );
   });
+
+  await step(
+    "the README's patch for IPv6 changes the address of the API server, and nothing else",
+    async () => {
+      const { args } =
+        (await getJson(context, "deployment", "-n", NAMESPACE, ACCOUNT)).spec.template.spec
+          .containers[0];
+      const dryRun = (block: string) => `${block.trimEnd()} --dry-run=server --output json`;
+      const patched = JSON.parse(
+        await runCommands(context, "/spec/template/spec/containers/0/args/4", dryRun),
+      );
+      const brackets = (arg: string) =>
+        arg.replace("=$(KUBERNETES_SERVICE_HOST)", "=[$(KUBERNETES_SERVICE_HOST)]");
+      expect(
+        patched.spec.template.spec.containers[0].args.join("\n") === args.map(brackets).join("\n"),
+        "other arguments were changed",
+      );
+    },
+  );
 }
 
 export async function narrow(context: Context): Promise<void> {
@@ -102,12 +115,20 @@ export async function narrow(context: Context): Promise<void> {
     await rolledOut(context);
 
     await kubectl(["create", "namespace", "elsewhere"]);
-    await kubectl(["create", "-f", "-"], JSON.stringify(pullSecret("elsewhere", "pull-secret", OWN_IDENTITY)));
+    await kubectl(
+      ["create", "-f", "-"],
+      JSON.stringify(pullSecret("elsewhere", "pull-secret", OWN_IDENTITY)),
+    );
     await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}/refresh=narrow`]);
     await until("it is refreshed", async () => (await secret())?.token !== before);
-    expect(!await filled(context, "elsewhere", "pull-secret"), "a Secret in another namespace was filled");
+    expect(
+      !await filled(context, "elsewhere", "pull-secret"),
+      "a Secret in another namespace was filled",
+    );
 
-    const controller = context.as((await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim());
+    const controller = context.as(
+      (await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim(),
+    );
     await refused(controller(["get", "secrets", "-A"]), new RegExp(`${SUBJECT}" cannot list`));
     await refused(
       controller(["get", "secret", "-n", "elsewhere", "pull-secret"]),

@@ -10,10 +10,14 @@ import { runCommands } from "./readme.ts";
 export async function contract({ cluster }: Context): Promise<string> {
   const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
   const env = { CONTRACT_API: cluster.server, CONTRACT_TOKEN: token, CONTRACT_CA: cluster.ca };
-  const said = await run("node", ["--test", "--test-reporter=tap", "dev/contract/contract_test.ts"], {
-    cwd: ROOT,
-    env,
-  });
+  const said = await run(
+    "node",
+    ["--test", "--test-reporter=tap", "dev/contract/contract_test.ts"],
+    {
+      cwd: ROOT,
+      env,
+    },
+  );
   const [, passed] = /^# pass (\d+)$/m.exec(said) ?? [];
   expect(Number(passed) > 0 && /^# (fail|skipped) 0$/m.test(said), said);
   return `${passed} tests`;
@@ -36,12 +40,21 @@ export async function tools(context: Context): Promise<void> {
   await step("--status from a laptop by kubectl proxy, on Node and Deno", async () => {
     const port = cluster.options.port + 6;
     const proxy = ["proxy", `--kubeconfig=${cluster.kubeconfig}`, `--port=${port}`];
-    await start(cluster.options.dir, "kubectl-proxy", join(cluster.bin, "kubectl"), proxy, cluster.bin);
+    await start(
+      cluster.options.dir,
+      "kubectl-proxy",
+      join(cluster.bin, "kubectl"),
+      proxy,
+      cluster.bin,
+    );
     const url = `http://127.0.0.1:${port}`;
     await until("kubectl proxy answers", async () => (await fetch(`${url}/version`)).ok);
     const env = { KUBERNETES_API: url };
     const node = await run("node", ["main.ts", "--status=json"], { cwd: ROOT, env });
-    const deno = await run("deno", ["task", "--quiet", "start", "--status=json"], { cwd: ROOT, env });
+    const deno = await run("deno", ["task", "--quiet", "start", "--status=json"], {
+      cwd: ROOT,
+      env,
+    });
     expect(told(node) === told(deno), `${told(node)} on Node, ${told(deno)} on Deno`);
     return told(node);
   });
@@ -69,7 +82,9 @@ export async function tools(context: Context): Promise<void> {
 
 /** The programs that run in the controller's Pods. */
 export function controllerProcesses({ cluster }: Context): number[] {
-  return podProcesses(cluster.options).filter((pid) => readIfThere(`/proc/${pid}/cmdline`).startsWith("deno\0"));
+  return podProcesses(cluster.options).filter((pid) =>
+    readIfThere(`/proc/${pid}/cmdline`).startsWith("deno\0")
+  );
 }
 
 /** What --status said; it exits with 1 unless all tokens are valid. */

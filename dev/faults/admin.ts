@@ -29,7 +29,11 @@ export function createAdmin(cluster: Cluster) {
   }
 
   /** Sends a request; fails unless the answer is a 2xx. */
-  async function send(method: "GET" | "POST" | "PATCH" | "DELETE", path: string, body?: object): Promise<string> {
+  async function send(
+    method: "GET" | "POST" | "PATCH" | "DELETE",
+    path: string,
+    body?: object,
+  ): Promise<string> {
     const answer = await request(cluster.server + path, {
       method,
       dispatcher: dispatcher(),
@@ -41,10 +45,13 @@ export function createAdmin(cluster: Cluster) {
       signal: AbortSignal.timeout(method === "GET" ? READ_TIMEOUT_MS : WRITE_TIMEOUT_MS),
     });
     const text = await answer.body.text();
-    if (answer.statusCode >= 300) throw new Error(`${method} ${path}: ${answer.statusCode} ${text}`);
+    if (answer.statusCode >= 300) {
+      throw new Error(`${method} ${path}: ${answer.statusCode} ${text}`);
+    }
     return text;
   }
-  const json = async (...args: Parameters<typeof send>): Promise<Json> => JSON.parse(await send(...args));
+  const json = async (...args: Parameters<typeof send>): Promise<Json> =>
+    JSON.parse(await send(...args));
 
   return {
     /** The CA of the API server. */
@@ -58,7 +65,11 @@ export function createAdmin(cluster: Cluster) {
     /** A token of a service account, for one audience or for the API server. */
     async token(namespace: string, account: string, audience?: string): Promise<string> {
       const spec = { ...audience && { audiences: [audience] }, expirationSeconds: 2 * 3600 };
-      const answer = await json("POST", `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`, { spec });
+      const answer = await json(
+        "POST",
+        `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`,
+        { spec },
+      );
       return answer.status.token;
     },
     /** Ends its connections. */

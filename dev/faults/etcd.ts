@@ -25,7 +25,10 @@ export async function fillEtcd(options: Options): Promise<() => Promise<void>> {
 
   const value = Buffer.alloc(JUNK_BYTES).toString("base64");
   for (let count = 0; count <= options.etcdQuotaMB; count++) {
-    const full = await ask("kv/put", { key: base64(`junk/${count}`), value }).then(() => false, () => true);
+    const full = await ask("kv/put", { key: base64(`junk/${count}`), value }).then(
+      () => false,
+      () => true,
+    );
     if (full) break;
   }
   const { alarms = [] } = await ask("maintenance/alarm", { action: "GET" });

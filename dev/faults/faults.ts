@@ -41,15 +41,23 @@ const { dir } = flags;
 const say = (line: string) => console.log(line);
 
 async function main(): Promise<number> {
-  const runtimes = (["node", "deno"] as const).filter((runtime) => ["both", runtime].includes(flags.runtime));
+  const runtimes = (["node", "deno"] as const).filter((runtime) =>
+    ["both", runtime].includes(flags.runtime)
+  );
   const rows = ROWS.filter(({ name }) => flags.only?.includes(name) ?? true);
   if (runtimes.length === 0) throw new Error("--runtime: node, deno or both");
-  if (rows.length === 0) throw new Error(`--only: one of ${ROWS.map(({ name }) => name).join(", ")}`);
-  if (process.getuid?.() !== 0) throw new Error("run it as root: some rows drop packets, in a network of their own");
+  if (rows.length === 0) {
+    throw new Error(`--only: one of ${ROWS.map(({ name }) => name).join(", ")}`);
+  }
+  if (process.getuid?.() !== 0) {
+    throw new Error("run it as root: some rows drop packets, in a network of their own");
+  }
 
   await run(process.execPath, ["dev/bundle.ts"]);
   await down({ dir }); // what a run that was killed has left
-  const ground = await prepare(await up({ dir, port: Number(flags.port), etcdQuotaMB: ETCD_QUOTA_MB }, say));
+  const ground = await prepare(
+    await up({ dir, port: Number(flags.port), etcdQuotaMB: ETCD_QUOTA_MB }, say),
+  );
   const began = Date.now();
   const outcomes = await runAll(ground, rows, runtimes);
   await Promise.all([ground.upstream.destroy(), ground.admin.close()]);
@@ -57,7 +65,11 @@ async function main(): Promise<number> {
   say(drawTable(outcomes));
   writeFileSync(MARKDOWN, writeMarkdown(outcomes));
   const broken = outcomes.filter((outcome) => outcome.broken.length > 0);
-  say(`${outcomes.length - broken.length} of ${outcomes.length} as expected, after ${seconds(began)}; see ${MARKDOWN}`);
+  say(
+    `${outcomes.length - broken.length} of ${outcomes.length} as expected, after ${
+      seconds(began)
+    }; see ${MARKDOWN}`,
+  );
   return broken.length === 0 ? 0 : 1;
 }
 
@@ -86,7 +98,11 @@ async function runAll(ground: Ground, rows: Row[], runtimes: Runtime[]): Promise
   const carryOut = async (row: Row, on: Runtime[]) => {
     const results = await runRow(ground, row, on);
     for (const { runtime, broken } of results) {
-      say([`${broken.length === 0 ? "ok  " : "FAIL"} ${runtime} ${row.fault}`, ...broken].join("\n       "));
+      say(
+        [`${broken.length === 0 ? "ok  " : "FAIL"} ${runtime} ${row.fault}`, ...broken].join(
+          "\n       ",
+        ),
+      );
     }
     outcomes.push(...results);
   };
@@ -94,7 +110,9 @@ async function runAll(ground: Ground, rows: Row[], runtimes: Runtime[]): Promise
   const others = rows.filter(({ isAlone }) => !isAlone).sort((a, b) => lengthOf(b) - lengthOf(a));
   const queue = others.flatMap((row) => runtimes.map((runtime) => ({ row, runtime })));
   const worker = async () => {
-    for (let next = queue.shift(); next; next = queue.shift()) await carryOut(next.row, [next.runtime]);
+    for (let next = queue.shift(); next; next = queue.shift()) {
+      await carryOut(next.row, [next.runtime]);
+    }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
   for (const row of alone) await carryOut(row, runtimes);

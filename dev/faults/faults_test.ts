@@ -36,11 +36,17 @@ async function ask(url: string, options: Parameters<typeof request>[1] = {}) {
   return { status: statusCode, text };
 }
 
-const json = (body: object) => ({ body: JSON.stringify(body), headers: { "content-type": "application/json" } });
+const json = (body: object) => ({
+  body: JSON.stringify(body),
+  headers: { "content-type": "application/json" },
+});
 
 describe("the proxy", () => {
   test("hands on requests, answers and failures as they are", async () => {
-    const made = await ask(secrets, { method: "POST", ...json(secretOf("run", "team", "one", identity)) });
+    const made = await ask(secrets, {
+      method: "POST",
+      ...json(secretOf("run", "team", "one", identity)),
+    });
     assertEquals(made.status, 201);
     assertEquals(JSON.parse((await ask(`${secrets}/one`)).text).metadata.name, "one");
     const missing = await ask(`${secrets}/none`);
@@ -95,8 +101,13 @@ test("a Secret's standing goes by its token alone", () => {
   const secret = secretOf("run", "team", "one", identity);
   const holding = (payload: object) => {
     const jwt = ["", Buffer.from(JSON.stringify(payload)).toString("base64url"), ""].join(".");
-    const config = { auths: { "cgr.dev": { auth: Buffer.from(`_token:${jwt}`).toString("base64") } } };
-    return { ...secret, data: { ".dockerconfigjson": Buffer.from(JSON.stringify(config)).toString("base64") } };
+    const config = {
+      auths: { "cgr.dev": { auth: Buffer.from(`_token:${jwt}`).toString("base64") } },
+    };
+    return {
+      ...secret,
+      data: { ".dockerconfigjson": Buffer.from(JSON.stringify(config)).toString("base64") },
+    };
   };
   const stateAt = (held: object, at: number) => standingOf(held, identity, at).state;
   assertEquals(stateAt(secret, 0), "missing");
@@ -110,14 +121,19 @@ test("the path of a Secret is made of its namespace and name", () => {
 });
 
 test("a peak is the greatest rise within any window, and not beyond it", () => {
-  const readings = [[0, 0], [5, 10], [10, 11], [16, 30], [40, 100]].map(([at = 0, value = 0]) => ({ at, value }));
+  const readings = [[0, 0], [5, 10], [10, 11], [16, 30], [40, 100]].map(([at = 0, value = 0]) => ({
+    at,
+    value,
+  }));
   assertEquals(peakRise(readings, 10), 19);
   assertEquals(peakRise(readings, 11), 20);
   assertEquals(peakRise([], 10), 0);
 });
 
 test("metrics are summed over their labels, and not with those of a longer name", () => {
-  const metrics = parseMetrics('# HELP a\na_total{x="1"} 2\na_total{x="2"} 3\na_total_more 7\nb 1\n');
+  const metrics = parseMetrics(
+    '# HELP a\na_total{x="1"} 2\na_total{x="2"} 3\na_total_more 7\nb 1\n',
+  );
   assertEquals(total(metrics, "a_total"), 5);
   assertEquals(total(metrics, "b"), 1);
 });
@@ -130,7 +146,13 @@ test("a row of the table has the worse runtime's figures, and what a user sees f
     suffers: "all",
     backS: 1,
   };
-  const none = { requests: 0, exchanges: 0, log: ["exchange failed: 500"], metrics: [], broken: [] };
+  const none = {
+    requests: 0,
+    exchanges: 0,
+    log: ["exchange failed: 500"],
+    metrics: [],
+    broken: [],
+  };
   const node: Outcome = {
     ...none,
     row,
@@ -146,5 +168,10 @@ test("a row of the table has the worse runtime's figures, and what a user sees f
   const seen = "event `ExchangeFailed: IDENTITY at ADDRESS`";
   assertEquals(tabulate([node, deno]), [["issuer: 500", seen, "2 of 3, 2 s", "1 s"]]);
   const { backMs: _, ...lost } = node;
-  assertEquals(tabulate([lost]), [["issuer: 500", "log `exchange failed: 500`", "1 of 3, 1 s", "never"]]);
+  assertEquals(tabulate([lost]), [[
+    "issuer: 500",
+    "log `exchange failed: 500`",
+    "1 of 3, 1 s",
+    "never",
+  ]]);
 });

@@ -39,7 +39,16 @@ export async function createNetwork() {
     /** A command that runs the one it is given in the namespace, with this file as /etc/hosts. */
     enter: (
       hosts: string,
-    ) => ["ip", "netns", "exec", NAME, "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts],
+    ) => [
+      "ip",
+      "netns",
+      "exec",
+      NAME,
+      "sh",
+      "-c",
+      'mount --bind "$0" /etc/hosts && exec "$@"',
+      hosts,
+    ],
     /** Drops all packets to a port of this machine, and from it. */
     dropServer: (port: number) => drop("--dport", "--sport", [port]),
     /** Drops all packets of the connections that were made from these ports. */

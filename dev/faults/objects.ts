@@ -14,7 +14,12 @@ export const TENANT = "tenant";
 const RULES = [
   { apiGroups: [""], resources: ["secrets"], verbs: ["get", "list", "watch", "patch"] },
   { apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create"] },
-  { apiGroups: [""], resources: ["serviceaccounts/token"], resourceNames: [TENANT], verbs: ["create"] },
+  {
+    apiGroups: [""],
+    resources: ["serviceaccounts/token"],
+    resourceNames: [TENANT],
+    verbs: ["create"],
+  },
 ];
 const GROUP = "rbac.authorization.k8s.io";
 
@@ -25,16 +30,28 @@ export function identityOf(name: string): string {
 }
 
 /** A pull Secret of a run. */
-export function secretOf(run: string, namespace: string, name: string, identity: string, annotations = {}): Json {
+export function secretOf(
+  run: string,
+  namespace: string,
+  name: string,
+  identity: string,
+  annotations = {},
+): Json {
   const secret = pullSecret(namespace, name, identity, annotations);
   secret.metadata.labels[RUN_LABEL] = run;
   return secret;
 }
 
 /** A namespace with one service account. */
-export async function createNamespace(admin: Admin, namespace: string, account: string): Promise<void> {
+export async function createNamespace(
+  admin: Admin,
+  namespace: string,
+  account: string,
+): Promise<void> {
   await admin.create("/api/v1/namespaces", { metadata: { name: namespace } });
-  await admin.create(`/api/v1/namespaces/${namespace}/serviceaccounts`, { metadata: { name: account } });
+  await admin.create(`/api/v1/namespaces/${namespace}/serviceaccounts`, {
+    metadata: { name: account },
+  });
 }
 
 /** A namespace with what the narrow install gives the program of the namespace `home` in it. */
@@ -54,7 +71,11 @@ export async function bindRole(admin: Admin, namespace: string, home: string): P
 }
 
 /** Rights in all namespaces: those of the default install, if no others are given. */
-export async function grantCluster(admin: Admin, home: string, rules: object[] = RULES): Promise<void> {
+export async function grantCluster(
+  admin: Admin,
+  home: string,
+  rules: object[] = RULES,
+): Promise<void> {
   await admin.create(`/apis/${GROUP}/v1/clusterroles`, { metadata: { name: ACCOUNT }, rules });
   await admin.create(`/apis/${GROUP}/v1/clusterrolebindings`, {
     metadata: { name: ACCOUNT },

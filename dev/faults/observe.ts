@@ -45,13 +45,24 @@ export function watchSecrets(admin: Admin, run: string, identities: Map<string, 
 export function watchProgram(host: string, port: number) {
   const samples: Sample[] = [];
   const ask = async (path: string) => {
-    const answer = await request(`http://${host}:${port}/${path}`, { signal: AbortSignal.timeout(PROBE_TIMEOUT_MS) });
+    const answer = await request(`http://${host}:${port}/${path}`, {
+      signal: AbortSignal.timeout(PROBE_TIMEOUT_MS),
+    });
     return { status: answer.statusCode, text: await answer.body.text() };
   };
   const stop = repeat(SAMPLE_MS, async () => {
     const at = Date.now();
-    const [healthz, readyz, metrics] = await Promise.all([ask("healthz"), ask("readyz"), ask("metrics")]);
-    samples.push({ at, healthz: healthz.status, readyz: readyz.status, metrics: parseMetrics(metrics.text) });
+    const [healthz, readyz, metrics] = await Promise.all([
+      ask("healthz"),
+      ask("readyz"),
+      ask("metrics"),
+    ]);
+    samples.push({
+      at,
+      healthz: healthz.status,
+      readyz: readyz.status,
+      metrics: parseMetrics(metrics.text),
+    });
   });
   return { samples, stop };
 }
@@ -86,7 +97,9 @@ export function parseMetrics(text: string): Map<string, number> {
 
 /** The sum of all series of a metric. */
 export function total(metrics: Map<string, number>, name: string): number {
-  const ofName = [...metrics].filter(([series]) => series === name || series.startsWith(`${name}{`));
+  const ofName = [...metrics].filter(([series]) =>
+    series === name || series.startsWith(`${name}{`)
+  );
   return ofName.reduce((sum, [, value]) => sum + value, 0);
 }
 

@@ -9,7 +9,9 @@ const REQUEST_HEADERS = ["accept", "authorization", "content-type", "user-agent"
 const ANSWER_HEADERS = ["content-type", "retry-after"];
 
 /** `upstream` reaches the API server, whatever the URL. */
-export async function startProxy(options: ListenOptions & { url: string; upstream: Dispatcher }): Promise<ApiProxy> {
+export async function startProxy(
+  options: ListenOptions & { url: string; upstream: Dispatcher },
+): Promise<ApiProxy> {
   return new ApiProxy(await bind(options), options.url, options.upstream);
 }
 
@@ -35,10 +37,21 @@ export class ApiProxy extends Listener<LoggedRequest> {
 
   protected failure(status: number): Pick<Reply, "body"> {
     const message = "a fault was injected";
-    return { body: { kind: "Status", apiVersion: "v1", metadata: {}, status: "Failure", message, code: status } };
+    return {
+      body: {
+        kind: "Status",
+        apiVersion: "v1",
+        metadata: {},
+        status: "Failure",
+        message,
+        code: status,
+      },
+    };
   }
 
-  protected async answer({ verb, method, path, query, headers, body }: LoggedRequest): Promise<Reply> {
+  protected async answer(
+    { verb, method, path, query, headers, body }: LoggedRequest,
+  ): Promise<Reply> {
     const answer = await this.#upstream.request({
       origin: this.#url,
       path: `${path}?${query}`,
@@ -48,7 +61,9 @@ export class ApiProxy extends Listener<LoggedRequest> {
       bodyTimeout: 0,
     });
     const reply = { status: answer.statusCode, headers: pick(answer.headers, ANSWER_HEADERS) };
-    if (verb !== "watch" || reply.status !== 200) return { ...reply, body: await answer.body.text() };
+    if (verb !== "watch" || reply.status !== 200) {
+      return { ...reply, body: await answer.body.text() };
+    }
     return {
       ...reply,
       stream(output) {
@@ -63,5 +78,7 @@ export class ApiProxy extends Listener<LoggedRequest> {
 }
 
 function pick(headers: Record<string, unknown>, names: string[]): Record<string, string> {
-  return Object.fromEntries(names.filter((name) => headers[name]).map((name) => [name, `${headers[name]}`]));
+  return Object.fromEntries(
+    names.filter((name) => headers[name]).map((name) => [name, `${headers[name]}`]),
+  );
 }

@@ -24,20 +24,26 @@ export function tabulate(outcomes: Outcome[]): string[][] {
 }
 
 export function drawTable(outcomes: Outcome[]): string {
-  const rows = [COLUMNS, ...tabulate(outcomes)].map((row) => row.map((cell) => cell.slice(0, MAX_WIDTH)));
+  const rows = [COLUMNS, ...tabulate(outcomes)].map((row) =>
+    row.map((cell) => cell.slice(0, MAX_WIDTH))
+  );
   const widths = COLUMNS.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()).join("\n");
+  return rows.map((row) =>
+    row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()
+  ).join("\n");
 }
 
 export function writeMarkdown(outcomes: Outcome[]): string {
   const rows = [COLUMNS, COLUMNS.map(() => "---"), ...tabulate(outcomes)];
-  return rows.map((row) => `| ${row.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |\n`).join("");
+  return rows.map((row) => `| ${row.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |\n`)
+    .join("");
 }
 
 /** The event; else the line of the log; else the counters. Of several the one that the row asks for, else the first. */
 function describe(ofRow: Outcome[]): string {
   const { row } = ofRow[0]!;
-  const pick = (lines: string[], pattern?: RegExp) => lines.find((line) => pattern?.test(line)) ?? lines[0];
+  const pick = (lines: string[], pattern?: RegExp) =>
+    lines.find((line) => pattern?.test(line)) ?? lines[0];
   const event = pick(ofRow.flatMap(({ events }) => events), row.event);
   if (event) return `event \`${shorten(event)}\``;
   const logged = pick(ofRow.flatMap(({ log }) => log), row.log?.[0]);

@@ -77,7 +77,8 @@ const ofApi = (...faults: Fault[]) =>
     return () => active.forEach((fault) => fault.remove());
   });
 
-const ofIssuer = (fault: IssuerFault) => each(({ issuer }) => issuer.faults.add({ times: Infinity, ...fault }).remove);
+const ofIssuer = (fault: IssuerFault) =>
+  each(({ issuer }) => issuer.faults.add({ times: Infinity, ...fault }).remove);
 
 const isVictim = ({ victim }: Trial) => new RegExp(`${pathOf(victim)}$`);
 
@@ -108,7 +109,10 @@ const ofApiServer: Row[] = [
     }),
     suffers: "all",
     backS: PASSING_S,
-    log: [/ExchangeFailed: the token could not be written: .*ECONNREFUSED/, /watch failed: .*ECONNREFUSED/],
+    log: [
+      /ExchangeFailed: the token could not be written: .*ECONNREFUSED/,
+      /watch failed: .*ECONNREFUSED/,
+    ],
   },
   {
     name: "api-hangs",
@@ -263,14 +267,18 @@ const ofApiServer: Row[] = [
     inject: ofApi({ reset: true }),
     suffers: "all",
     backS: PASSING_S,
-    log: [/ExchangeFailed: the token could not be written: .*no answer/, /watch failed: .*no answer/],
+    log: [
+      /ExchangeFailed: the token could not be written: .*no answer/,
+      /watch failed: .*no answer/,
+    ],
   },
   {
     name: "api-resets-half",
     fault: "API server: every other request reset",
     inject: each(({ proxy }) => {
       let count = 0;
-      return proxy.faults.add({ reset: true, match: () => count++ % 2 === 0, times: Infinity }).remove;
+      return proxy.faults.add({ reset: true, match: () => count++ % 2 === 0, times: Infinity })
+        .remove;
     }),
     suffers: "all",
     backS: WATCH_S,
@@ -323,7 +331,8 @@ const ofSecret: Row[] = [
     name: "secret-hangs",
     fault: "one Secret: its writes are never answered",
     inject: each((trial) =>
-      trial.proxy.faults.add({ verb: "patch", path: isVictim(trial), hang: true, times: Infinity }).remove
+      trial.proxy.faults.add({ verb: "patch", path: isVictim(trial), hang: true, times: Infinity })
+        .remove
     ),
     suffers: "victim",
     backS: UNANSWERED_S,
@@ -602,7 +611,12 @@ async function refuseByPolicy({ ground: { admin }, run, victim }: Trial): Promis
   const [namespace, name] = victim.split("/");
   const policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
   const bindings = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
-  const rule = { apiGroups: [""], apiVersions: ["v1"], resources: ["secrets"], operations: ["UPDATE"] };
+  const rule = {
+    apiGroups: [""],
+    apiVersions: ["v1"],
+    resources: ["secrets"],
+    operations: ["UPDATE"],
+  };
   await admin.create(policies, {
     metadata: { name: run },
     spec: {
@@ -613,7 +627,10 @@ async function refuseByPolicy({ ground: { admin }, run, victim }: Trial): Promis
       validations: [{ expression: "false", message: "not today" }],
     },
   });
-  await admin.create(bindings, { metadata: { name: run }, spec: { policyName: run, validationActions: ["Deny"] } });
+  await admin.create(bindings, {
+    metadata: { name: run },
+    spec: { policyName: run, validationActions: ["Deny"] },
+  });
   return async () => {
     await admin.delete(`${bindings}/${run}`);
     await admin.delete(`${policies}/${run}`);

@@ -54,10 +54,17 @@ interface Times {
 
 export async function runRow(ground: Ground, row: Row, runtimes: Runtime[]): Promise<Outcome[]> {
   const conditions = row.conditions ?? {};
-  const trials = await Promise.all(runtimes.map((runtime) => startTrial(ground, row.name, runtime, conditions)));
+  const trials = await Promise.all(
+    runtimes.map((runtime) => startTrial(ground, row.name, runtime, conditions)),
+  );
   for (const trial of trials) {
-    const isReady = await waitFor(() => findWell(trial) && trial.samples.at(-1)?.readyz === 200, FILL_MS);
-    if (!isReady) throw new Error(`${trial.run} was not filled:\n${trial.program.lines.join("\n")}`);
+    const isReady = await waitFor(
+      () => findWell(trial) && trial.samples.at(-1)?.readyz === 200,
+      FILL_MS,
+    );
+    if (!isReady) {
+      throw new Error(`${trial.run} was not filled:\n${trial.program.lines.join("\n")}`);
+    }
   }
   const injectedAt = Date.now();
   const mend = await row.inject(trials, ground);
@@ -69,7 +76,10 @@ export async function runRow(ground: Ground, row: Row, runtimes: Runtime[]): Pro
     await trial.addSecret("late");
     const isRenewed = ({ issuedAt }: Standing) => issuedAt >= mendedAt - 1000; // whole seconds
     const isSettled = () => findWell(trial)?.secrets.values().every(isRenewed);
-    await waitFor(isSettled, BACK_FACTOR * row.backS * 1000 + SETTLE_LIVES * (conditions.lifeS ?? LIFE_S) * 1000);
+    await waitFor(
+      isSettled,
+      BACK_FACTOR * row.backS * 1000 + SETTLE_LIVES * (conditions.lifeS ?? LIFE_S) * 1000,
+    );
     return await judge(row, trial, { injectedAt, mendedAt, backAt: findBack(trial, mendedAt) });
   }));
 }
@@ -81,7 +91,8 @@ function findBack(trial: Trial, mendedAt: number): number | undefined {
 }
 
 function isWell({ identities }: Trial, { secrets }: Look): boolean {
-  return secrets.size === identities.size && secrets.values().every(({ state }) => state === "valid");
+  return secrets.size === identities.size &&
+    secrets.values().every(({ state }) => state === "valid");
 }
 
 /** The last look, if all Secrets were well in it. */
@@ -109,7 +120,9 @@ async function judge(row: Row, trial: Trial, times: Times): Promise<Outcome> {
   if (status !== 0) broken.push(`the program ended with ${status} on SIGTERM`);
   const { injectedAt, mendedAt, backAt } = times;
   const records = program.log();
-  const warnings = records.filter(({ level, time }) => level === "warn" && Date.parse(time) >= injectedAt);
+  const warnings = records.filter(({ level, time }) =>
+    level === "warn" && Date.parse(time) >= injectedAt
+  );
   const expired = findExpired(looks, records);
   const during = samples.filter(({ at }) => at >= injectedAt);
   const outcome: Outcome = {
@@ -126,10 +139,14 @@ async function judge(row: Row, trial: Trial, times: Times): Promise<Outcome> {
     metrics: troubleOf(during),
     broken,
   };
-  for (const [key, why] of findUnwell(looks, trial, row.suffers, times)) broken.push(`${key} ${why}`);
+  for (const [key, why] of findUnwell(looks, trial, row.suffers, times)) {
+    broken.push(`${key} ${why}`);
+  }
   broken.push(...findExceeded(outcome), ...findUntold(outcome), ...findSilent(during, injectedAt));
   const tokens = [...trial.given, ...trial.issuer.exchanges.flatMap(({ token }) => token ?? [])];
-  if (findToken(program.lines.join("\n"), tokens) !== undefined) broken.push("a token is in the log");
+  if (findToken(program.lines.join("\n"), tokens) !== undefined) {
+    broken.push("a token is in the log");
+  }
   if (broken.length > 0) keepLog(trial);
   return outcome;
 }
@@ -140,7 +157,9 @@ function findExceeded({ row, backMs = Infinity, requests, exchanges }: Outcome):
   return [
     ...backMs > row.backS * 1000 ? [`not back to normal within ${row.backS} s`] : [],
     ...requests > maxRequests ? [`${requests} requests within 10 s, over ${maxRequests}`] : [],
-    ...exchanges > MAX_EXCHANGES ? [`${exchanges} exchanges within 10 s, over ${MAX_EXCHANGES}`] : [],
+    ...exchanges > MAX_EXCHANGES
+      ? [`${exchanges} exchanges within 10 s, over ${MAX_EXCHANGES}`]
+      : [],
   ];
 }
 
@@ -177,7 +196,9 @@ function findExpired(looks: Look[], log: LogRecord[]): Map<string, number> {
   const longest = new Map<string, number>();
   const add = (key: string, ms: number) => longest.set(key, Math.max(longest.get(key) ?? 0, ms));
   for (const { at, secrets } of looks) {
-    for (const [key, { state, expiresAt }] of secrets) if (state === "expired") add(key, at - expiresAt);
+    for (const [key, { state, expiresAt }] of secrets) {
+      if (state === "expired") add(key, at - expiresAt);
+    }
   }
   // While the API server or etcd is down there are no looks: then it is known by the next token only.
   const expiresAt = new Map<string, number>();
@@ -209,14 +230,19 @@ function findUnwell(looks: Look[], trial: Trial, suffers: Row["suffers"], times:
       if (state === "valid") filled.add(key);
       const isFault = at >= injectedAt && at < backAt;
       const isExcused = !filled.has(key) || (isFault && sufferers[suffers].includes(key));
-      if (state !== "valid" && !isExcused) unwell.set(key, `was ${state}${isFault ? "" : ", without a fault"}`);
+      if (state !== "valid" && !isExcused) {
+        unwell.set(key, `was ${state}${isFault ? "" : ", without a fault"}`);
+      }
     }
   }
   return unwell;
 }
 
 function peakOf(samples: Sample[], name: string): number {
-  return peakRise(samples.map(({ at, metrics }) => ({ at, value: total(metrics, METRIC + name) })), WINDOW_MS);
+  return peakRise(
+    samples.map(({ at, metrics }) => ({ at, value: total(metrics, METRIC + name) })),
+    WINDOW_MS,
+  );
 }
 
 /** The counters of failures and of watches that ended. */
@@ -224,7 +250,8 @@ function troubleOf(samples: Sample[]): string[] {
   const [first, last] = [samples[0]?.metrics, samples.at(-1)?.metrics];
   return [...last ?? []].flatMap(([series, value]) => {
     const rise = value - (first?.get(series) ?? 0);
-    const isTrouble = /_(refreshes|watch_restarts|events_dropped)_total/.test(series) && !/success|ended/.test(series);
+    const isTrouble = /_(refreshes|watch_restarts|events_dropped)_total/.test(series) &&
+      !/success|ended/.test(series);
     return isTrouble && rise > 0 ? [series.slice(METRIC.length)] : [];
   });
 }

@@ -49,7 +49,12 @@ export interface Conditions {
 
 export type Trial = Awaited<ReturnType<typeof startTrial>>;
 
-export async function startTrial(ground: Ground, name: string, runtime: Runtime, conditions: Conditions) {
+export async function startTrial(
+  ground: Ground,
+  name: string,
+  runtime: Runtime,
+  conditions: Conditions,
+) {
   const run = `${name}-${runtime}`;
   const tenants = await createTenants(ground.admin, run);
   const ways = await openWays(ground, conditions);
@@ -66,7 +71,10 @@ export async function startTrial(ground: Ground, name: string, runtime: Runtime,
     PORT: `${port}`,
   };
   const through = conditions.isApart ? ground.network.enter(files.hosts) : [];
-  const program: Program = await startProgram(runtime, settings, [], { file: ground.program, through });
+  const program: Program = await startProgram(runtime, settings, [], {
+    file: ground.program,
+    through,
+  });
   const watchers = [
     watchSecrets(ground.admin, run, tenants.identities),
     watchProgram(conditions.isApart ? ground.network.there : "127.0.0.1", port),
@@ -97,10 +105,17 @@ export async function startTrial(ground: Ground, name: string, runtime: Runtime,
 /** Two namespaces with their Secrets: most share two identities, one has its own, one an account of its namespace. */
 async function createTenants(admin: Admin, run: string) {
   const [home, namespace, other] = [run, `${run}-a`, `${run}-b`];
-  const [first, second, own, tenant] = ["first", "second", "own", "tenant"].map((name) => identityOf(`${run} ${name}`));
+  const [first, second, own, tenant] = ["first", "second", "own", "tenant"].map((name) =>
+    identityOf(`${run} ${name}`)
+  );
   const identities = new Map<string, string>();
 
-  async function addSecret(namespace: string, name: string, identity: string, annotations = {}): Promise<string> {
+  async function addSecret(
+    namespace: string,
+    name: string,
+    identity: string,
+    annotations = {},
+  ): Promise<string> {
     const secret = secretOf(run, namespace, name, identity, annotations);
     identities.set(`${namespace}/${name}`, identity);
     await admin.create(`/api/v1/namespaces/${namespace}/secrets`, secret);
@@ -130,7 +145,11 @@ async function createTenants(admin: Admin, run: string) {
     loner,
     ownIdentity: own!,
     bindings: [
-      ...[first!, second!, own!].map((identity) => ({ identity, namespace: home, account: ACCOUNT })),
+      ...[first!, second!, own!].map((identity) => ({
+        identity,
+        namespace: home,
+        account: ACCOUNT,
+      })),
       { identity: tenant!, namespace: other, account: TENANT },
     ],
     /** Adds one more, of an identity that others have. */
@@ -139,13 +158,21 @@ async function createTenants(admin: Admin, run: string) {
 }
 
 /** Program → wire → proxy → API server, and program → wire → issuer. */
-async function openWays({ cluster, keys, upstream, network }: Ground, { isDirect, isApart, lifeS }: Conditions) {
+async function openWays(
+  { cluster, keys, upstream, network }: Ground,
+  { isDirect, isApart, lifeS }: Conditions,
+) {
   const address = isApart ? network.here : "127.0.0.1";
   const [apiName, issuerName] = isApart ? [API_NAME, ISSUER_NAME] : [address, address];
   const authority = makeAuthority();
   const certificate = authority.issue([apiName, issuerName]);
   const proxy = await startProxy({ certificate, url: cluster.server, upstream });
-  const issuer = await startIssuer({ certificate, keys, life: lifeS ?? LIFE_S, issuer: `https://${issuerName}` });
+  const issuer = await startIssuer({
+    certificate,
+    keys,
+    life: lifeS ?? LIFE_S,
+    issuer: `https://${issuerName}`,
+  });
   const portOf = (url: string) => Number(new URL(url).port);
   const apiWire = await startWire(address, portOf(isDirect ? cluster.server : proxy.url));
   const issuerWire = await startWire(address, portOf(issuer.url));
@@ -181,7 +208,8 @@ async function writeFiles(
     given.push(token);
     return write(name, token);
   };
-  const nameHosts = (...names: string[]) => write("hosts", `127.0.0.1 localhost\n${network.here} ${names.join(" ")}\n`);
+  const nameHosts = (...names: string[]) =>
+    write("hosts", `127.0.0.1 localhost\n${network.here} ${names.join(" ")}\n`);
   const giveToken = () => writeToken("token");
   const giveSubjectToken = () => writeToken("subject-token", issuer.audience);
   const giveCa = () => write("ca.crt", isDirect ? admin.readCa() : authority.certificate);

@@ -39,9 +39,12 @@ const TRICKS = [
 ];
 
 /** Any text, or one of the tricks, or several of both. */
-export const anyText = fc.array(fc.oneof(fc.string({ unit: "binary", maxLength: 12 }), fc.constantFrom(...TRICKS)), {
-  maxLength: 3,
-}).map((parts) => parts.join(""));
+export const anyText = fc.array(
+  fc.oneof(fc.string({ unit: "binary", maxLength: 12 }), fc.constantFrom(...TRICKS)),
+  {
+    maxLength: 3,
+  },
+).map((parts) => parts.join(""));
 
 /** JSON with keys that are tricks. */
 export const anyJson: fc.Arbitrary<unknown> = fc.letrec<{ value: unknown }>((tie) => ({
@@ -55,11 +58,17 @@ export const anyJson: fc.Arbitrary<unknown> = fc.letrec<{ value: unknown }>((tie
       fc.double({ noNaN: true, noDefaultInfinity: true }),
     ),
     fc.array(tie("value"), { maxLength: 3 }),
-    fc.array(fc.tuple(anyText, tie("value")), { maxLength: 3 }).map((entries) => Object.fromEntries(entries)),
+    fc.array(fc.tuple(anyText, tie("value")), { maxLength: 3 }).map((entries) =>
+      Object.fromEntries(entries)
+    ),
   ),
 })).value;
 
-const anyEdit = fc.record({ at: fc.nat(), cut: fc.nat(3), insert: fc.uint8Array({ maxLength: 3 }) });
+const anyEdit = fc.record({
+  at: fc.nat(),
+  cut: fc.nat(3),
+  insert: fc.uint8Array({ maxLength: 3 }),
+});
 
 /** The bytes of a text, damaged in up to three places. */
 export function damaged(text: fc.Arbitrary<string>): fc.Arbitrary<Uint8Array> {
@@ -73,7 +82,8 @@ export function damaged(text: fc.Arbitrary<string>): fc.Arbitrary<Uint8Array> {
   });
 }
 
-const base64url = (value: unknown) => Buffer.from(JSON.stringify(value) ?? "").toString("base64url");
+const base64url = (value: unknown) =>
+  Buffer.from(JSON.stringify(value) ?? "").toString("base64url");
 
 export function jwtOf(claims: unknown): string {
   return `${base64url({ alg: "RS256" })}.${base64url(claims)}.c2lnbmF0dXJlLW9mLW5vYm9keQ`;
@@ -81,7 +91,9 @@ export function jwtOf(claims: unknown): string {
 
 /** Instants (s) about the limits that tokens have, and others. */
 const anyInstant = fc.oneof(
-  fc.constantFrom(0, 5, 60, 61, 600, 3600, DAY_S, DAY_S + 1, -1, -60, -3600, -DAY_S).map((offset) => NOW_S + offset),
+  fc.constantFrom(0, 5, 60, 61, 600, 3600, DAY_S, DAY_S + 1, -1, -60, -3600, -DAY_S).map((offset) =>
+    NOW_S + offset
+  ),
   fc.integer({ min: NOW_S - 2 * DAY_S, max: NOW_S + 2 * DAY_S }),
   fc.constantFrom<unknown>(0, -1, 0.5, 1e13, 8.64e12, 1e300, "1", null),
 );
@@ -95,10 +107,14 @@ const often = <T>(arbitrary: fc.Arbitrary<T>, odd: fc.Arbitrary<unknown> = anyJs
 export const anyClaims = fc.record({
   iss: absent(anyJson),
   sub: often(fc.constantFrom(ALICE, ALICE, BOB, "user@example.com", "")),
-  aud: often(fc.constantFrom<unknown>("cgr.dev", ["cgr.dev"], ["x", "cgr.dev"], "cgr.dev.example", [])),
+  aud: often(
+    fc.constantFrom<unknown>("cgr.dev", ["cgr.dev"], ["x", "cgr.dev"], "cgr.dev.example", []),
+  ),
   iat: often(absent(anyInstant)),
   exp: often(anyInstant),
-  act: often(absent(fc.record({ sub: fc.oneof(fc.constant("system:serviceaccount:apps:puller"), anyText) }))),
+  act: often(
+    absent(fc.record({ sub: fc.oneof(fc.constant("system:serviceaccount:apps:puller"), anyText) })),
+  ),
 });
 
 /** A token that the issuer may give for Alice, with what it is to live. */
@@ -119,7 +135,9 @@ export const anyToken = fc.oneof(
   anyText,
 );
 
-export const entryOf = (jwt: string, user = "_token") => ({ auth: Buffer.from(`${user}:${jwt}`).toString("base64") });
+export const entryOf = (jwt: string, user = "_token") => ({
+  auth: Buffer.from(`${user}:${jwt}`).toString("base64"),
+});
 const anyEntry = fc.oneof(
   { weight: 6, arbitrary: anyToken.map((jwt) => entryOf(jwt)) },
   fc.tuple(anyToken, fc.constantFrom("user", "")).map(([jwt, user]) => entryOf(jwt, user)),
@@ -128,7 +146,14 @@ const anyEntry = fc.oneof(
 const anyHost = fc.oneof(
   {
     weight: 6,
-    arbitrary: fc.constantFrom("cgr.dev", "cgr.dev", "cgr.dev", "apk.cgr.dev", "https://cgr.dev", "CGR.DEV"),
+    arbitrary: fc.constantFrom(
+      "cgr.dev",
+      "cgr.dev",
+      "cgr.dev",
+      "apk.cgr.dev",
+      "https://cgr.dev",
+      "CGR.DEV",
+    ),
   },
   anyText,
 );
@@ -143,12 +168,18 @@ const dockerConfigText = fc.record({
   number: fc.constantFrom("0", "-0", "1.0", "1e400", "12345678901234567890", "1E-5"),
   hasAuths: fc.integer({ min: 0, max: 9 }),
 }).map(({ auths, others, number, hasAuths }) => {
-  const fields = [others.slice(1, -1), hasAuths > 0 ? `"auths":${auths}` : "", hasAuths > 5 ? `"n":[${number}]` : ""];
+  const fields = [
+    others.slice(1, -1),
+    hasAuths > 0 ? `"auths":${auths}` : "",
+    hasAuths > 5 ? `"n":[${number}]` : "",
+  ];
   return `{${fields.filter((field) => field !== "").join()}}`;
 });
 
 function textOf(entries: [key: string, value: unknown][]): string {
-  return `{${entries.map(([key, value]) => `${JSON.stringify(key)}:${JSON.stringify(value)}`).join()}}`;
+  return `{${
+    entries.map(([key, value]) => `${JSON.stringify(key)}:${JSON.stringify(value)}`).join()
+  }}`;
 }
 
 export const anyDockerConfig: fc.Arbitrary<Uint8Array> = fc.oneof(
@@ -158,7 +189,9 @@ export const anyDockerConfig: fc.Arbitrary<Uint8Array> = fc.oneof(
   fc.uint8Array(),
 );
 
-const anyMap = fc.array(fc.tuple(anyText, anyText), { maxLength: 3 }).map((entries) => Object.fromEntries(entries));
+const anyMap = fc.array(fc.tuple(anyText, anyText), { maxLength: 3 }).map((entries) =>
+  Object.fromEntries(entries)
+);
 /** Mostly one of a few values, else any text, or absent. */
 const mostly = (...values: string[]) =>
   fc.oneof(
@@ -214,5 +247,7 @@ export const anySecret: fc.Arbitrary<Secret> = fc.record({
 }));
 
 function defined(map: Record<string, string | undefined>): Record<string, string> {
-  return Object.fromEntries(Object.entries(map).filter((entry): entry is [string, string] => entry[1] !== undefined));
+  return Object.fromEntries(
+    Object.entries(map).filter((entry): entry is [string, string] => entry[1] !== undefined),
+  );
 }

@@ -20,7 +20,9 @@ const { values } = parseArgs({
 const endsAt = performance.now() + Number(values.minutes ?? Infinity) * 60_000;
 const runs = Number(values.runs ?? (values.minutes === undefined ? DEFAULT_RUNS : Infinity));
 const firstSeed = Number(values.seed ?? Date.now() % 2 ** 31);
-if ([endsAt, runs, firstSeed].some(Number.isNaN)) throw new Error("--minutes, --runs and --seed take a number");
+if ([endsAt, runs, firstSeed].some(Number.isNaN)) {
+  throw new Error("--minutes, --runs and --seed take a number");
+}
 
 const tried = new Map<Property, number>();
 
@@ -31,7 +33,9 @@ async function tryOut(property: Property, cases: number, seed: number): Promise<
     await property.run({ numRuns, seed });
   } catch (error) {
     console.log(`${(error as Error).message}\n${(error as Error).cause}`);
-    console.log(`does not hold: ${property.title}\nagain: npm run fuzz -- --seed ${seed} --runs ${cases}`);
+    console.log(
+      `does not hold: ${property.title}\nagain: npm run fuzz -- --seed ${seed} --runs ${cases}`,
+    );
     return false;
   }
   tried.set(property, (tried.get(property) ?? 0) + numRuns);
@@ -39,9 +43,15 @@ async function tryOut(property: Property, cases: number, seed: number): Promise<
 }
 
 async function tryAll(): Promise<boolean> {
-  for (let done = 0, seed = firstSeed; done < runs && performance.now() < endsAt; done += CASES_A_ROUND, seed++) {
+  for (
+    let done = 0, seed = firstSeed;
+    done < runs && performance.now() < endsAt;
+    done += CASES_A_ROUND, seed++
+  ) {
     const cases = Math.min(CASES_A_ROUND, runs - done);
-    for (const property of [...PROPERTIES, ...WHOLES]) if (!await tryOut(property, cases, seed)) return false;
+    for (const property of [...PROPERTIES, ...WHOLES]) {
+      if (!await tryOut(property, cases, seed)) return false;
+    }
   }
   return true;
 }
@@ -51,6 +61,8 @@ for (const { close } of WHOLES) await close?.();
 for (const [{ title }, cases] of tried) console.log(`${`${cases}`.padStart(10)}  ${title}`);
 const sum = [...tried.values()].reduce((a, b) => a + b, 0);
 console.log(
-  `${sum} cases on ${RUNTIME} from seed ${firstSeed}: ${isWell ? "all properties hold" : "one does not hold"}`,
+  `${sum} cases on ${RUNTIME} from seed ${firstSeed}: ${
+    isWell ? "all properties hold" : "one does not hold"
+  }`,
 );
 process.exitCode = isWell ? 0 : 1;

@@ -6,7 +6,15 @@ import { assert, assertEquals } from "@std/assert";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import { ApiError, parseWatch, type Secret, type WatchEvent } from "../../k8s.ts";
-import { clean, ConfigError, createLog, decide, observe, readConfig, withToken } from "../../main.ts";
+import {
+  clean,
+  ConfigError,
+  createLog,
+  decide,
+  observe,
+  readConfig,
+  withToken,
+} from "../../main.ts";
 import { decode, findFlaw, readAnswer, StsError, verify } from "../../sts.ts";
 import { findToken } from "../program.ts";
 import {
@@ -48,27 +56,46 @@ export function property<T extends unknown[]>(
   arbitraries: { [Index in keyof T]: fc.Arbitrary<T[Index]> },
   check: (...values: T) => void | Promise<void>,
 ): Property {
-  const tried = fc.asyncProperty(fc.tuple<T>(...arbitraries), async (values) => await check(...values));
+  const tried = fc.asyncProperty(
+    fc.tuple<T>(...arbitraries),
+    async (values) => await check(...values),
+  );
   return { title, run: async (parameters) => await fc.assert(tried, parameters) };
 }
 
 // The watch
 
-const anyMetadata = fc.record({ namespace: anyText, name: anyText, uid: anyText, resourceVersion: anyText });
+const anyMetadata = fc.record({
+  namespace: anyText,
+  name: anyText,
+  uid: anyText,
+  resourceVersion: anyText,
+});
 const anyRecord = fc.oneof(
-  { weight: 6, arbitrary: fc.record({ type: fc.constantFrom("ADDED", "MODIFIED", "DELETED"), object: anySecret }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      type: fc.constantFrom("ADDED", "MODIFIED", "DELETED"),
+      object: anySecret,
+    }),
+  },
   fc.record({ type: fc.constant("BOOKMARK"), object: fc.record({ metadata: anyMetadata }) }),
   fc.record({ type: fc.constant("ERROR"), object: anyJson }),
   fc.record({ type: anyText, object: anyJson }),
   anyJson,
 );
 const anyWatch = damaged(
-  fc.array(anyRecord, { maxLength: 4 }).map((records) => records.map((each) => `${JSON.stringify(each)}\n`).join("")),
+  fc.array(anyRecord, { maxLength: 4 }).map((records) =>
+    records.map((each) => `${JSON.stringify(each)}\n`).join("")
+  ),
 );
 
 /** A watch's body read as a whole: how many of its lines are good, up to the first that is not. */
 function countGoodLines(bytes: Uint8Array): { good: number; isAll: boolean } {
-  const lines = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes).split("\n").slice(0, -1);
+  const lines = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes).split("\n").slice(
+    0,
+    -1,
+  );
   const firstBad = lines.findIndex((line) => !isGoodLine(line));
   return { good: firstBad === -1 ? lines.length : firstBad, isAll: firstBad === -1 };
 }
@@ -78,13 +105,16 @@ function isGoodLine(line: string): boolean {
     const { type, object: { metadata } } = JSON.parse(line);
     if (type === "BOOKMARK") return typeof metadata.resourceVersion === "string";
     const fields = [metadata.namespace, metadata.name, metadata.uid, metadata.resourceVersion];
-    return /^(ADDED|MODIFIED|DELETED)$/.test(type) && fields.every((field) => typeof field === "string");
+    return /^(ADDED|MODIFIED|DELETED)$/.test(type) &&
+      fields.every((field) => typeof field === "string");
   } catch {
     return false;
   }
 }
 
-async function readWatch(chunks: Iterable<Uint8Array>): Promise<{ events: WatchEvent[]; error?: unknown }> {
+async function readWatch(
+  chunks: Iterable<Uint8Array>,
+): Promise<{ events: WatchEvent[]; error?: unknown }> {
   const events: WatchEvent[] = [];
   async function* body() {
     yield* chunks;
@@ -118,10 +148,16 @@ function othersOf(text: string, registries: string[]): string {
   return JSON.stringify([Object.entries(rest), others]);
 }
 
-const anyRegistries = fc.constantFrom<string[]>(["cgr.dev"], ["cgr.dev", "apk.cgr.dev"], ["constructor", "cgr.dev"]);
+const anyRegistries = fc.constantFrom<string[]>(["cgr.dev"], ["cgr.dev", "apk.cgr.dev"], [
+  "constructor",
+  "cgr.dev",
+]);
 const look = (secret: Secret, registries = ["cgr.dev"]) =>
   observe(secret, { audience: "cgr.dev", registries, ownNamespace: OWN_NAMESPACE });
-const withConfig = (config: Uint8Array | string, annotations: Record<string, string> = {}): Secret => ({
+const withConfig = (
+  config: Uint8Array | string,
+  annotations: Record<string, string> = {},
+): Secret => ({
   metadata: {
     namespace: "apps",
     name: "pull",
@@ -147,7 +183,12 @@ function readToken(token: string) {
     const isTime = (time: unknown) => typeof time === "number" && time >= 0 && time <= 8.64e12;
     if (typeof sub !== "string" || !isTime(exp)) return undefined;
     if (iat !== undefined && (!isTime(iat) || iat >= exp)) return undefined;
-    return { sub, audiences: Array.isArray(aud) ? aud : [aud], iat: iat as number | undefined, exp: exp as number };
+    return {
+      sub,
+      audiences: Array.isArray(aud) ? aud : [aud],
+      iat: iat as number | undefined,
+      exp: exp as number,
+    };
   } catch {
     return undefined;
   }
@@ -184,9 +225,13 @@ function firstRules({ metadata, type, immutable, data }: Secret): string | undef
 
 function isDockerConfig(bytes: Uint8Array): boolean {
   try {
-    const config = JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes));
-    const isObject = (value: unknown) => Object.prototype.toString.call(value) === "[object Object]";
-    return isObject(config) && (config.auths === null || config.auths === undefined || isObject(config.auths));
+    const config = JSON.parse(
+      new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes),
+    );
+    const isObject = (value: unknown) =>
+      Object.prototype.toString.call(value) === "[object Object]";
+    return isObject(config) &&
+      (config.auths === null || config.auths === undefined || isObject(config.auths));
   } catch {
     return false;
   }
@@ -204,19 +249,30 @@ const VARIABLES = {
   KUBERNETES_SERVICE_HOST: ["10.0.0.1", "fd00::1", "cluster/../x", "a b"],
   KUBERNETES_SERVICE_PORT: ["443", "0", "65536", "1e3", " 443"],
   WATCH_NAMESPACES: ["a,b", "a,,b", "a,../b", "A"],
-  ISSUER_URL: ["https://issuer.example/", "http://issuer.example", "https://u:PASSWORD@issuer.example", "HTTPS://X"],
+  ISSUER_URL: [
+    "https://issuer.example/",
+    "http://issuer.example",
+    "https://u:PASSWORD@issuer.example",
+    "HTTPS://X",
+  ],
   AUDIENCE: ["cgr.dev", "a b", "é"],
   REGISTRIES: ["cgr.dev,apk.cgr.dev", "https://cgr.dev", "cgr.dev/..", "__proto__", "constructor"],
   SERVICE_ACCOUNT_DIR: ["/nowhere", "relative"],
   SUBJECT_TOKEN_FILE: ["/nowhere/token"],
-  HTTPS_PROXY: ["http://user:PASSWORD@proxy.example:3128", "socks5://user:PASSWORD@x", "http://user:PASSWORD@[x"],
+  HTTPS_PROXY: [
+    "http://user:PASSWORD@proxy.example:3128",
+    "socks5://user:PASSWORD@x",
+    "http://user:PASSWORD@[x",
+  ],
   NO_PROXY: ["*", ".example"],
   PORT: ["8080", "-1", "0x50"],
   LOG_LEVEL: ["debug", "INFO"],
 };
 const anyEnvironment = fc.record(
   Object.fromEntries(
-    Object.entries(VARIABLES).map(([name, values]) => [name, fc.oneof(fc.constantFrom(...values), anyText)]),
+    Object.entries(VARIABLES).map((
+      [name, values],
+    ) => [name, fc.oneof(fc.constantFrom(...values), anyText)]),
   ) as Record<keyof typeof VARIABLES, fc.Arbitrary<string>>,
   { requiredKeys: [] },
 );
@@ -224,7 +280,10 @@ const anyEnvironment = fc.record(
 // What is told
 
 /** A token in any of the forms in which a message may quote it. */
-const quotedToken = fc.tuple(anyToken.filter((token) => /^[\w-]{16,}\.[\w-]{40,}\.[\w-]{16,}$/.test(token)), anyText)
+const quotedToken = fc.tuple(
+  anyToken.filter((token) => /^[\w-]{16,}\.[\w-]{40,}\.[\w-]{16,}$/.test(token)),
+  anyText,
+)
   .chain(([token, text]) =>
     fc.constantFrom(
       token,
@@ -233,7 +292,8 @@ const quotedToken = fc.tuple(anyToken.filter((token) => /^[\w-]{16,}\.[\w-]{40,}
       `"${token}"`,
       Buffer.from(`_token:${token}`).toString("base64"),
       Buffer.from(`_token:${token}`).toString("base64url"),
-      Buffer.from(JSON.stringify({ auths: { "cgr.dev": { auth: btoa(`_token:${token}`) } } })).toString("base64"),
+      Buffer.from(JSON.stringify({ auths: { "cgr.dev": { auth: btoa(`_token:${token}`) } } }))
+        .toString("base64"),
     ).map((form) => ({ token, quoted: `${text} ${form}${text}` }))
   );
 
@@ -258,7 +318,9 @@ export const PROPERTIES: Property[] = [
       const expected = firstRules(secret);
       const judged = decide(facts, now, Infinity);
       if (expected === "gone") return assertEquals([judged, facts.isGone], ["skip", true]);
-      if (expected === "requested") return assertEquals([judged, facts.problem], ["requested", undefined]);
+      if (expected === "requested") {
+        return assertEquals([judged, facts.problem], ["requested", undefined]);
+      }
       assertEquals(facts.problem?.reason, expected);
       assertEquals(judged === "skip", expected !== undefined);
     },
@@ -282,20 +344,35 @@ export const PROPERTIES: Property[] = [
     (secret, token, registries) => {
       const { problem, isGone, isPlain, identity, account, refresh } = look(secret, registries);
       if (problem || isGone || identity !== ALICE) return;
-      const text = isPlain ? '{"auths":{}}' : Buffer.from(secret.data?.[DATA_KEY] ?? "", "base64").toString();
+      const text = isPlain
+        ? '{"auths":{}}'
+        : Buffer.from(secret.data?.[DATA_KEY] ?? "", "base64").toString();
       const { [REFRESH_KEY]: _, ...annotations } = secret.metadata.annotations ?? {};
       const after = look({
         ...secret,
-        metadata: { ...secret.metadata, annotations: { ...annotations, [TOKEN_IDENTITY_KEY]: identity } },
-        data: { ...secret.data, [DATA_KEY]: Buffer.from(withToken(text, registries, token)).toString("base64") },
+        metadata: {
+          ...secret.metadata,
+          annotations: { ...annotations, [TOKEN_IDENTITY_KEY]: identity },
+        },
+        data: {
+          ...secret.data,
+          [DATA_KEY]: Buffer.from(withToken(text, registries, token)).toString("base64"),
+        },
       }, registries);
       const { actor } = verify(token, ALICE, "cgr.dev", NOW);
       const isOfOther = actor !== undefined && account !== undefined &&
         actor !== `system:serviceaccount:${secret.metadata.namespace}:${account}`;
-      const isOfTenant = actor?.startsWith(`system:serviceaccount:${secret.metadata.namespace}:`) === true &&
+      const isOfTenant =
+        actor?.startsWith(`system:serviceaccount:${secret.metadata.namespace}:`) === true &&
         account === undefined && secret.metadata.namespace !== OWN_NAMESPACE;
-      assertEquals(decide(after, NOW, Infinity), isOfOther || isOfTenant ? "identity-changed" : "wait");
-      assertEquals(decide({ ...after, refresh }, NOW, Infinity, refresh), decide(after, NOW, Infinity));
+      assertEquals(
+        decide(after, NOW, Infinity),
+        isOfOther || isOfTenant ? "identity-changed" : "wait",
+      );
+      assertEquals(
+        decide({ ...after, refresh }, NOW, Infinity, refresh),
+        decide(after, NOW, Infinity),
+      );
     },
   ),
   property(
@@ -311,7 +388,9 @@ export const PROPERTIES: Property[] = [
       assert(withToken(after, registries, token) === after);
       const held = look(withConfig(after, { [TOKEN_IDENTITY_KEY]: ALICE }), registries);
       assertEquals(held.tokens.map((own) => own?.fingerprint), [decode(token)!.fingerprint]);
-      assert(!facts.isPlain || othersOf(before, registries) === othersOf('{"auths":{}}', registries));
+      assert(
+        !facts.isPlain || othersOf(before, registries) === othersOf('{"auths":{}}', registries),
+      );
     },
   ),
   property("A token is decoded as its claims say, or not at all", [anyToken], (token) => {
@@ -328,13 +407,18 @@ export const PROPERTIES: Property[] = [
     assertEquals(audiences, expected.audiences.filter((audience) => typeof audience === "string"));
     assert(!Number.isNaN(Date.parse(new Date(expiresAt).toISOString())));
   }),
-  property("The issuer's token is taken exactly if it is good for this identity, here and now", [anyToken], (token) => {
+  property("The issuer's token is taken exactly if it is good for this identity, here and now", [
+    anyToken,
+  ], (token) => {
     try {
       assertEquals(findFlaw(verify(token, ALICE, "cgr.dev", NOW), NOW), undefined);
       assert(isGood(token), `taken: ${token}`);
     } catch (error) {
       if (!(error instanceof StsError)) throw error;
-      assert(!isGood(token) || !isBase64url(token.split(".")[1]!), `not taken: ${error.message}: ${token}`);
+      assert(
+        !isGood(token) || !isBase64url(token.split(".")[1]!),
+        `not taken: ${error.message}: ${token}`,
+      );
       assertEquals([error.status, error.refused], [200, true]);
     }
   }),
@@ -344,7 +428,10 @@ export const PROPERTIES: Property[] = [
       fc.constantFrom(200, 201, 204, 301, 400, 401, 403, 404, 408, 429, 500, 502, 503, 599),
       fc.oneof(
         damaged(
-          fc.record({ token: fc.oneof(anyToken, anyJson, fc.constant("")), message: fc.oneof(anyText, anyJson) }, {
+          fc.record({
+            token: fc.oneof(anyToken, anyJson, fc.constant("")),
+            message: fc.oneof(anyText, anyJson),
+          }, {
             requiredKeys: [],
           })
             .map((answer) => JSON.stringify(answer)),
@@ -361,13 +448,22 @@ export const PROPERTIES: Property[] = [
       } catch (error) {
         if (!(error instanceof StsError)) throw error;
         assertEquals(error.status, status);
-        assertEquals(!!error.refused, status === 200 || (status >= 400 && status < 500 && status !== 429));
-        const told = status === 200 ? "without a token" : typeof message === "string" ? message : "not an answer of";
+        assertEquals(
+          !!error.refused,
+          status === 200 || (status >= 400 && status < 500 && status !== 429),
+        );
+        const told = status === 200
+          ? "without a token"
+          : typeof message === "string"
+          ? message
+          : "not an answer of";
         assert(error.message.includes(told), error.message);
       }
     },
   ),
-  property("The environment gives a configuration, or one line that says what is wrong", [anyEnvironment], (env) => {
+  property("The environment gives a configuration, or one line that says what is wrong", [
+    anyEnvironment,
+  ], (env) => {
     try {
       const config = readConfig((name) => env[name as keyof typeof env]);
       const urls = [config.api.url, config.issuer].map((url) => new URL(url));
@@ -377,13 +473,19 @@ export const PROPERTIES: Property[] = [
       }
       assert(Object.isFrozen(config) && config.port >= 1 && config.port <= 65535);
       assert(config.namespaces.every((name) => name === undefined || /^[-a-z0-9]+$/.test(name)));
-      assert(config.registries.length > 0 && config.registries.every((host) => /^[-a-z0-9.:]+$/.test(host)));
+      assert(
+        config.registries.length > 0 &&
+          config.registries.every((host) => /^[-a-z0-9.:]+$/.test(host)),
+      );
     } catch (error) {
       if (!(error instanceof ConfigError)) throw error;
       const { message } = error;
       const name = Object.keys(VARIABLES).find((name) => message.startsWith(`${name}="`));
       assert(name !== undefined && message.includes(": must be "), message);
-      assert(!UNFIT.test(message) && !message.includes("PASSWORD") && message.length < 400, message);
+      assert(
+        !UNFIT.test(message) && !message.includes("PASSWORD") && message.length < 400,
+        message,
+      );
     }
   }),
   property(
@@ -394,10 +496,18 @@ export const PROPERTIES: Property[] = [
       assert([...cleaned].length <= 200 && !UNFIT.test(cleaned), JSON.stringify(cleaned));
     },
   ),
-  property("No part of a token survives in a message that quotes it", [quotedToken], ({ token, quoted }) => {
-    const [, claims = "", signature = ""] = token.split(".");
-    assertEquals(findToken(clean(quoted, Infinity), [`${claims}.${signature}`]), undefined, quoted);
-  }),
+  property(
+    "No part of a token survives in a message that quotes it",
+    [quotedToken],
+    ({ token, quoted }) => {
+      const [, claims = "", signature = ""] = token.split(".");
+      assertEquals(
+        findToken(clean(quoted, Infinity), [`${claims}.${signature}`]),
+        undefined,
+        quoted,
+      );
+    },
+  ),
   property(
     "A log line is one line and one JSON object, whatever its fields hold",
     [fc.record({ name: anyText, message: anyText, error: anyText, count: fc.integer() })],

@@ -7,7 +7,15 @@ import fc from "fast-check";
 import { ApiError, createClient, type Secret } from "../../k8s.ts";
 import { RUNTIME, startProgram } from "../program.ts";
 import { CONTROLLER, VirtualWorld } from "../virtual.ts";
-import { anyJson, anySecret, anyText, BOB, damaged, IDENTITY_KEY, SECRET_TYPE } from "./arbitraries.ts";
+import {
+  anyJson,
+  anySecret,
+  anyText,
+  BOB,
+  damaged,
+  IDENTITY_KEY,
+  SECRET_TYPE,
+} from "./arbitraries.ts";
 import { type Property, property, UNFIT } from "./properties.ts";
 
 // The client
@@ -22,7 +30,10 @@ interface Answer {
 function standIn() {
   let answer: Answer;
   const server = createServer((request, response) => {
-    request.resume().on("end", () => response.writeHead(answer.status, answer.headers).end(answer.body));
+    request.resume().on(
+      "end",
+      () => response.writeHead(answer.status, answer.headers).end(answer.body),
+    );
   });
   return {
     /** Sets the answer; returns the URL to ask. */
@@ -41,7 +52,23 @@ function standIn() {
 type Client = ReturnType<typeof createClient>;
 
 const anyAnswer: fc.Arbitrary<Answer> = fc.record({
-  status: fc.constantFrom(200, 201, 204, 301, 304, 400, 401, 403, 404, 409, 410, 422, 429, 500, 503),
+  status: fc.constantFrom(
+    200,
+    201,
+    204,
+    301,
+    304,
+    400,
+    401,
+    403,
+    404,
+    409,
+    410,
+    422,
+    429,
+    500,
+    503,
+  ),
   headers: fc.record({
     "retry-after": fc.constantFrom("1", "-1", "never", "Wed, 21 Oct 2026 07:28:00 GMT"),
     "content-encoding": fc.constantFrom("gzip", "identity"),
@@ -49,10 +76,20 @@ const anyAnswer: fc.Arbitrary<Answer> = fc.record({
   }, { requiredKeys: [] }),
   body: damaged(
     fc.oneof(
-      fc.record({ items: fc.oneof(fc.array(anySecret, { maxLength: 3 }), anyJson), metadata: anyJson }),
-      fc.record({ items: fc.array(anySecret, { maxLength: 3 }), metadata: fc.constant({ resourceVersion: "7" }) }),
+      fc.record({
+        items: fc.oneof(fc.array(anySecret, { maxLength: 3 }), anyJson),
+        metadata: anyJson,
+      }),
+      fc.record({
+        items: fc.array(anySecret, { maxLength: 3 }),
+        metadata: fc.constant({ resourceVersion: "7" }),
+      }),
       fc.record({ status: fc.oneof(fc.record({ token: fc.oneof(anyText, anyJson) }), anyJson) }),
-      fc.record({ message: fc.oneof(anyText, anyJson), reason: fc.oneof(anyText, anyJson), code: anyJson }),
+      fc.record({
+        message: fc.oneof(anyText, anyJson),
+        reason: fc.oneof(anyText, anyJson),
+        code: anyJson,
+      }),
       anySecret,
       anyJson,
     ).map((value) => JSON.stringify(value)),
@@ -91,7 +128,8 @@ const MINUTE_MS = 60_000;
 /** Six for one Secret, as the spacing has it; one that is made anew starts afresh. */
 const MAX_A_MINUTE = 8;
 /** A sample of Prometheus' text format. */
-const SAMPLE = /^[a-z_]+(\{[a-z]+="([^"\\\n]|\\[\\"n])*"(,[a-z]+="([^"\\\n]|\\[\\"n])*")*\})? [-+\d.e]+$/;
+const SAMPLE =
+  /^[a-z_]+(\{[a-z]+="([^"\\\n]|\\[\\"n])*"(,[a-z]+="([^"\\\n]|\\[\\"n])*")*\})? [-+\d.e]+$/;
 
 interface Deed {
   afterMs: number;
@@ -107,7 +145,11 @@ const anyDeed: fc.Arbitrary<Deed> = fc.record({
 
 /** What a tenant makes of a Secret of his, one change after the other, while a neighbour's is looked after. */
 async function liveThrough(world: VirtualWorld, deeds: Deed[]): Promise<void> {
-  const metadata = { namespace: "neighbour", name: "pull", labels: { [IDENTITY_KEY]: BOB.replace("/", ".") } };
+  const metadata = {
+    namespace: "neighbour",
+    name: "pull",
+    labels: { [IDENTITY_KEY]: BOB.replace("/", ".") },
+  };
   world.cluster.create({ metadata, type: SECRET_TYPE, data: { ".dockerconfigjson": btoa("{}") } });
   world.start();
   await world.clock.advance(1_000);
@@ -129,7 +171,9 @@ async function liveThrough(world: VirtualWorld, deeds: Deed[]): Promise<void> {
 function assertUnharmed(world: VirtualWorld): void {
   assertEquals(world.broken, []);
   const { requests, events } = world.cluster;
-  const own = requests.filter(({ verb, namespace }) => verb === "patch" && namespace === "neighbour");
+  const own = requests.filter(({ verb, namespace }) =>
+    verb === "patch" && namespace === "neighbour"
+  );
   assertEquals(own.length, 1, "the neighbour's Secret is filled, once");
   const minutes = new Map<string, number>();
   const deeds = [
@@ -144,7 +188,10 @@ function assertUnharmed(world: VirtualWorld): void {
     assert(subject === CONTROLLER || subject.startsWith("system:serviceaccount:team:"), subject);
   }
   for (const { namespace, note } of events) {
-    assert(["team", "neighbour"].includes(namespace ?? "team") && !UNFIT.test(note), JSON.stringify(note));
+    assert(
+      ["team", "neighbour"].includes(namespace ?? "team") && !UNFIT.test(note),
+      JSON.stringify(note),
+    );
   }
   for (const line of world.lines) assert(JSON.parse(line) && !UNFIT.test(line.slice(0, -1)), line);
 }
@@ -161,7 +208,9 @@ function assertMetrics(world: VirtualWorld): void {
 
 const SECRETS_A_LIST = 100;
 // To make a list smaller would take one process after the other.
-const anyList = fc.noShrink(fc.array(anySecret, { minLength: SECRETS_A_LIST, maxLength: SECRETS_A_LIST }));
+const anyList = fc.noShrink(
+  fc.array(anySecret, { minLength: SECRETS_A_LIST, maxLength: SECRETS_A_LIST }),
+);
 
 async function showStatus(api: string, flag: string) {
   const program = await startProgram(RUNTIME, { KUBERNETES_API: api }, [flag]);
@@ -203,8 +252,13 @@ function answeringProperty(): Property {
         const url = await server.give(answer);
         const silent = { onAnswer: () => {}, onStale: () => {} };
         client ??= createClient({ url, labelSelector: IDENTITY_KEY, userAgent: "fuzz", ...silent });
-        const [listed, got, patched, token] = await ask(client) as [Secret[] | undefined, ...(Secret | undefined)[]];
-        for (const secret of [...listed ?? [], got, patched]) assert(secret === undefined || isNamed(secret));
+        const [listed, got, patched, token] = await ask(client) as [
+          Secret[] | undefined,
+          ...(Secret | undefined)[],
+        ];
+        for (const secret of [...listed ?? [], got, patched]) {
+          assert(secret === undefined || isNamed(secret));
+        }
         assert(token === undefined || typeof token === "string");
       },
     ),
@@ -219,18 +273,30 @@ function answeringProperty(): Property {
 function statusProperty(): Property {
   const server = standIn();
   return {
-    ...property("--status has one line for each Secret, whatever is in it", [anyList], async (items) => {
-      const body = JSON.stringify({ metadata: { resourceVersion: "1" }, items });
-      const url = await server.give({ status: 200, headers: {}, body });
-      const [table, json] = [await showStatus(url, "--status"), await showStatus(url, "--status=json")];
-      assertEquals([table.stderr, json.stderr], [[], []]);
-      const lines = table.stdout.trimEnd().split("\n");
-      const rows: Record<string, string>[] = JSON.parse(json.stdout);
-      assertEquals([lines.length, rows.length], [1 + items.length, items.length]);
-      for (const text of [...lines, ...rows.flatMap(Object.values)]) assert(!UNFIT.test(text), JSON.stringify(text));
-      const isWell = rows.every(({ state }) => state === "valid");
-      assertEquals([table.status, json.status], isWell ? [0, 0] : [1, 1]);
-    }),
+    ...property(
+      "--status has one line for each Secret, whatever is in it",
+      [anyList],
+      async (items) => {
+        const body = JSON.stringify({ metadata: { resourceVersion: "1" }, items });
+        const url = await server.give({ status: 200, headers: {}, body });
+        const [table, json] = [
+          await showStatus(url, "--status"),
+          await showStatus(url, "--status=json"),
+        ];
+        assertEquals([table.stderr, json.stderr], [[], []]);
+        const lines = table.stdout.trimEnd().split("\n");
+        const rows: Record<string, string>[] = JSON.parse(json.stdout);
+        assertEquals([lines.length, rows.length], [1 + items.length, items.length]);
+        for (const text of [...lines, ...rows.flatMap(Object.values)]) {
+          assert(
+            !UNFIT.test(text),
+            JSON.stringify(text),
+          );
+        }
+        const isWell = rows.every(({ state }) => state === "valid");
+        assertEquals([table.status, json.status], isWell ? [0, 0] : [1, 1]);
+      },
+    ),
     share: 0.001,
     close: server.close,
   };

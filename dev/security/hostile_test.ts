@@ -12,7 +12,16 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { HOSTILE, until } from "../program.ts";
-import { type Attack, IDENTITY, inWorld, LONG_MS, peakMemory, PREFIX, uid, type World } from "./world.ts";
+import {
+  type Attack,
+  IDENTITY,
+  inWorld,
+  LONG_MS,
+  peakMemory,
+  PREFIX,
+  uid,
+  type World,
+} from "./world.ts";
 
 const MIB = 1024 * 1024;
 /** What the manifest allows. */
@@ -36,7 +45,8 @@ const answer = (status: string, headers: string, body: string | Uint8Array = "")
     Buffer.from(`HTTP/1.1 ${status}\r\n${headers}content-length: ${body.length}\r\n\r\n`),
     Buffer.from(body as string),
   ]);
-const json = (value: unknown) => answer("200 OK", "content-type: application/json\r\n", JSON.stringify(value));
+const json = (value: unknown) =>
+  answer("200 OK", "content-type: application/json\r\n", JSON.stringify(value));
 const say = (what: string | Uint8Array): Attack => (socket) => void socket.write(what);
 
 /** Sends a piece again and again for as long as the other side takes it. */
@@ -66,15 +76,26 @@ const issuerAttacks: Record<string, Attack> = {
   "a body without end": after(OK_CHUNKED, chunk(65_536), 1),
   "a body that drips": after("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", "x", 100),
   "a gzip bomb": say(answer("200 OK", "content-encoding: gzip\r\n", bomb)),
-  "two lengths": say("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
-  "a second answer that nobody asked for": say(Buffer.concat([answer("500 x", "", "{}"), json({ token: "a.b.c" })])),
+  "two lengths": say(
+    "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+  ),
+  "a second answer that nobody asked for": say(
+    Buffer.concat([answer("500 x", "", "{}"), json({ token: "a.b.c" })]),
+  ),
   "what is not HTTP": say("SSH-2.0-x\r\n"),
   "cookies": say(answer("503 x", "set-cookie: stolen=1; path=/\r\n", "{}")),
-  "an upgrade": say("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"),
-  "a message of escapes": say(answer("403 x", "", JSON.stringify({ message: HOSTILE.repeat(10_000) }))),
+  "an upgrade": say(
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+  ),
+  "a message of escapes": say(
+    answer("403 x", "", JSON.stringify({ message: HOSTILE.repeat(10_000) })),
+  ),
   "the subject token in its message": (socket, request) =>
-    void socket.write(answer("401 x", "", JSON.stringify({ message: `no: ${bearerOf(request)} ${HOSTILE}` }))),
-  "the subject token as its token": (socket, request) => void socket.write(json({ token: bearerOf(request) })),
+    void socket.write(
+      answer("401 x", "", JSON.stringify({ message: `no: ${bearerOf(request)} ${HOSTILE}` })),
+    ),
+  "the subject token as its token": (socket, request) =>
+    void socket.write(json({ token: bearerOf(request) })),
   "a token of escapes": say(json({ token: HOSTILE })),
   "a token that is a header of its own": say(json({ token: "a\r\nx-forged: 1" })),
 };
@@ -99,21 +120,33 @@ rule(
       LONG_MS,
     );
     const failures = () =>
-      new Set(program.log().filter(({ msg }) => msg === "exchange failed").map((line) => line.identity));
+      new Set(
+        program.log().filter(({ msg }) => msg === "exchange failed").map((line) => line.identity),
+      );
     await until(() => failures().size === names.length, "each attack has failed", LONG_MS);
     for (const [index, name] of names.entries()) {
       assertEquals(world.token("pull", `team-${index}`), undefined, name);
-      const tries = issuerGate.attacked.filter((request) => request.includes(encodeURIComponent(uid(index)))).length;
+      const tries = issuerGate.attacked.filter((request) =>
+        request.includes(encodeURIComponent(uid(index)))
+      ).length;
       assert(tries >= 1 && tries <= 8, `${name}: ${tries} tries`);
     }
-    for (const request of issuerGate.attacked) assert(!/^cookie:/im.test(request), "no cookie is sent back");
+    for (const request of issuerGate.attacked) {
+      assert(!/^cookie:/im.test(request), "no cookie is sent back");
+    }
     issuerGate.choose = () => undefined;
     issuerGate.cut();
     for (const index of names.keys()) {
-      world.api.patchSecret(`team-${index}`, "pull", { metadata: { annotations: { [`${PREFIX}refresh`]: "now" } } });
+      world.api.patchSecret(`team-${index}`, "pull", {
+        metadata: { annotations: { [`${PREFIX}refresh`]: "now" } },
+      });
     }
     const isFilled = (index: number) => world.token("pull", `team-${index}`) !== undefined;
-    await until(() => [...names.keys()].every(isFilled), "all are filled once it is well again", LONG_MS);
+    await until(
+      () => [...names.keys()].every(isFilled),
+      "all are filled once it is well again",
+      LONG_MS,
+    );
     const memory = peakMemory(program);
     assert(memory < MAX_MEMORY_MIB, `${memory} MiB`);
   }),
@@ -126,12 +159,22 @@ const apiAttacks: Record<string, Attack> = {
   "a body without end": after(OK_CHUNKED, chunk(MIB), 1),
   "informational answers without end": after("", "HTTP/1.1 100 Continue\r\n\r\n".repeat(50), 5),
   "a redirect": say(answer("307 x", "location: http://192.0.2.1/\r\n")),
-  "a message of escapes": say(answer("500 x", "", JSON.stringify({ message: HOSTILE.repeat(100_000) }))),
-  "a wait for a century": say(answer("429 x", "retry-after: 1\r\n", JSON.stringify({ message: HOSTILE }))),
+  "a message of escapes": say(
+    answer("500 x", "", JSON.stringify({ message: HOSTILE.repeat(100_000) })),
+  ),
+  "a wait for a century": say(
+    answer("429 x", "retry-after: 1\r\n", JSON.stringify({ message: HOSTILE })),
+  ),
   "names of escapes": say(json({
     metadata: { resourceVersion: "1" },
     items: [{
-      metadata: { namespace: HOSTILE, name: HOSTILE, uid: "u", resourceVersion: "1", labels: { [IDENTITY]: "" } },
+      metadata: {
+        namespace: HOSTILE,
+        name: HOSTILE,
+        uid: "u",
+        resourceVersion: "1",
+        labels: { [IDENTITY]: "" },
+      },
     }],
   })),
 };
@@ -198,7 +241,11 @@ rule(
     rmSync(join(folder, "token"));
     api.faults.add({ verb: "watch", status: 401 });
     api.cutWatches();
-    await until(() => program.lines.some((line) => line.includes("file not read again")), "it is told", LONG_MS);
+    await until(
+      () => program.lines.some((line) => line.includes("file not read again")),
+      "it is told",
+      LONG_MS,
+    );
     world.bind(uid(1));
     world.create("pull", "team", { [IDENTITY]: uid(1) });
     await until(() => world.token("pull", "team") !== undefined, "a new Secret is filled", LONG_MS);
@@ -209,11 +256,15 @@ const tricks: [what: string, annotations: Record<string, string>][] = [
   ["an account of another namespace, by a path", {
     [`${PREFIX}service-account`]: "../../victim/serviceaccounts/puller",
   }],
-  ["an account of another namespace, by a slash", { [`${PREFIX}service-account`]: "victim/puller" }],
+  ["an account of another namespace, by a slash", {
+    [`${PREFIX}service-account`]: "victim/puller",
+  }],
   ["an account of another namespace, by its subject", {
     [`${PREFIX}service-account`]: "system:serviceaccount:victim:puller",
   }],
-  ["an encoded path", { [`${PREFIX}service-account`]: "..%2f..%2fvictim%2fserviceaccounts%2fpuller" }],
+  ["an encoded path", {
+    [`${PREFIX}service-account`]: "..%2f..%2fvictim%2fserviceaccounts%2fpuller",
+  }],
   ["an account of one dot", { [`${PREFIX}service-account`]: "." }],
   ["an account of two dots", { [`${PREFIX}service-account`]: ".." }],
   ["no account", { [`${PREFIX}service-account`]: "" }],
@@ -227,7 +278,10 @@ const tricks: [what: string, annotations: Record<string, string>][] = [
   ["an identity with another parameter", { [IDENTITY]: `${uid(1)}&aud=other` }],
   ["two identities", { [IDENTITY]: `${uid(1)},${uid(2)}` }],
   ["no identity", { [IDENTITY]: "" }],
-  ["the name of what every object has", { [IDENTITY]: "__proto__", [`${PREFIX}service-account`]: "constructor" }],
+  ["the name of what every object has", {
+    [IDENTITY]: "__proto__",
+    [`${PREFIX}service-account`]: "constructor",
+  }],
 ];
 
 rule(
@@ -241,10 +295,14 @@ rule(
       world.create("pull", `team-${index}`, { [IDENTITY]: uid(1), ...annotations });
     }
     await until(() => api.events().length === tricks.length, "each is told", LONG_MS);
-    for (const event of api.events() as { reason?: string }[]) assertEquals(event.reason, "InvalidIdentity");
+    for (const event of api.events() as { reason?: string }[]) {
+      assertEquals(event.reason, "InvalidIdentity");
+    }
     assertEquals([issuer.requests.length, api.count("patch")], [0, 0]);
     const created = api.requests.filter(({ verb }) => verb === "create").map(({ path }) => path);
-    for (const path of created) assertMatch(path, /^\/apis\/events\.k8s\.io\/v1\/namespaces\/team-\d+\/events$/);
+    for (const path of created) {
+      assertMatch(path, /^\/apis\/events\.k8s\.io\/v1\/namespaces\/team-\d+\/events$/);
+    }
   }),
 );
 
@@ -257,10 +315,18 @@ rule(
     world.bind(uid(2));
     await world.start();
     world.create("pull", "victim", { [IDENTITY]: uid(1) });
-    await until(() => world.token("pull", "victim") !== undefined, "the victim's is filled", LONG_MS);
+    await until(
+      () => world.token("pull", "victim") !== undefined,
+      "the victim's is filled",
+      LONG_MS,
+    );
     const stolen = world.token("pull", "victim")!;
     const forged = forge({ sub: uid(2), aud: "cgr.dev", iat: now - 60, exp: now + 30 * 24 * 3600 });
-    const secrets = { stolen, forged, other: forge({ sub: uid(2), aud: "other", iat: now, exp: now + 3600 }) };
+    const secrets = {
+      stolen,
+      forged,
+      other: forge({ sub: uid(2), aud: "other", iat: now, exp: now + 3600 }),
+    };
     for (const [name, token] of Object.entries(secrets)) {
       const annotations = { [IDENTITY]: uid(2), [`${PREFIX}token-identity`]: uid(2) };
       world.create(
@@ -287,9 +353,13 @@ function forge(claims: object): string {
 
 const hostileConfigs: Record<string, string> = {
   "arrays a hundred thousand deep": `{"auths":{"x":${"[".repeat(100_000)}${"]".repeat(100_000)}}}`,
-  "arrays three hundred thousand deep, beside its auths": `{"x":${"[".repeat(300_000)}${"]".repeat(300_000)}}`,
+  "arrays three hundred thousand deep, beside its auths": `{"x":${"[".repeat(300_000)}${
+    "]".repeat(300_000)
+  }}`,
   "twenty thousand registries": JSON.stringify({
-    auths: Object.fromEntries(Array.from({ length: 20_000 }, (_, index) => [`r-${index}.example`, { auth: "eDp5" }])),
+    auths: Object.fromEntries(
+      Array.from({ length: 20_000 }, (_, index) => [`r-${index}.example`, { auth: "eDp5" }]),
+    ),
   }),
   "prototype keys":
     '{"__proto__":{"auths":1},"auths":{"__proto__":{"auth":"eDp5"},"constructor":{"auth":"eDp5"}},"toString":1}',
@@ -308,9 +378,15 @@ rule(
       world.create("pull", `team-${index}`, { [IDENTITY]: uid(1) }, text);
     }
     world.create("pull", "neighbour", { [IDENTITY]: uid(1) });
-    await until(() => world.token("pull", "neighbour") !== undefined, "the neighbour's is filled", LONG_MS);
+    await until(
+      () => world.token("pull", "neighbour") !== undefined,
+      "the neighbour's is filled",
+      LONG_MS,
+    );
     const isTold = () =>
-      api.events().filter((event) => (event as { reason?: string }).reason === "InvalidDockerConfig");
+      api.events().filter((event) =>
+        (event as { reason?: string }).reason === "InvalidDockerConfig"
+      );
     await until(() => isTold().length === 2, "those that are too deep are told", LONG_MS);
     const index = configs.findIndex(([what]) => what === "prototype keys");
     await until(
@@ -334,7 +410,11 @@ rule(
     const program = await world.start();
     world.bind(uid(1));
     world.create("pull", "team", { [IDENTITY]: uid(1) });
-    await until(() => program.lines.some((line) => line.includes("token written")), "the Secret is filled", LONG_MS);
+    await until(
+      () => program.lines.some((line) => line.includes("token written")),
+      "the Secret is filled",
+      LONG_MS,
+    );
     const requests: [request: string, answer: RegExp][] = [
       [
         "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
@@ -346,14 +426,25 @@ rule(
       ["GET http://192.0.2.1/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", /^HTTP\/1.1 404 /],
       ["GET /__proto__ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", /^HTTP\/1.1 404 /],
       ["GET /\u001b[31m HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", /^HTTP\/1.1 40[04] /],
-      [`GET /${"x".repeat(100_000)} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n`, /^(HTTP\/1.1 4|$)/],
+      [
+        `GET /${"x".repeat(100_000)} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n`,
+        /^(HTTP\/1.1 4|$)/,
+      ],
       ["what is not HTTP\r\n\r\n", /^(HTTP\/1.1 400 |$)/],
-      ["CONNECT 192.0.2.1:443 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", /^(?!HTTP\/1.1 200)/],
+      [
+        "CONNECT 192.0.2.1:443 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        /^(?!HTTP\/1.1 200)/,
+      ],
     ];
-    for (const [request, expected] of requests) assertMatch(await send(world, request), expected, request.slice(0, 50));
+    for (const [request, expected] of requests) {
+      assertMatch(await send(world, request), expected, request.slice(0, 50));
+    }
     const linesBefore = program.lines.length;
     assertMatch(
-      await send(world, "POST /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"),
+      await send(
+        world,
+        "POST /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}",
+      ),
       /^HTTP\/1.1 \d/,
     );
     assertEquals(program.lines.length, linesBefore);
@@ -367,7 +458,10 @@ async function send({ port }: World, request: string): Promise<string> {
   let text = "";
   socket.on("data", (data) => text += data).on("error", () => {});
   socket.write(request);
-  await Promise.race([once(socket, "close").catch(() => {}), sleep(LONG_MS / 10, undefined, { ref: false })]);
+  await Promise.race([
+    once(socket, "close").catch(() => {}),
+    sleep(LONG_MS / 10, undefined, { ref: false }),
+  ]);
   socket.destroy();
   return text;
 }
@@ -380,8 +474,18 @@ rule(
     await until(() => world.api.events().length > 0, "the failure is told", LONG_MS);
     const text = world.told().join("\n");
     assertStringIncludes(text, "ExchangeFailed");
-    for (const form of ["pass-word", "cGFzcy13b3Jk", btoa("user:pass-word")]) assert(!text.includes(form), form);
-    assert(!(await send(world, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).includes("pass-word"));
+    for (const form of ["pass-word", "cGFzcy13b3Jk", btoa("user:pass-word")]) {
+      assert(!text.includes(form), form);
+    }
+    assert(
+      !(await send(world, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+        .includes("pass-word"),
+    );
     assert(program.isAlive());
-  }, { settings: { HTTPS_PROXY: "http://user:pass-word@127.0.0.1:1", ISSUER_URL: "https://issuer.invalid" } }),
+  }, {
+    settings: {
+      HTTPS_PROXY: "http://user:pass-word@127.0.0.1:1",
+      ISSUER_URL: "https://issuer.invalid",
+    },
+  }),
 );

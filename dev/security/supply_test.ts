@@ -19,7 +19,9 @@ interface Locked {
   hasInstallScript?: boolean;
 }
 
-const locked: [path: string, package_: Locked][] = Object.entries(JSON.parse(read("package-lock.json")).packages);
+const locked: [path: string, package_: Locked][] = Object.entries(
+  JSON.parse(read("package-lock.json")).packages,
+);
 const installed = locked.filter(([path, { link }]) => path.startsWith("node_modules/") && !link);
 const nameOf = (path: string) => path.split("node_modules/").at(-1)!;
 
@@ -45,7 +47,9 @@ test("The SBOM names the packages that are in the bundle, and the image that it 
   for (const { name, version, hashes = [] } of libraries) {
     assertEquals(version, manifest.dependencies[name]);
     const { integrity = "" } = locked.find(([path]) => path === `node_modules/${name}`)![1];
-    const hash = Buffer.from(hashes.find(({ alg }) => alg === "SHA-512")!.content, "hex").toString("base64");
+    const hash = Buffer.from(hashes.find(({ alg }) => alg === "SHA-512")!.content, "hex").toString(
+      "base64",
+    );
     assertEquals(`sha512-${hash}`, integrity);
   }
   const others = components.filter(({ type }) => type !== "library");
@@ -65,10 +69,12 @@ test("The product depends on undici and jose alone, and imports nothing but them
     assertEquals(dependencies, {}, `${name} has dependencies of its own`);
   }
   for (const file of ["main.ts", "k8s.ts", "sts.ts"]) {
-    const imports = [...read(file).matchAll(/\bfrom "([^"]+)"|\bimport\(/g)].map(([, name = "a dynamic import"]) =>
-      name
-    );
-    for (const name of imports) assertMatch(name, /^(node:\w+|undici|jose\/jwt\/decode|\.\/(k8s|sts)\.ts)$/, file);
+    const imports = [...read(file).matchAll(/\bfrom "([^"]+)"|\bimport\(/g)].map((
+      [, name = "a dynamic import"],
+    ) => name);
+    for (const name of imports) {
+      assertMatch(name, /^(node:\w+|undici|jose\/jwt\/decode|\.\/(k8s|sts)\.ts)$/, file);
+    }
   }
 });
 
@@ -82,7 +88,9 @@ test("Every package is pinned to one version, and by its hash in both lock files
     assertMatch(`${version} ${integrity}`, /^\d\S* sha512-[\w+/]{86}==$/, path);
   }
   const { npm } = JSON.parse(read("deno.lock")) as { npm: Record<string, { integrity?: string }> };
-  for (const [name, { integrity }] of Object.entries(npm)) assertMatch(`${integrity}`, /^sha512-/, name);
+  for (const [name, { integrity }] of Object.entries(npm)) {
+    assertMatch(`${integrity}`, /^sha512-/, name);
+  }
   const hashes = new Set(installed.map(([, { integrity }]) => integrity));
   for (const name of ["undici", "jose"]) {
     const [, entry] = Object.entries(npm).find(([key]) => key.startsWith(`${name}@`))!;
@@ -91,7 +99,9 @@ test("Every package is pinned to one version, and by its hash in both lock files
 });
 
 test("No package but those that package.json names runs a script when it is installed, and none in the image", () => {
-  const scripted = installed.filter(([, { hasInstallScript }]) => hasInstallScript).map(([path]) => nameOf(path));
+  const scripted = installed.filter(([, { hasInstallScript }]) => hasInstallScript).map(([path]) =>
+    nameOf(path)
+  );
   assertEquals([...new Set(scripted)].sort(), Object.keys(manifest.allowScripts).sort());
   assertMatch(read("Containerfile"), /^RUN npm ci --ignore-scripts$/m);
   const hooks = Object.keys(manifest.scripts).filter((name) =>

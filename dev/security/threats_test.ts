@@ -8,7 +8,10 @@ const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const document = read("SECURITY.md");
 
-const listed = document.slice(document.indexOf("<!-- threats: begin -->"), document.indexOf("<!-- threats: end -->"));
+const listed = document.slice(
+  document.indexOf("<!-- threats: begin -->"),
+  document.indexOf("<!-- threats: end -->"),
+);
 const rows = [...document.matchAll(/^\| ([TC]\d+) +\|/gm)].map(([, row]) => row!);
 /** A title may go on over several lines, and Markdown escapes what would else mean something in it. */
 const shown = listed.split(/^- \*\*/m).slice(1).map((part) => {
@@ -17,7 +20,8 @@ const shown = listed.split(/^- \*\*/m).slice(1).map((part) => {
 });
 
 function readItem(item: string): { file: string; title: string } {
-  const [, file = "", title = ""] = /^`([^`]+)`: ([^]+)$/.exec(item.replace(/\s+/g, " ").trim()) ?? [];
+  const [, file = "", title = ""] = /^`([^`]+)`: ([^]+)$/.exec(item.replace(/\s+/g, " ").trim()) ??
+    [];
   return { file, title: title.replace(/\\(\W|_)/g, "$1") };
 }
 
@@ -36,7 +40,9 @@ test("Each row of the threat model has tests that show it, or is among those tha
 
 test("Each test that the threat model names exists, in that file and under that title", () => {
   for (const { row, tests } of shown) {
-    for (const { file, title } of tests) assert(literals(file).has(title), `${row}: ${file} has no test "${title}"`);
+    for (const { file, title } of tests) {
+      assert(literals(file).has(title), `${row}: ${file} has no test "${title}"`);
+    }
   }
 });
 

@@ -5,7 +5,16 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { CONTROLS, findPort, findToken, type Program, RUNTIME, startProgram, tokenOf, until } from "../program.ts";
+import {
+  CONTROLS,
+  findPort,
+  findToken,
+  type Program,
+  RUNTIME,
+  startProgram,
+  tokenOf,
+  until,
+} from "../program.ts";
 import { startApiServer } from "../server/apiserver.ts";
 import { makeAuthority } from "../server/certificates.ts";
 import { startIssuer } from "../server/issuer.ts";
@@ -55,7 +64,9 @@ async function openGate(target: string) {
         return attack(socket, request);
       }
       upstream ??= keep(connect(+port, hostname)).on("close", () => socket.destroy());
-      if (upstream.listenerCount("data") === 0) upstream.on("data", (answer) => socket.write(answer));
+      if (upstream.listenerCount("data") === 0) {
+        upstream.on("data", (answer) => socket.write(answer));
+      }
       upstream.write(chunk);
     });
   });
@@ -74,7 +85,9 @@ export interface WorldOptions {
 
 async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
   const authority = makeAuthority();
-  const api = await startApiServer(secure ? { certificate: authority.issue(), tokens: new Map() } : {});
+  const api = await startApiServer(
+    secure ? { certificate: authority.issue(), tokens: new Map() } : {},
+  );
   const issuer = await startIssuer({ keys: api.jwks });
   const [apiGate, issuerGate] = [await openGate(api.url), await openGate(issuer.url)];
   api.createServiceAccount(...OWN);
@@ -113,11 +126,17 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
       return program;
     },
     bind: (identity: string) => issuer.bind(identity, api.issuer, ...OWN),
-    create(name: string, namespace: string, annotations: Record<string, string>, text = "{}"): void {
+    create(
+      name: string,
+      namespace: string,
+      annotations: Record<string, string>,
+      text = "{}",
+    ): void {
       const metadata = { namespace, name, labels: { [IDENTITY]: "" }, annotations };
       api.createSecret({ metadata, type: TYPE, stringData: { ".dockerconfigjson": text } });
     },
-    token: (name: string, namespace: string): string | undefined => tokenOf(api.secret(namespace, name)!.data),
+    token: (name: string, namespace: string): string | undefined =>
+      tokenOf(api.secret(namespace, name)!.data),
     /** All that the programs wrote, and the events. */
     told: (): string[] => [
       ...programs.flatMap(({ lines, stdout }) => [...lines, stdout()]),
@@ -133,9 +152,15 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
       await issuer.close();
       rmSync(folder, { recursive: true });
       assertEquals(statuses, programs.map(() => 0), "it ends well, whatever has happened");
-      const tokens = [subjectToken, files.token, ...issuer.exchanges.flatMap(({ token }) => token ?? [])];
+      const tokens = [
+        subjectToken,
+        files.token,
+        ...issuer.exchanges.flatMap(({ token }) => token ?? []),
+      ];
       assertEquals(findToken(world.told().join("\n"), tokens), undefined);
-      for (const line of world.told()) assert(!CONTROLS.test(line), `a control character: ${JSON.stringify(line)}`);
+      for (const line of world.told()) {
+        assert(!CONTROLS.test(line), `a control character: ${JSON.stringify(line)}`);
+      }
     },
   };
   return world;

@@ -31,7 +31,15 @@ import type { LoggedRequest, Output } from "./faults.ts";
 import { makeSigningKey, type SigningKey } from "./keys.ts";
 import { bind, type Bound, Listener, type ListenOptions, type Reply } from "./listener.ts";
 import { integer, Registry, timestamp } from "./registry.ts";
-import { named, NAMESPACES, type Resource, RESOURCES, SECRETS, SERVICE_ACCOUNTS, wrong } from "./resources.ts";
+import {
+  named,
+  NAMESPACES,
+  type Resource,
+  RESOURCES,
+  SECRETS,
+  SERVICE_ACCOUNTS,
+  wrong,
+} from "./resources.ts";
 import { parseSelector, type Selector } from "./selector.ts";
 import type { Change, KubeObject, ObjectMeta } from "./store.ts";
 
@@ -441,7 +449,9 @@ export class ApiServer extends Listener<ApiRequest> {
   }
 
   #expired(version: string): Reply {
-    const failure = expired(`too old resource version: ${version} (${this.#registry.store.oldest})`);
+    const failure = expired(
+      `too old resource version: ${version} (${this.#registry.store.oldest})`,
+    );
     if (this.expiredAs === "status") throw failure;
     const stream = (output: Output) => {
       output.write(jsonLine({ type: "ERROR", object: failure.status }));
@@ -457,7 +467,8 @@ function watchEvent(
   namespace: string,
   select: Selector,
 ): object | undefined {
-  const seen = (known: KubeObject) => (!namespace || known.metadata.namespace === namespace) && select(known);
+  const seen = (known: KubeObject) =>
+    (!namespace || known.metadata.namespace === namespace) && select(known);
   const before = previous && seen(previous);
   if (object && seen(object)) return { type: before ? "MODIFIED" : "ADDED", object };
   if (!before) return undefined;

@@ -2,7 +2,14 @@
  * Certificates for the stand-ins: an authority and the leaves that it signs, as X.509 v3 in DER,
  * written out by hand so that neither openssl nor a package is needed. ECDSA P-256 throughout.
  */
-import { createHash, createPublicKey, generateKeyPairSync, type KeyObject, randomBytes, sign } from "node:crypto";
+import {
+  createHash,
+  createPublicKey,
+  generateKeyPairSync,
+  type KeyObject,
+  randomBytes,
+  sign,
+} from "node:crypto";
 import { isIPv4, isIPv6 } from "node:net";
 
 /** A private key and its certificate chain, both PEM: what `node:https` takes. */

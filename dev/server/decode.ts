@@ -101,7 +101,9 @@ function stringMap(map: unknown, field: string, type = "string"): Record<string,
 
 function mistyped(value: unknown, field: string, type: string): DecodeError {
   const kind = Array.isArray(value) ? "array" : typeof value;
-  return new DecodeError(`json: cannot unmarshal ${kind} into Go struct field ${field} of type ${type}`);
+  return new DecodeError(
+    `json: cannot unmarshal ${kind} into Go struct field ${field} of type ${type}`,
+  );
 }
 
 function pick(from: Record<string, unknown>, fields: string[]): Record<string, unknown> {

@@ -54,7 +54,8 @@ export interface Named {
 }
 
 /** Somebody else wrote in between. */
-export const MODIFIED = "the object has been modified; please apply your changes to the latest version and try again";
+export const MODIFIED =
+  "the object has been modified; please apply your changes to the latest version and try again";
 
 export function badRequest(message: string): ApiFailure {
   return new ApiFailure(400, "BadRequest", message);

@@ -140,7 +140,9 @@ export class Output {
     const bytes = line.subarray(0, Math.floor(line.length * share));
     const size = split?.bytes ?? line.length;
     for (let at = 0; at < bytes.length; at += size) {
-      await new Promise<unknown>((done) => this.#response.write(bytes.subarray(at, at + size), done));
+      await new Promise<unknown>((done) =>
+        this.#response.write(bytes.subarray(at, at + size), done)
+      );
       if (split) await sleep(split.ms);
     }
     if (left > 1) return;

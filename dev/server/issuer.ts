@@ -194,7 +194,9 @@ export class Issuer extends Listener<ExchangeRequest, IssuerFault> {
     const key = [identity, iss, sub, ...audience].join(" ");
     const cached = this.#cache.get(key);
     const { cacheUntil } = this;
-    if (!altered && cacheUntil !== undefined && cached && cached.exp - now > cacheUntil) return cached;
+    if (!altered && cacheUntil !== undefined && cached && cached.exp - now > cacheUntil) {
+      return cached;
+    }
     const signed = await this.#key.sign({
       iss: this.issuer,
       sub: identity,

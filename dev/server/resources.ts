@@ -90,7 +90,8 @@ const SUBDOMAIN_RULE =
   "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', " +
   "and must start and end with an alphanumeric character (e.g. 'example.com', regex used for " +
   "validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-const LABEL_RULE = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must " +
+const LABEL_RULE =
+  "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must " +
   "start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for " +
   "validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const LABEL_VALUE_RULE =
@@ -109,7 +110,9 @@ const CONFIG_KEY_RULE =
 export function validateMeta({ kind, metadata }: KubeObject, old?: KubeObject): Cause[] {
   const { name, generateName, uid, labels = {}, annotations = {} } = metadata;
   const causes: Cause[] = [];
-  const [pattern, rule, limit] = kind === "Namespace" ? [LABEL, LABEL_RULE, 63] : [SUBDOMAIN, SUBDOMAIN_RULE, 253];
+  const [pattern, rule, limit] = kind === "Namespace"
+    ? [LABEL, LABEL_RULE, 63]
+    : [SUBDOMAIN, SUBDOMAIN_RULE, 253];
   if (!name) return [required("metadata.name", "name or generateName is required")];
   if (generateName && !pattern.test(generateName.replace(/-$/, "a"))) {
     causes.push(wrong("metadata.generateName", generateName, rule));

@@ -39,5 +39,6 @@ function requirement(groups: Record<string, string | undefined>): (labels: Label
   const malformed = allowed.find((item) => !new RegExp(`^${VALUE}$`).test(item));
   if (malformed) throw badRequest(`unable to parse requirement: Invalid value: "${malformed}"`);
   const inside = set === "in";
-  return (labels) => (Object.hasOwn(labels, setKey!) && allowed.includes(labels[setKey!]!)) === inside;
+  return (labels) =>
+    (Object.hasOwn(labels, setKey!) && allowed.includes(labels[setKey!]!)) === inside;
 }

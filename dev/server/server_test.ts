@@ -1,5 +1,11 @@
 /** What the contract suite cannot ask of a real server: faults, and the issuer. */
-import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { after, beforeEach, describe, test } from "node:test";
 import { decodeJwt } from "jose/jwt/decode";
 import { createLocalJWKSet } from "jose/jwks/local";
@@ -38,7 +44,10 @@ interface Received {
   error?: string;
 }
 
-async function receive(url: string, options: Parameters<typeof request>[1] = {}): Promise<Received> {
+async function receive(
+  url: string,
+  options: Parameters<typeof request>[1] = {},
+): Promise<Received> {
   const received: Received = { status: 0, headers: {}, chunks: 0, text: "" };
   const timeouts = { headersTimeout: 500, bodyTimeout: 500 };
   try {
@@ -70,7 +79,9 @@ beforeEach(() => {
   api.faults.clear();
   api.requests.length = 0;
   if (api.secret("team", "first")) return;
-  api.createSecret({ metadata: { namespace: "team", name: "first", annotations: { text: "日本é" } } });
+  api.createSecret({
+    metadata: { namespace: "team", name: "first", annotations: { text: "日本é" } },
+  });
   api.createSecret({ metadata: { namespace: "team", name: "second" } });
 });
 
@@ -80,7 +91,9 @@ describe("faults of the API server", () => {
     for (const expected of [409, 409, 200]) {
       const { status, text } = await patch({});
       assertEquals(status, expected);
-      if (status === 409) assertEquals(JSON.parse(text).details, { name: "first", kind: "secrets" });
+      if (status === 409) {
+        assertEquals(JSON.parse(text).details, { name: "first", kind: "secrets" });
+      }
     }
     assertEquals([fault.hits, api.count("patch")], [2, 3]);
   });
@@ -193,7 +206,9 @@ describe("faults of the API server", () => {
   test("refused connections come back on the same port with the same state", async () => {
     await api.refuse();
     const fresh = trusting(authority.certificate);
-    const { code } = await assertRejects(() => request(secrets, { dispatcher: fresh })) as Error & { code: string };
+    const { code } = await assertRejects(() => request(secrets, { dispatcher: fresh })) as Error & {
+      code: string;
+    };
     assertEquals(code, "ECONNREFUSED");
     await api.accept();
     assertEquals((await receive(`${secrets}/first`, { dispatcher: fresh })).status, 200);
@@ -204,7 +219,9 @@ describe("faults of the API server", () => {
     const other = makeAuthority();
     api.useCertificate(other.issue());
     const [old, both] = [authority.certificate, authority.certificate + other.certificate];
-    for (const [ca, error] of [[old, "UNABLE_TO_VERIFY_LEAF_SIGNATURE"], [both, undefined]] as const) {
+    for (
+      const [ca, error] of [[old, "UNABLE_TO_VERIFY_LEAF_SIGNATURE"], [both, undefined]] as const
+    ) {
       const fresh = trusting(ca);
       assertEquals((await receive(secrets, { dispatcher: fresh })).error, error);
       await fresh.close();
@@ -236,7 +253,11 @@ describe("faults of the API server", () => {
     const [first, second] = api.requests;
     assertEquals([first!.verb, first!.resource, first!.name], ["patch", "secrets", "first"]);
     assertEquals(JSON.parse(first!.body), { metadata: { annotations: { logged: null } } });
-    assertEquals([second!.verb, second!.query.get("labelSelector"), second!.status], ["list", "a", 200]);
+    assertEquals([second!.verb, second!.query.get("labelSelector"), second!.status], [
+      "list",
+      "a",
+      200,
+    ]);
     assertEquals(second!.headers["user-agent"], "x/1");
   });
 
@@ -257,7 +278,10 @@ describe("the issuer", () => {
     issuer.bind(identity, api.issuer, "team", "account");
   });
 
-  async function exchange(bearer: string, form: Record<string, string> = { identity, aud: "cgr.dev" }) {
+  async function exchange(
+    bearer: string,
+    form: Record<string, string> = { identity, aud: "cgr.dev" },
+  ) {
     const headers = {
       authorization: `Bearer ${bearer}`,
       "content-type": "application/x-www-form-urlencoded",
@@ -273,9 +297,14 @@ describe("the issuer", () => {
     const { status, body } = await exchange(await subject());
     issuer.life = 3600;
     assertEquals(status, 200);
-    const { jwks_uri } = JSON.parse((await receive(`${issuer.url}/.well-known/openid-configuration`)).text);
+    const { jwks_uri } = JSON.parse(
+      (await receive(`${issuer.url}/.well-known/openid-configuration`)).text,
+    );
     const keys = createLocalJWKSet(JSON.parse((await receive(jwks_uri)).text));
-    const { payload } = await jwtVerify(body.token, keys, { issuer: issuer.url, audience: "cgr.dev" });
+    const { payload } = await jwtVerify(body.token, keys, {
+      issuer: issuer.url,
+      audience: "cgr.dev",
+    });
     assertEquals([payload.sub, payload.exp! - payload.iat!], [identity, 12]);
     assertEquals(payload.act, {
       iss: api.issuer,
@@ -288,7 +317,10 @@ describe("the issuer", () => {
 
   test("takes parameters from the query, but not from JSON", async () => {
     const query = new URLSearchParams({ identity, aud: "cgr.dev" });
-    const headers = { authorization: `Bearer ${await subject()}`, "content-type": "application/json" };
+    const headers = {
+      authorization: `Bearer ${await subject()}`,
+      "content-type": "application/json",
+    };
     const url = `${issuer.url}/sts/exchange`;
     assertEquals((await receive(`${url}?${query}`, { method: "POST", headers })).status, 200);
     const body = JSON.stringify(Object.fromEntries(query));
@@ -300,11 +332,21 @@ describe("the issuer", () => {
   const refusals = [
     { title: "no bearer token", bearer: () => "", status: 401, code: 16 },
     { title: "a bearer token that is no JWT", bearer: () => "nonsense", status: 401, code: 16 },
-    { title: "a token for another audience", bearer: () => subject("other"), status: 401, code: 16 },
+    {
+      title: "a token for another audience",
+      bearer: () => subject("other"),
+      status: 401,
+      code: 16,
+    },
     { title: "an expired token", bearer: () => subject(undefined, -60), status: 401, code: 16 },
     { title: "a token that another key signed", bearer: forged, status: 401, code: 16 },
     { title: "an identity not bound", form: { identity: foreign, aud: "x" }, status: 404, code: 5 },
-    { title: "an identity not of its form", form: { identity: "x", aud: "x" }, status: 400, code: 3 },
+    {
+      title: "an identity not of its form",
+      form: { identity: "x", aud: "x" },
+      status: 400,
+      code: 3,
+    },
     { title: "no audience", form: { identity }, status: 400, code: 3 },
     {
       title: "another account's token",
@@ -375,7 +417,9 @@ describe("the issuer", () => {
     assertEquals((await exchange(bearer)).body.token.length, 5_000_000);
     issuer.faults.add({ status: 200, body: "<html>" });
     assertEquals((await exchange(bearer)).text, "<html>");
-    const body = ({ headers }: { headers: Record<string, string> }) => ({ message: headers.authorization });
+    const body = ({ headers }: { headers: Record<string, string> }) => ({
+      message: headers.authorization,
+    });
     issuer.faults.add({ status: 401, body });
     assertEquals((await exchange(bearer)).body.message, `Bearer ${bearer}`);
     issuer.faults.add({ status: 503, headers: { "retry-after": "3" } });

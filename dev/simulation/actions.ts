@@ -10,7 +10,8 @@ export type Begin = (run: Run, action: Action) => (() => void) | void;
 const OUTAGE_MS = 4 * 3600_000;
 /** What has the controller write all the time would cost too much time if it went on for hours. */
 const BURST_MS = 15 * 60_000;
-const BURSTS = / all the time$|^tokens live for seconds$|^issuer gives tokens of 6 s$|^issuer caches/;
+const BURSTS =
+  / all the time$|^tokens live for seconds$|^issuer gives tokens of 6 s$|^issuer caches/;
 
 const ACTIONS: Record<string, Begin> = { ...FAULTS, ...CHANGES };
 export const KINDS = Object.keys(ACTIONS);

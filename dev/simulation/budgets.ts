@@ -31,8 +31,13 @@ export class Budgets {
 
   /** Says what is over its budget. */
   spendApi({ at, replica, verb, namespace, name, body }: ApiRequest): string | undefined {
-    const regarding = (body as { regarding?: { namespace: string; name: string } } | undefined)?.regarding;
-    return this.#spend(verb, `${replica} ${verb} ${regarding ? keyOf(regarding) : `${namespace}/${name}`}`, at);
+    const regarding = (body as { regarding?: { namespace: string; name: string } } | undefined)
+      ?.regarding;
+    return this.#spend(
+      verb,
+      `${replica} ${verb} ${regarding ? keyOf(regarding) : `${namespace}/${name}`}`,
+      at,
+    );
   }
 
   spendExchange({ at, replica, identity, subject }: ExchangeRequest): string | undefined {
@@ -50,6 +55,8 @@ export class Budgets {
 
   #sweep(at: number): void {
     this.#sweptAt = at;
-    for (const [key, recent] of this.#recent) if (recent.at(-1)! <= at - MINUTE_MS) this.#recent.delete(key);
+    for (const [key, recent] of this.#recent) {
+      if (recent.at(-1)! <= at - MINUTE_MS) this.#recent.delete(key);
+    }
   }
 }

@@ -20,10 +20,11 @@ const LIVES = 5;
 const FORGED_LIVES_S = [80_000, 10 * 86_400, 1e12];
 
 /** Another writer's change of one Secret. */
-const change = (patch: (secret: Secret, run: Run, action: Action) => object): Begin => (run, action) => {
-  const secret = run.secretAt(action.target);
-  if (secret) run.disturb(keyOf(secret.metadata), patch(secret, run, action));
-};
+const change =
+  (patch: (secret: Secret, run: Run, action: Action) => object): Begin => (run, action) => {
+    const secret = run.secretAt(action.target);
+    if (secret) run.disturb(keyOf(secret.metadata), patch(secret, run, action));
+  };
 
 const annotation = (name: string, value: string | null) => ({
   metadata: { annotations: { [`${PREFIX}/${name}`]: value } },
@@ -33,7 +34,9 @@ const annotate = (name: string, value: (run: Run, action: Action) => string | nu
 const label = (value: (run: Run, action: Action) => string | null) =>
   change((_secret, run, action) => ({ metadata: { labels: { [LABEL]: value(run, action) } } }));
 const configure = (config: (run: Run, action: Action) => unknown) =>
-  change((_secret, run, action) => ({ data: { [DATA_KEY]: encode(JSON.stringify(config(run, action))) } }));
+  change((_secret, run, action) => ({
+    data: { [DATA_KEY]: encode(JSON.stringify(config(run, action))) },
+  }));
 
 /** What leaves a Secret without a token, until it is put right again. */
 const spoil = (begin: Begin): Begin => (run, action) => {
@@ -48,7 +51,10 @@ const fight = (patch: (run: Run) => object): Begin => (run, action) => {
   const secret = run.secretAt(action.target);
   if (!secret) return;
   const key = keyOf(secret.metadata);
-  return run.every(FIGHT_MS + action.amount ** 3 * CALMER_FIGHT_MS, () => run.disturb(key, patch(run)));
+  return run.every(
+    FIGHT_MS + action.amount ** 3 * CALMER_FIGHT_MS,
+    () => run.disturb(key, patch(run)),
+  );
 };
 
 const EMPTY = { auths: {} };
@@ -67,10 +73,17 @@ export const CHANGES: Record<string, Begin> = {
   "identity flipped all the time": fight((run) => ({
     metadata: { labels: { [LABEL]: labelOf(run.identityAt(run.random())) } },
   })),
-  "account named": annotate("service-account", (_run, { amount }) => amount < 0.5 ? "puller" : "other"),
-  "account invalid": spoil(annotate("service-account", (_run, { amount }) => amount < 0.5 ? "../x" : "")),
+  "account named": annotate(
+    "service-account",
+    (_run, { amount }) => amount < 0.5 ? "puller" : "other",
+  ),
+  "account invalid": spoil(
+    annotate("service-account", (_run, { amount }) => amount < 0.5 ? "../x" : ""),
+  ),
   "account taken off": annotate("service-account", () => null),
-  "account flipped all the time": fight((run) => annotation("service-account", run.pick([null, "puller", "other"]))),
+  "account flipped all the time": fight((run) =>
+    annotation("service-account", run.pick([null, "puller", "other"]))
+  ),
   "unlabelled": spoil(label(() => null)),
   "blanked": configure(() => EMPTY),
   "blanked all the time": fight(() => ({ data: { [DATA_KEY]: encode(JSON.stringify(EMPTY)) } })),
@@ -82,7 +95,12 @@ export const CHANGES: Record<string, Begin> = {
   "malformed": spoil(configure((run) => run.pick([["nothing"], "text", { auths: [] }, null]))),
   "a forged token": configure((run, { amount }) => {
     const now = run.world.clock.now() / 1000;
-    const claims = { aud: "cgr.dev", sub: run.identityAt(amount), iat: now, exp: now + run.pick(FORGED_LIVES_S) };
+    const claims = {
+      aud: "cgr.dev",
+      sub: run.identityAt(amount),
+      iat: now,
+      exp: now + run.pick(FORGED_LIVES_S),
+    };
     return { auths: { "cgr.dev": entryOf(run.world.jwt(claims)) } };
   }),
   "another's token": change((secret, run, { amount }) => {
@@ -90,8 +108,12 @@ export const CHANGES: Record<string, Begin> = {
     return { data: { [DATA_KEY]: other.data?.[DATA_KEY] ?? null } };
   }),
   "touched": change((_secret, run) => ({ metadata: { annotations: { touched: newValue(run) } } })),
-  "touched all the time": fight((run) => ({ metadata: { annotations: { touched: newValue(run) } } })),
-  "being deleted": spoil(change(() => ({ metadata: { deletionTimestamp: "2027-01-01T00:00:00Z" } }))),
+  "touched all the time": fight((run) => ({
+    metadata: { annotations: { touched: newValue(run) } },
+  })),
+  "being deleted": spoil(
+    change(() => ({ metadata: { deletionTimestamp: "2027-01-01T00:00:00Z" } })),
+  ),
   "deleted": spoil((run, { target }) => run.remove(target)),
   "made": (run, { target }) => run.make(target),
   "made anew": (run, { target }) => {
@@ -101,7 +123,10 @@ export const CHANGES: Record<string, Begin> = {
   "tokens live for seconds": (run, { amount }) => {
     const { world: { issuer }, plan: { latency, life, skew } } = run;
     // A clock that is ahead takes from each life what it is ahead by.
-    const shortest = Math.max(SHORT_LIFE_MS + skew, (latency.issuer + 2 * latency.api) / SLOWEST_PART);
+    const shortest = Math.max(
+      SHORT_LIFE_MS + skew,
+      (latency.issuer + 2 * latency.api) / SLOWEST_PART,
+    );
     issuer.life = Math.floor(shortest * (1 + amount * (LIVES - 1)) / 1000) * 1000;
     // Else all would keep what they have for most of an hour.
     run.askForAll();

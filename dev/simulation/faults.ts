@@ -26,15 +26,17 @@ function refusal(status: number, retryAfter?: number): StsError {
 }
 
 /** What happens to each request to the API server while it lasts. */
-const api = (fault: (request: ApiRequest, run: Run, action: Action) => Fault): Begin => (run, action) => {
-  const own = (request: ApiRequest) => fault(request, run, action);
-  run.apiFaults.add(own);
-  return () => run.apiFaults.delete(own);
-};
+const api =
+  (fault: (request: ApiRequest, run: Run, action: Action) => Fault): Begin => (run, action) => {
+    const own = (request: ApiRequest) => fault(request, run, action);
+    run.apiFaults.add(own);
+    return () => run.apiFaults.delete(own);
+  };
 
 /** The same of the issuer. */
 const issuer =
-  (fault: (request: ExchangeRequest, run: Run, action: Action) => Fault | string): Begin => (run, action) => {
+  (fault: (request: ExchangeRequest, run: Run, action: Action) => Fault | string): Begin =>
+  (run, action) => {
     const own = (request: ExchangeRequest) => fault(request, run, action);
     run.issuerFaults.add(own);
     return () => run.issuerFaults.delete(own);
@@ -44,7 +46,13 @@ const issuer =
 const badToken = (claims: (now: number) => object): Begin =>
   issuer(({ identity }, { world }) => {
     const now = Math.floor((world.clock.now() + world.issuer.skew) / 1000);
-    return world.jwt({ aud: "cgr.dev", sub: identity, iat: now, exp: now + HOUR_S, ...claims(now) });
+    return world.jwt({
+      aud: "cgr.dev",
+      sub: identity,
+      iat: now,
+      exp: now + HOUR_S,
+      ...claims(now),
+    });
   });
 
 /** What the file of the controller's own subject token holds. */
@@ -67,7 +75,9 @@ export const FAULTS: Record<string, Begin> = {
     const status = run.pick(STATUSES);
     return run.random() < amount ? answer(status, status === 429 ? 7 : undefined) : undefined;
   }),
-  "API server throttles": api((_request, _run, { amount }) => answer(429, Math.floor(amount * RETRY_AFTER_S))),
+  "API server throttles": api((_request, _run, { amount }) =>
+    answer(429, Math.floor(amount * RETRY_AFTER_S))
+  ),
   "API server refuses writes": api(({ verb }, _run, { amount }) =>
     verb === "patch" ? answer(amount < 0.5 ? 403 : 422) : undefined
   ),
@@ -76,7 +86,9 @@ export const FAULTS: Record<string, Begin> = {
   ),
   "conflicts": (run, action) => {
     run.askForAll();
-    return api(({ verb }) => verb === "patch" && run.random() < 2 * action.amount ? answer(409) : undefined)(
+    return api(({ verb }) =>
+      verb === "patch" && run.random() < 2 * action.amount ? answer(409) : undefined
+    )(
       run,
       action,
     );
@@ -117,11 +129,17 @@ export const FAULTS: Record<string, Begin> = {
   "issuer down": issuer(() => new StsError("no answer of the issuer: connect ECONNREFUSED")),
   "issuer hangs": issuer(() => "hang"),
   "issuer slow": issuer((_request, _run, { amount }) => amount * SLOW_ISSUER_MS),
-  "issuer fails at times": issuer((_request, run, { amount }) => run.random() < amount ? refusal(500) : undefined),
+  "issuer fails at times": issuer((_request, run, { amount }) =>
+    run.random() < amount ? refusal(500) : undefined
+  ),
   "issuer refuses": issuer(() => refusal(403)),
-  "issuer throttles": issuer((_request, _run, { amount }) => refusal(429, Math.floor(amount * RETRY_AFTER_S))),
+  "issuer throttles": issuer((_request, _run, { amount }) =>
+    refusal(429, Math.floor(amount * RETRY_AFTER_S))
+  ),
   "issuer's answers are lost": issuer((_request, run) =>
-    run.random() < 0.5 ? { after: new StsError("no answer of the issuer: other side closed") } : undefined
+    run.random() < 0.5
+      ? { after: new StsError("no answer of the issuer: other side closed") }
+      : undefined
   ),
   "issuer gives nonsense": issuer(() => "nonsense"),
   "issuer gives another audience": badToken(() => ({ aud: "other.example" })),
@@ -140,7 +158,9 @@ export const FAULTS: Record<string, Begin> = {
     return () => clock.skew -= by;
   },
   "machines sleep": ({ world }, { lasts }) => void (world.clock.slept += lasts),
-  "subject token expired": subjectToken(({ world }) => world.subjectToken(CONTROLLER, "issuer.enforce.dev", -1)),
+  "subject token expired": subjectToken(({ world }) =>
+    world.subjectToken(CONTROLLER, "issuer.enforce.dev", -1)
+  ),
   "subject token unreadable": subjectToken(() => {
     throw new Error("ENOENT: no such file or directory");
   }),

@@ -131,7 +131,9 @@ export class Invariants {
     this.#readChanges();
     for (const request of exchanges) this.#judgeExchange(request);
     for (const request of world.cluster.requests.splice(0)) this.#judgeRequest(request);
-    for (const [key, standing] of this.#standings) this.#judge(key, standing, tick, world.clock.now());
+    for (const [key, standing] of this.#standings) {
+      this.#judge(key, standing, tick, world.clock.now());
+    }
     for (const replica of replicas) {
       this.#judgeHealth(replica, tick);
       const { armed } = replica.clock;
@@ -144,7 +146,9 @@ export class Invariants {
   /** What a replica knows of, once all has been well for a while: this many Secrets. */
   checkKnown(): void {
     const { world, replicas } = this.#run;
-    const isSettled = [...this.#standings.values()].every(({ settledAt }) => settledAt <= world.clock.tick);
+    const isSettled = [...this.#standings.values()].every(({ settledAt }) =>
+      settledAt <= world.clock.tick
+    );
     if (!this.#isCalm() || !isSettled) return;
     const expected = [...world.cluster.secrets.values()].filter(isLabelled).length;
     for (const replica of replicas) compareKnown(replica, expected);
@@ -163,7 +167,9 @@ export class Invariants {
     for (const replica of replicas) {
       compareKnown(replica, 0);
       const pending = replica.clock.pending();
-      if (pending > timers) throw new Breach(`(d) ${replica.name} has ${pending} timers and no Secret`);
+      if (pending > timers) {
+        throw new Breach(`(d) ${replica.name} has ${pending} timers and no Secret`);
+      }
     }
   }
 
@@ -172,7 +178,9 @@ export class Invariants {
     const { cluster, clock } = this.#run.world;
     this.#seenVersion = cluster.version;
     this.#standings.clear();
-    for (const secret of cluster.secrets.values()) this.#take(secret, clock.tick + SETTLING_MS, Infinity);
+    for (const secret of cluster.secrets.values()) {
+      this.#take(secret, clock.tick + SETTLING_MS, Infinity);
+    }
   }
 
   #readLines(): void {
@@ -212,7 +220,9 @@ export class Invariants {
     this.figures.exchanges++;
     const excess = this.#budgets.spendExchange(request);
     if (excess) throw new Breach(`(b) ${excess}`);
-    if (!this.#named.has(`${identity} ${subject}`)) throw new Breach(`(c) ${subject} never asked for ${identity}`);
+    if (!this.#named.has(`${identity} ${subject}`)) {
+      throw new Breach(`(c) ${subject} never asked for ${identity}`);
+    }
   }
 
   #judgeRequest(request: ApiRequest): void {
@@ -220,7 +230,9 @@ export class Invariants {
     const excess = this.#budgets.spendApi(request);
     if (excess) throw new Breach(`(b) ${excess}`);
     const account = `system:serviceaccount:${request.namespace}:${request.name}`;
-    if (request.verb === "token" && !this.#named.has(account)) throw new Breach(`(c) nobody named ${account}`);
+    if (request.verb === "token" && !this.#named.has(account)) {
+      throw new Breach(`(c) nobody named ${account}`);
+    }
   }
 
   #readChanges(): void {
@@ -238,15 +250,27 @@ export class Invariants {
     if (by) this.#judgeWrite(before!, secret, by, now);
     const settledAt = by ? before!.settledAt : at + SETTLING_MS;
     const isServed = refreshOf(secret) === undefined;
-    this.#take(secret, settledAt, isServed ? Infinity : Math.min(before?.servedAt ?? Infinity, settledAt));
+    this.#take(
+      secret,
+      settledAt,
+      isServed ? Infinity : Math.min(before?.servedAt ?? Infinity, settledAt),
+    );
   }
 
   #take(secret: Secret, settledAt: number, servedAt: number): void {
     const { registries } = this.#run;
     const eligible = isEligible(secret);
     const until = eligible ? goodUntil(secret, registries) : 0;
-    const isForged = until > 0 && tokensOf(secret, registries).some((token) => !this.#issued.has(token));
-    const standing = { secret, isEligible: eligible, goodUntil: until, isForged, settledAt, servedAt };
+    const isForged = until > 0 &&
+      tokensOf(secret, registries).some((token) => !this.#issued.has(token));
+    const standing = {
+      secret,
+      isEligible: eligible,
+      goodUntil: until,
+      isForged,
+      settledAt,
+      servedAt,
+    };
     this.#standings.set(keyOf(secret.metadata), standing);
     const subject = subjectOf(secret);
     if (subject !== undefined) this.#named.add(subject).add(`${identityOf(secret)} ${subject}`);
@@ -258,9 +282,15 @@ export class Invariants {
   /** (a), and (e) at the end: it holds a good token, if it had the time; and no wish is left. */
   #judge(key: string, standing: Standing, at: number, now: number): void {
     const { secret, goodUntil } = standing;
-    if (!standing.isEligible || standing.isForged || !this.#isCalm() || at < standing.settledAt) return;
-    if (goodUntil === 0) throw new Breach(`(a) ${key} holds no token of its own: ${JSON.stringify(secret.metadata)}`);
-    if (goodUntil <= now) throw new Breach(`(a) ${key} holds a token that expired ${now - goodUntil} ms ago`);
+    if (!standing.isEligible || standing.isForged || !this.#isCalm() || at < standing.settledAt) {
+      return;
+    }
+    if (goodUntil === 0) {
+      throw new Breach(`(a) ${key} holds no token of its own: ${JSON.stringify(secret.metadata)}`);
+    }
+    if (goodUntil <= now) {
+      throw new Breach(`(a) ${key} holds a token that expired ${now - goodUntil} ms ago`);
+    }
     if (at >= standing.servedAt) throw new Breach(`(a) ${key} asks for a refresh in vain`);
   }
 
@@ -279,13 +309,17 @@ export class Invariants {
       const issued = this.#issued.get(token);
       if (!issued?.to.has(by)) fail("gets a token that the issuer never gave to its writer");
       if (issued?.identity !== identityOf(secret)) fail(`gets a token of ${issued?.identity}`);
-      if (issued?.subject !== subjectOf(secret)) fail(`gets a token that ${issued?.subject} was given`);
+      if (issued?.subject !== subjectOf(secret)) {
+        fail(`gets a token that ${issued?.subject} was given`);
+      }
     }
     if (!this.#isCalm()) return;
     const until = goodUntil(secret, registries);
     if (until <= now) fail("gets a token that is no good");
     const isSooner = before.goodUntil > until && before.goodUntil > now + CLOCK_OFF_MS;
-    if (isSooner && refreshOf(before.secret) === undefined) fail("gets a token that ends sooner than the one it had");
+    if (isSooner && refreshOf(before.secret) === undefined) {
+      fail("gets a token that ends sooner than the one it had");
+    }
   }
 
   /** (g): a process that works says so, and one that is stuck says that. */
@@ -307,13 +341,18 @@ export class Invariants {
 function subjectOf(secret: Secret): string | undefined {
   const account = accountOf(secret);
   if (account === undefined) return CONTROLLER;
-  return isEligible(secret) ? `system:serviceaccount:${secret.metadata.namespace}:${account}` : undefined;
+  return isEligible(secret)
+    ? `system:serviceaccount:${secret.metadata.namespace}:${account}`
+    : undefined;
 }
 
 /** (d) */
 function compareKnown({ name, renderMetrics }: Replica, expected: number): void {
   const metrics = renderMetrics();
-  const sum = [...metrics.matchAll(/_secrets\{state="\w+"\} (\d+)/g)].reduce((all, [, size]) => all + +size!, 0);
+  const sum = [...metrics.matchAll(/_secrets\{state="\w+"\} (\d+)/g)].reduce(
+    (all, [, size]) => all + +size!,
+    0,
+  );
   if (sum !== expected) throw new Breach(`(d) ${name} knows ${sum} Secrets of ${expected}`);
   if (isLeak(metrics)) throw new Breach("(f) a part of a token in the metrics");
 }

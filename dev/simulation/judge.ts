@@ -16,7 +16,8 @@ const decode = (text = "") => Buffer.from(text, "base64").toString();
 /** Whose token it asks for. */
 export const identityOf = ({ metadata: { labels, annotations } }: Secret) =>
   annotations?.[LABEL] || (labels?.[LABEL] ?? "").replaceAll(".", "/");
-export const accountOf = ({ metadata }: Secret) => metadata.annotations?.[`${PREFIX}/service-account`];
+export const accountOf = ({ metadata }: Secret) =>
+  metadata.annotations?.[`${PREFIX}/service-account`];
 export const refreshOf = ({ metadata }: Secret) => metadata.annotations?.[`${PREFIX}/refresh`];
 export const isLabelled = ({ metadata }: Secret) => metadata.labels?.[LABEL] !== undefined;
 
@@ -34,9 +35,11 @@ function authsOf({ data }: Secret): Record<string, { auth?: unknown } | null> | 
 export function isEligible(secret: Secret): boolean {
   const { metadata: { deletionTimestamp, namespace }, type, immutable } = secret;
   const account = accountOf(secret);
-  const isAsking = isLabelled(secret) && /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/.test(identityOf(secret)) &&
+  const isAsking = isLabelled(secret) &&
+    /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/.test(identityOf(secret)) &&
     (account === undefined || (/^[a-z]+$/.test(account) && namespace !== OWN_NAMESPACE));
-  return isAsking && deletionTimestamp === undefined && type === "kubernetes.io/dockerconfigjson" && !immutable &&
+  return isAsking && deletionTimestamp === undefined && type === "kubernetes.io/dockerconfigjson" &&
+    !immutable &&
     authsOf(secret) !== undefined;
 }
 
@@ -53,7 +56,8 @@ export const goodUntil = (secret: Secret, registries: string[]) =>
 function tokenGoodUntil(token: string, secret: Secret): number {
   try {
     const { aud, sub, exp = 0, iat = 0, act } = decodeJwt<{ act?: { sub: string } }>(token);
-    const isOurs = [aud].flat().includes(AUDIENCE) && sub === identityOf(secret) && exp - iat <= DAY_S;
+    const isOurs = [aud].flat().includes(AUDIENCE) && sub === identityOf(secret) &&
+      exp - iat <= DAY_S;
     return isOurs && isOfSubject(act?.sub, secret) ? exp * 1000 : 0;
   } catch {
     return 0;

@@ -16,7 +16,10 @@ export async function narrow(plan: Plan, letter: string): Promise<Part> {
 }
 
 /** Delta debugging: leaves out ever smaller parts of the list, as long as what is left still fails. */
-async function narrowList(items: number[], fails: (items: number[]) => Promise<boolean>): Promise<number[]> {
+async function narrowList(
+  items: number[],
+  fails: (items: number[]) => Promise<boolean>,
+): Promise<number[]> {
   let size = Math.ceil(items.length / 2);
   while (size > 0) {
     const before = items.length;

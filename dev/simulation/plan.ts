@@ -71,7 +71,13 @@ export function makePlan(seed: number, days: number): Plan {
     const [at, kind] = [Math.floor(random() * end), pick(KINDS)];
     const lasts = Math.floor(SHORTEST_MS * (longest(kind) / SHORTEST_MS) ** random());
     // What lasts beyond the end is cut short there.
-    return { at, kind, target: Math.floor(random() * 1000), lasts: Math.min(lasts, end - at), amount: random() };
+    return {
+      at,
+      kind,
+      target: Math.floor(random() * 1000),
+      lasts: Math.min(lasts, end - at),
+      amount: random(),
+    };
   });
   return {
     seed,
@@ -91,7 +97,15 @@ export function makePlan(seed: number, days: number): Plan {
 }
 
 /** The same plan with less in it. */
-export function partOf(plan: Plan, { keep, replicas = plan.replicas, secrets = plan.secrets }: Part): Plan {
+export function partOf(
+  plan: Plan,
+  { keep, replicas = plan.replicas, secrets = plan.secrets }: Part,
+): Plan {
   const kept = new Set(keep);
-  return { ...plan, replicas, secrets, actions: plan.actions.filter(({ id }) => keep === undefined || kept.has(id)) };
+  return {
+    ...plan,
+    replicas,
+    secrets,
+    actions: plan.actions.filter(({ id }) => keep === undefined || kept.has(id)),
+  };
 }

@@ -32,8 +32,16 @@ const KEPT_LINES = 40;
 
 const NAMESPACES = ["apps", "web", OWN_NAMESPACE];
 const REGISTRIES = ["cgr.dev", "mirror.example:5000"];
-const IDENTITIES = ["a".repeat(40), `${"b".repeat(40)}/${"1".repeat(16)}`, `${"b".repeat(40)}/${"2".repeat(16)}`];
-const CONFIGS = ["{}", '{"auths":{}}', '{"auths":{"other.example":{"auth":"eDp5"}},"credsStore":"x","n":1.50}'];
+const IDENTITIES = [
+  "a".repeat(40),
+  `${"b".repeat(40)}/${"1".repeat(16)}`,
+  `${"b".repeat(40)}/${"2".repeat(16)}`,
+];
+const CONFIGS = [
+  "{}",
+  '{"auths":{}}',
+  '{"auths":{"other.example":{"auth":"eDp5"}},"credsStore":"x","n":1.50}',
+];
 /** One of so many Secrets is of another kind. */
 const RARE = 0.1;
 const WITH_ACCOUNT = 0.25;
@@ -97,7 +105,9 @@ export class Run {
   /** Reading takes no time, so that a replica which reads and reads would never let any pass. */
   #readSubjectToken(): string {
     const { tick } = this.world.clock;
-    this.#reads = tick === this.#reads.tick ? { tick, count: this.#reads.count + 1 } : { tick, count: 1 };
+    this.#reads = tick === this.#reads.tick
+      ? { tick, count: this.#reads.count + 1 }
+      : { tick, count: 1 };
     if (this.#reads.count > MAX_READS) {
       this.invariants.breach ??= "(b) the subject token is read without end";
       for (const replica of this.replicas) replica.stop();
@@ -130,7 +140,10 @@ export class Run {
 
   #start(slot: number): void {
     const { isNarrow, skew } = this.plan;
-    const env = { REGISTRIES: this.registries.join(), WATCH_NAMESPACES: isNarrow ? NAMESPACES.join() : "" };
+    const env = {
+      REGISTRIES: this.registries.join(),
+      WATCH_NAMESPACES: isNarrow ? NAMESPACES.join() : "",
+    };
     this.#slots[slot] = this.world.start({ env, skew: Math.round((this.random() - 0.5) * skew) });
   }
 
@@ -288,7 +301,10 @@ function first<T, R>(faults: Set<(request: T) => R>, request: T): R | undefined 
 }
 
 /** Carries out a plan. The same plan gives the same report, to the byte. */
-export async function simulate(plan: Plan, onLine: (line: string) => void = () => {}): Promise<Report> {
+export async function simulate(
+  plan: Plan,
+  onLine: (line: string) => void = () => {},
+): Promise<Report> {
   const hash = createHash("sha256");
   const lines: string[] = [];
   const run = new Run(plan, (line) => {

@@ -13,11 +13,16 @@ export type Simulation = typeof import("./run.ts") & typeof import("./plan.ts");
 export function replaceOnce(source: string, { file, text, by }: Variant): string {
   const places = source.split(text).length - 1;
   if (places === 1) return source.replace(text, () => by);
-  throw new Error(`${file} has ${places} places with "${text}": give the variant a text that stands there once`);
+  throw new Error(
+    `${file} has ${places} places with "${text}": give the variant a text that stands there once`,
+  );
 }
 
 /** Lends a variant and its simulation, in a folder beneath the project, where its packages are found. */
-export async function withVariant<T>(variant: Variant, use: (folder: string) => T | Promise<T>): Promise<T> {
+export async function withVariant<T>(
+  variant: Variant,
+  use: (folder: string) => T | Promise<T>,
+): Promise<T> {
   const folder = join(ROOT, "out/variants", `${process.pid}-${variant.name.replace(/\W+/g, "-")}`);
   mkdirSync(join(folder, "dev"), { recursive: true });
   try {

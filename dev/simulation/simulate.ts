@@ -41,9 +41,21 @@ export type Options = ReturnType<typeof readOptions>;
 export function readOptions(args: string[]) {
   const text = { type: "string" } as const;
   const flag = { type: "boolean", default: false } as const;
-  const options = { seeds: text, days: text, from: text, keep: text, secrets: text, replicas: text };
+  const options = {
+    seeds: text,
+    days: text,
+    from: text,
+    keep: text,
+    secrets: text,
+    replicas: text,
+  };
   const { values } = parse({ args, options: { ...options, narrow: flag, log: flag, help: flag } });
-  function read(name: keyof typeof options, pattern: RegExp, allowed: string, fallback?: string): string | undefined {
+  function read(
+    name: keyof typeof options,
+    pattern: RegExp,
+    allowed: string,
+    fallback?: string,
+  ): string | undefined {
     const value = values[name] ?? fallback;
     if (value === undefined || pattern.test(value)) return value;
     throw new ArgumentError(`--${name}="${value}": must be ${allowed}`);
@@ -53,7 +65,11 @@ export function readOptions(args: string[]) {
     return value === undefined ? undefined : +value;
   };
   const keep = read("keep", /^(\d+(,\d+)*)?$/, "a comma list of actions");
-  const replicas = read("replicas", new RegExp(`^[1-${MAX_REPLICAS}]$`), `from 1 to ${MAX_REPLICAS}`);
+  const replicas = read(
+    "replicas",
+    new RegExp(`^[1-${MAX_REPLICAS}]$`),
+    `from 1 to ${MAX_REPLICAS}`,
+  );
   const part: Part = {
     keep: keep?.split(",").filter((id) => id !== "").map(Number),
     secrets: count("secrets"),
@@ -76,7 +92,9 @@ export function readOptions(args: string[]) {
 export function commandOf(seed: number, days: number, { keep, secrets, replicas }: Part): string {
   const list = keep && ` --keep=${keep.join()}`;
   const parts = [list, secrets && ` --secrets ${secrets}`, replicas && ` --replicas ${replicas}`];
-  return `npm run simulate -- --from ${seed} --seeds 1 --days ${days}${parts.map((part) => part ?? "").join("")}`;
+  return `npm run simulate -- --from ${seed} --seeds 1 --days ${days}${
+    parts.map((part) => part ?? "").join("")
+  }`;
 }
 
 interface Totals {
@@ -107,9 +125,11 @@ async function simulateAll({ seeds, days, from, part }: Options): Promise<Totals
     });
     while (next < from + seeds && !totals.broken) {
       worker.postMessage(next++);
-      const { seed, report } = await new Promise<{ seed: number; report: Report }>((resolve, reject) => {
-        worker.once("message", resolve).once("error", reject);
-      });
+      const { seed, report } = await new Promise<{ seed: number; report: Report }>(
+        (resolve, reject) => {
+          worker.once("message", resolve).once("error", reject);
+        },
+      );
       worker.removeAllListeners("error");
       add(totals, seed, report);
     }
@@ -129,11 +149,16 @@ async function simulateHere({ days, from, part, isLog }: Options): Promise<Total
 
 const print = (line: string) => void process.stdout.write(`${line}\n`);
 
-async function printBroken({ seed, report }: { seed: number; report: Report }, options: Options): Promise<void> {
+async function printBroken(
+  { seed, report }: { seed: number; report: Report },
+  options: Options,
+): Promise<void> {
   const { days, part, isNarrow, isLog } = options;
   const { what, at, lines } = report.breach!;
   if (!isLog) print(lines.join("").trimEnd());
-  print(`\nseed ${seed} broke an invariant at ${at}:\n${what}\n\nAgain: ${commandOf(seed, days, part)}`);
+  print(
+    `\nseed ${seed} broke an invariant at ${at}:\n${what}\n\nAgain: ${commandOf(seed, days, part)}`,
+  );
   if (!isNarrow) return;
   const plan = partOf(makePlan(seed, days), part);
   const narrowed = await narrow(plan, letterOf(report)!);
@@ -148,7 +173,8 @@ async function main(args: string[]): Promise<number> {
     process.stdout.write(HELP);
     return 0;
   }
-  const { seeds, exchanges, writes, requests, broken } = await (options.isLog ? simulateHere : simulateAll)(options);
+  const { seeds, exchanges, writes, requests, broken } =
+    await (options.isLog ? simulateHere : simulateAll)(options);
   if (broken) await printBroken(broken, options);
   const figures = [
     [seeds, "seeds"],
@@ -164,7 +190,9 @@ async function main(args: string[]): Promise<number> {
 
 if (import.meta.main) {
   main(process.argv.slice(2)).then((status) => process.exitCode = status, (error) => {
-    process.stderr.write(error instanceof ArgumentError ? `${error.message}\n` : `${error.stack}\n`);
+    process.stderr.write(
+      error instanceof ArgumentError ? `${error.message}\n` : `${error.stack}\n`,
+    );
     process.exitCode = error instanceof ArgumentError ? 2 : 3;
   });
 }

@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertNotEquals,
+  assertStringIncludes,
+} from "@std/assert";
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -38,7 +44,9 @@ test("one seed is one run, to the byte of its log", async () => {
 });
 
 test("one seed is one run, whichever runtime it runs on", () => {
-  const outputs = RUNTIMES.map((runtime) => run(["--from", "9", "--days", "1", "--log"], ROOT, runtime).stdout);
+  const outputs = RUNTIMES.map((runtime) =>
+    run(["--from", "9", "--days", "1", "--log"], ROOT, runtime).stdout
+  );
   assertMatch(outputs[0]!, /token written.*\n1 seeds, 1 simulated days, .* 0 broken\n$/s);
   assertEquals(outputs[0], outputs[1]!);
 });

@@ -44,7 +44,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "writes have no spacing",
     file: "main.ts",
-    text: "const writableAt = entry.wroteAt + Math.min(spacing, isHurried ? SHORT_SPACING_MS : Infinity);",
+    text:
+      "const writableAt = entry.wroteAt + Math.min(spacing, isHurried ? SHORT_SPACING_MS : Infinity);",
     by: "const writableAt = Math.min(spacing, 0);",
     breaks: /^\(b\)/,
   },
@@ -58,7 +59,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "a deleted Secret is kept",
     file: "main.ts",
-    text: "if (known && !isOlder(event.resourceVersion, known.facts.resourceVersion)) forget(known);",
+    text:
+      "if (known && !isOlder(event.resourceVersion, known.facts.resourceVersion)) forget(known);",
     by: "if (known) known.isSettled = false;",
     breaks: /^\(d\)/,
   },
@@ -100,7 +102,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "a conflict drops the Secret",
     file: "main.ts",
-    text: "const secret = await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);",
+    text:
+      "const secret = await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);",
     by: "return void forget(entry);",
     breaks: /^\((a|d)\)/,
   },

@@ -10,7 +10,9 @@ export function usageOf(pid: number): Usage | undefined {
     const { anonymousMiB: rssAnonMB, residentMiB: rssMB } = memoryOf(pid);
     const files = readdirSync(`/proc/${pid}/fd`);
     const sockets = files.filter((file) => isSocket(`/proc/${pid}/fd/${file}`));
-    return Number.isNaN(rssMB) ? undefined : { rssAnonMB, rssMB, files: files.length, sockets: sockets.length };
+    return Number.isNaN(rssMB)
+      ? undefined
+      : { rssAnonMB, rssMB, files: files.length, sockets: sockets.length };
   } catch {
     return undefined;
   }
@@ -26,7 +28,10 @@ function isSocket(path: string): boolean {
 
 /** The load of the last minute, and the share (%) of the last 10 s in which something waited for a CPU. */
 export function machineLoad(): { load: number; cpuPressure: number } {
-  return { load: loadavg()[0]!, cpuPressure: Number(/^some avg10=([\d.]+)/.exec(readPressure())?.[1] ?? NaN) };
+  return {
+    load: loadavg()[0]!,
+    cpuPressure: Number(/^some avg10=([\d.]+)/.exec(readPressure())?.[1] ?? NaN),
+  };
 }
 
 /** Not every kernel tells. */

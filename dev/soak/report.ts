@@ -1,12 +1,22 @@
 /** The lines and the table of a long run. */
-import { type Expired, type Figures, MAX_EXCHANGES, MAX_PATCHES, type Minute, SECRETS, type Usage } from "./rules.ts";
+import {
+  type Expired,
+  type Figures,
+  MAX_EXCHANGES,
+  MAX_PATCHES,
+  type Minute,
+  SECRETS,
+  type Usage,
+} from "./rules.ts";
 
 export function drawMinute(
   { minute, looks, exchanges, patches, conflicts, failures, load, cpuPressure }: Minute,
   expired: number,
   usages: { name: string; usage: Usage }[],
 ): string {
-  const held = usages.map(({ name, usage }) => `${name} ${usage.rssAnonMB.toFixed(0)} MB ${usage.sockets} sockets`);
+  const held = usages.map(({ name, usage }) =>
+    `${name} ${usage.rssAnonMB.toFixed(0)} MB ${usage.sockets} sockets`
+  );
   return [
     `${`${minute}`.padStart(3)} min: ${looks} looks`,
     `${expired} expired`,
@@ -21,14 +31,19 @@ export function drawMinute(
 export function drawExpired(expired: Expired[]): string {
   const { secret, time, sinceKillMs, load, cpuPressure } = expired[0]!;
   const lates = expired.map(({ lateMs }) => lateMs);
-  return `EXPIRED at ${time}: ${expired.length} Secrets, ${Math.min(...lates)} to ${Math.max(...lates)} ms late, ` +
+  return `EXPIRED at ${time}: ${expired.length} Secrets, ${Math.min(...lates)} to ${
+    Math.max(...lates)
+  } ms late, ` +
     `${secret} one of them; ${sinceKillMs} ms after a kill; load ${
       load.toFixed(1)
     }, waiting for a CPU ${cpuPressure} %`;
 }
 
-export function drawFigures({ minutes, kills, expired, unfilled, steady, warnings }: Figures): string {
-  const sum = (pick: (minute: Minute) => number) => minutes.reduce((total, minute) => total + pick(minute), 0);
+export function drawFigures(
+  { minutes, kills, expired, unfilled, steady, warnings }: Figures,
+): string {
+  const sum = (pick: (minute: Minute) => number) =>
+    minutes.reduce((total, minute) => total + pick(minute), 0);
   const most = (pick: (minute: Minute) => number) => Math.max(...minutes.map(pick));
   const rows = [
     ["minutes", `${minutes.length}`],
@@ -50,13 +65,18 @@ export function drawFigures({ minutes, kills, expired, unfilled, steady, warning
       } a minute at most (budget ${MAX_PATCHES})`,
     ],
     ["conflicts", `${sum(({ conflicts }) => conflicts)}`],
-    ["warnings", Object.entries(warnings).map(([msg, times]) => `${msg} ${times}`).join(", ") || "none"],
+    [
+      "warnings",
+      Object.entries(warnings).map(([msg, times]) => `${msg} ${times}`).join(", ") || "none",
+    ],
     ...steady.map(({ name, minutes, first, last }) => [
       `${name}, first and last ${minutes.toFixed(1)} min`,
       `anonymous ${first.rssAnonMB.toFixed(1)} → ${last.rssAnonMB.toFixed(1)} MB, resident ${
         first.rssMB.toFixed(1)
       } → ` +
-      `${last.rssMB.toFixed(1)} MB, sockets ${first.sockets.toFixed(1)} → ${last.sockets.toFixed(1)}, ` +
+      `${last.rssMB.toFixed(1)} MB, sockets ${first.sockets.toFixed(1)} → ${
+        last.sockets.toFixed(1)
+      }, ` +
       `open files ${first.files.toFixed(1)} → ${last.files.toFixed(1)}`,
     ]),
   ];

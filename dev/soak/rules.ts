@@ -20,7 +20,8 @@ const FILE_NOISE = 12;
 
 const REFRESHES_A_MINUTE = 60 / (REFRESH_FRACTION * LIFE_S);
 /** In any minute. */
-export const MAX_EXCHANGES = Math.ceil(REPLICAS * IDENTITIES * REFRESHES_A_MINUTE) + EXCHANGES_OF_START;
+export const MAX_EXCHANGES = Math.ceil(REPLICAS * IDENTITIES * REFRESHES_A_MINUTE) +
+  EXCHANGES_OF_START;
 export const MAX_PATCHES = Math.ceil(SECRETS * REFRESHES_A_MINUTE * PATCH_ALLOWANCE);
 
 /** What a process holds. */
@@ -80,7 +81,8 @@ export interface Figures {
 }
 
 export function mean(usages: Usage[]): Usage {
-  const of = (pick: (usage: Usage) => number) => usages.reduce((sum, usage) => sum + pick(usage), 0) / usages.length;
+  const of = (pick: (usage: Usage) => number) =>
+    usages.reduce((sum, usage) => sum + pick(usage), 0) / usages.length;
   return {
     rssAnonMB: of(({ rssAnonMB }) => rssAnonMB),
     rssMB: of(({ rssMB }) => rssMB),
@@ -90,24 +92,39 @@ export function mean(usages: Usage[]): Usage {
 }
 
 /** Says what is not as it has to be. */
-export function findBroken({ minutes, expired, unfilled, steady, isTokenLogged }: Figures): string[] {
+export function findBroken(
+  { minutes, expired, unfilled, steady, isTokenLogged }: Figures,
+): string[] {
   const broken: string[] = [];
   for (const { minute, looks, unanswered } of minutes) {
-    if (looks <= unanswered) broken.push(`minute ${minute}: ${looks} looks, and ${unanswered} without an answer`);
+    if (looks <= unanswered) {
+      broken.push(`minute ${minute}: ${looks} looks, and ${unanswered} without an answer`);
+    }
   }
   if (expired.length > 0) broken.push(`${expired.length} times a Secret held an expired token`);
-  if (unfilled.length > 0) broken.push(`${unfilled.length} times a Secret held no token of its identity`);
+  if (unfilled.length > 0) {
+    broken.push(`${unfilled.length} times a Secret held no token of its identity`);
+  }
   if (isTokenLogged) broken.push("a token is in a log");
   for (const { minute, exchanges, patches, conflicts } of minutes) {
-    if (exchanges > MAX_EXCHANGES) broken.push(`minute ${minute}: ${exchanges} exchanges, over ${MAX_EXCHANGES}`);
+    if (exchanges > MAX_EXCHANGES) {
+      broken.push(`minute ${minute}: ${exchanges} exchanges, over ${MAX_EXCHANGES}`);
+    }
     const writes = patches + conflicts;
-    if (writes > MAX_PATCHES) broken.push(`minute ${minute}: ${writes} patches, over ${MAX_PATCHES}`);
+    if (writes > MAX_PATCHES) {
+      broken.push(`minute ${minute}: ${writes} patches, over ${MAX_PATCHES}`);
+    }
   }
   for (const { name, first, last } of steady) {
     // The API server's own memory says little of us; its connections do.
-    const isFatter = name !== API_SERVER && last.rssAnonMB > first.rssAnonMB * MEMORY_GROWTH + MEMORY_NOISE_MB;
-    if (isFatter) broken.push(`${name}: ${first.rssAnonMB.toFixed(1)} MB grew to ${last.rssAnonMB.toFixed(1)}`);
-    if (last.files > first.files + FILE_NOISE) broken.push(`${name}: ${first.files} open files grew to ${last.files}`);
+    const isFatter = name !== API_SERVER &&
+      last.rssAnonMB > first.rssAnonMB * MEMORY_GROWTH + MEMORY_NOISE_MB;
+    if (isFatter) {
+      broken.push(`${name}: ${first.rssAnonMB.toFixed(1)} MB grew to ${last.rssAnonMB.toFixed(1)}`);
+    }
+    if (last.files > first.files + FILE_NOISE) {
+      broken.push(`${name}: ${first.files} open files grew to ${last.files}`);
+    }
   }
   return broken;
 }

@@ -43,13 +43,23 @@ test("a run that is within all budgets has nothing broken", () => {
 });
 
 const expired = { secret: "a/b", time: "", lateMs: 1, sinceKillMs: 1, load: 1, cpuPressure: 0 };
-const grown = (last: Partial<Usage>) => [{ name: "node", minutes: 10, first: usage, last: { ...usage, ...last } }];
+const grown = (
+  last: Partial<Usage>,
+) => [{ name: "node", minutes: 10, first: usage, last: { ...usage, ...last } }];
 const broken: [title: string, changes: Partial<Figures>, says: string][] = [
   ["one expired token", { expired: [expired] }, "expired token"],
   ["a Secret without a token", { unfilled: ["a/b"] }, "no token of its identity"],
   ["a minute without a look", { minutes: [minute, { ...minute, looks: 0 }] }, "0 looks"],
-  ["one exchange too many in a minute", { minutes: [{ ...minute, exchanges: MAX_EXCHANGES + 1 }] }, "exchanges, over"],
-  ["one patch too many in a minute, as a conflict", { minutes: [{ ...minute, conflicts: 1 }] }, "patches, over"],
+  [
+    "one exchange too many in a minute",
+    { minutes: [{ ...minute, exchanges: MAX_EXCHANGES + 1 }] },
+    "exchanges, over",
+  ],
+  [
+    "one patch too many in a minute, as a conflict",
+    { minutes: [{ ...minute, conflicts: 1 }] },
+    "patches, over",
+  ],
   ["memory that grew", { steady: grown({ rssAnonMB: 60 }) }, "40.0 MB grew to 60.0"],
   ["open files that grew", { steady: grown({ files: 60 }) }, "30 open files grew to 60"],
   ["a token in a log", { isTokenLogged: true }, "in a log"],

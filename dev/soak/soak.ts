@@ -100,7 +100,9 @@ async function main(): Promise<number> {
 async function createPlaces(admin: Admin): Promise<void> {
   await createNamespace(admin, HOME, ACCOUNT);
   await grantCluster(admin, HOME);
-  for (const namespace of NAMESPACES) await admin.create("/api/v1/namespaces", { metadata: { name: namespace } });
+  for (const namespace of NAMESPACES) {
+    await admin.create("/api/v1/namespaces", { metadata: { name: namespace } });
+  }
 }
 
 /**
@@ -117,7 +119,10 @@ async function createSecrets(admin: Admin, issuer: Issuer): Promise<Map<string, 
       const namespace = NAMESPACES[number % NAMESPACES.length]!;
       const name = `s${index}-${number}`;
       identities.set(`${namespace}/${name}`, identity);
-      await admin.create(`/api/v1/namespaces/${namespace}/secrets`, secretOf(RUN, namespace, name, identity));
+      await admin.create(
+        `/api/v1/namespaces/${namespace}/secrets`,
+        secretOf(RUN, namespace, name, identity),
+      );
     }
     await next;
   }
@@ -191,7 +196,9 @@ async function soak(total: number, scene: Scene): Promise<Figures> {
   const { cluster, admin, issuer, replicas } = scene;
   const watcher = createWatcher(scene);
   const filledBy = Date.now() + FILL_MS;
-  while (!await watcher.look()) if (Date.now() > filledBy) throw new Error("the Secrets were not filled");
+  while (!await watcher.look()) {
+    if (Date.now() > filledBy) throw new Error("the Secrets were not filled");
+  }
   watcher.unfilled.length = 0; // those that came before
 
   const minutes: Minute[] = [];
@@ -202,7 +209,10 @@ async function soak(total: number, scene: Scene): Promise<Figures> {
   for (let minute = 1; minute <= total; minute++) {
     const victim = minute <= total / 2 ? "deno" : "node";
     const steady = victim === "deno" ? "node" : "deno";
-    const pids = { [steady]: replicas.pid(steady), [API_SERVER]: cluster.pid(API_SERVER)! } as Record<
+    const pids = {
+      [steady]: replicas.pid(steady),
+      [API_SERVER]: cluster.pid(API_SERVER)!,
+    } as Record<
       Steadfast,
       number
     >;
@@ -227,7 +237,14 @@ async function soak(total: number, scene: Scene): Promise<Figures> {
   }
   for (const runtime of ["node", "deno"] as const) await replicas.end(runtime, "SIGTERM");
   const steady = (Object.keys(usages) as Steadfast[]).map((name) => compare(name, usages[name]));
-  return { minutes, kills: total, expired: watcher.expired, unfilled: watcher.unfilled, steady, ...replicas.told() };
+  return {
+    minutes,
+    kills: total,
+    expired: watcher.expired,
+    unfilled: watcher.unfilled,
+    steady,
+    ...replicas.told(),
+  };
 }
 
 function ended(name: string): never {
@@ -283,7 +300,9 @@ async function countPatches(admin: Admin): Promise<Patches> {
   for (const [series, value] of parseMetrics(await admin.metrics())) {
     const labels = /^apiserver_request_total\{(.*)\}$/.exec(series)?.[1] ?? "";
     if (!labels.includes('resource="secrets"') || !labels.includes('verb="PATCH"')) continue;
-    counts[/code="2/.test(labels) ? "patches" : /code="409"/.test(labels) ? "conflicts" : "failures"] += value;
+    counts[
+      /code="2/.test(labels) ? "patches" : /code="409"/.test(labels) ? "conflicts" : "failures"
+    ] += value;
   }
   return counts;
 }

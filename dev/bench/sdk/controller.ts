@@ -47,7 +47,9 @@ function tokenIn(secret: Secret): string | undefined {
   try {
     const { auths } = JSON.parse(Buffer.from(secret.data[DATA_KEY], "base64").toString());
     const [user, token] = Buffer.from(auths["cgr.dev"].auth, "base64").toString().split(":");
-    return user === "_token" && decodeJwt(token!).sub === secret.metadata.annotations[IDENTITY] ? token : undefined;
+    return user === "_token" && decodeJwt(token!).sub === secret.metadata.annotations[IDENTITY]
+      ? token
+      : undefined;
   } catch {
     return undefined;
   }
@@ -57,7 +59,8 @@ function tokenIn(secret: Secret): string | undefined {
 function delayOf(token: string | undefined): number {
   if (token === undefined) return 0;
   const { iat = 0, exp = 0 } = decodeJwt(token);
-  return (iat + (REFRESH_FRACTION + Math.random() * REFRESH_SPREAD) * (exp - iat)) * 1000 - Date.now();
+  return (iat + (REFRESH_FRACTION + Math.random() * REFRESH_SPREAD) * (exp - iat)) * 1000 -
+    Date.now();
 }
 
 function schedule(secret: Secret, delay = delayOf(tokenIn(secret))): void {
@@ -138,6 +141,8 @@ informer.on("error", (error: Error) => {
 process.on("SIGTERM", () => process.exit(0));
 
 let isReady = false;
-createServer((_request, response) => response.writeHead(isReady ? 200 : 503).end()).listen(Number(PORT));
+createServer((_request, response) => response.writeHead(isReady ? 200 : 503).end()).listen(
+  Number(PORT),
+);
 await informer.start();
 isReady = true;
