@@ -1,9 +1,10 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { execFileSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { parse, parseAllDocuments } from "yaml";
+import { MAX_COLUMNS, MAX_COMPLEXITY, MAX_LINES, MAX_TOKENS, PRODUCT } from "../size.ts";
 import { anchorsOf, type Block, blocksOf, linksOf, tablesUnder } from "./markdown.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
@@ -16,9 +17,8 @@ const README = read("README.md");
 const BLOCKS = blocksOf(README);
 const PAGES = [...filesIn(".", ".md"), ...filesIn("docs", ".md")];
 const [, VERSION = ""] = /^const VERSION = "(.+)";$/m.exec(read("main.ts")) ?? [];
-const MAX_LINES = 1200;
-/** How to count the lines of the product. */
-const COUNT = BLOCKS.find(({ text }) => text.startsWith("grep -cvE"))!;
+/** How to measure the product. */
+const SIZE = BLOCKS.find(({ text }) => text.startsWith("npm run -s size"))!;
 /** How a block says that it is not run as it stands. */
 const MARK = /^# .*(not run|the tests)|# the tests /m;
 
@@ -61,7 +61,7 @@ function blocksThatAreRun(): Set<Block> {
     const isStep = text.trim().split(" && ").every((command) => steps.includes(command));
     if (isNamed || isPart || isStep) run.add(block);
   }
-  run.add(COUNT);
+  run.add(SIZE);
   return run;
 }
 
@@ -79,13 +79,22 @@ test("No block says that it is not run, and is", () => {
   assertEquals(both.map(({ line }) => line), []);
 });
 
-test("The README's count of the lines keeps to the budget that it names", () => {
-  const [command = ""] = COUNT.text.split("\n");
-  const counted = execFileSync("sh", ["-c", command], { cwd: ROOT, encoding: "utf8" });
-  const lines = counted.trim().split("\n").map((line) => Number(line.split(":")[1]));
-  assertEquals(lines.length, 3);
-  assert(lines.reduce((a, b) => a + b) <= MAX_LINES, counted);
-  assert(README.includes("1,200 lines of TypeScript at most"));
+test("The README's command for the size measures each file of the product", () => {
+  const [command = ""] = SIZE.text.split("\n");
+  const { stdout } = spawnSync("sh", ["-c", command], { cwd: ROOT, encoding: "utf8" });
+  const files = [...stdout.matchAll(/^(\S+\.ts): \d+ tokens$/gm)].map(([, file]) => file);
+  assertEquals(files, PRODUCT);
+});
+
+test("README and CONTRIBUTING name the budget that is measured", () => {
+  const tokens = `at most ${MAX_TOKENS.toLocaleString("en")} tokens`;
+  const functions = `complexity above ${MAX_COMPLEXITY}, or more than ${MAX_LINES} lines`;
+  for (const page of ["README.md", "CONTRIBUTING.md"]) {
+    const text = read(page).replace(/\s+/g, " ");
+    for (const words of [tokens, functions]) assert(text.includes(words), `${page}: ${words}`);
+  }
+  assert(read("CONTRIBUTING.md").includes(`wider than ${MAX_COLUMNS} columns`));
+  assertEquals(JSON.parse(read("deno.json")).fmt.lineWidth, MAX_COLUMNS);
 });
 
 test("Each YAML block parses, and each of commands is a language that a shell may read", () => {
