@@ -1,60 +1,61 @@
 /**
- * A minimal client of the Kubernetes REST API: the six requests that the controller makes, each of them one attempt but
- * for what the client can mend itself, an old token (401) and a page that is too large. What to do after any other
- * failure is the caller's to decide.
+ * A minimal client of the Kubernetes REST API: the six requests that the controller makes, each of
+ * them one attempt, and the list-and-watch loop over two of them.
  *
  * The numbers follow client-go where it has one for the same purpose.
  */
 import { readFileSync } from "node:fs";
-import { Agent, type Dispatcher, request } from "undici";
+import { Agent, buildConnector, type Dispatcher, request } from "undici";
 
-/** As client-go: a projected token is replaced long before its last minute. */
-const TOKEN_MAX_AGE_MS = 60_000;
-/** As client-go; a cluster's CA is replaced with weeks of overlap. After a failed connection it is read at once. */
-const CA_MAX_AGE_MS = 5 * 60_000;
 /** As undici's own. */
 const CONNECT_TIMEOUT_MS = 10_000;
-/** For the headers of an answer, and for silence within its body; a watch sets its own. */
+/** For the headers of a response, and for silence within its body; a watch sets its own. */
 const SILENCE_TIMEOUT_MS = 30_000;
+/** Time for many large pages, and more than a watch lives (100 s). */
+const LIST_WATCH_TIMEOUT_MS = 120_000;
+/** Watches end after 60 to 90 s, so that a stalled connection is noticed soon: another watch costs one request. */
+const WATCH_MIN_S = 60;
+const WATCH_SPREAD_S = 31;
 /** What a watch may outlive its own time-out by before its connection counts as dead. */
 const WATCH_GRACE_S = 10;
+/** A watch that ends sooner has failed: an API server that ends them at once would make us spin. */
+const WATCH_SHORT_MS = 1_000;
+/** A watch that lived so long was no failure, however it ended: load balancers cut idle connections. */
+const WATCH_GOOD_MS = 10_000;
 /** Half of client-go's: what a page leaves behind is what a start takes of memory. */
 const PAGE_LIMIT = 250;
-/** A page of ordinary pull Secrets has 1 MiB; tenants may make each of theirs a MiB. */
-const MAX_BODY_BYTES = 16 * 1024 * 1024;
-/** By how much a page that is too large is made smaller. */
+/** A page of ordinary pull Secrets has 1 MiB. The objects of one that is full of labels take ten times its bytes. */
+const MAX_BODY_BYTES = 4 * 1024 * 1024;
+/** One Secret of 1.5 MiB in etcd, each of its characters escaped: what no page can be smaller than. */
+const MAX_SECRET_BYTES = 16 * 1024 * 1024;
+/** By how much a page that is too large is made smaller; each that is not lets the next be twice as large. */
 const PAGE_SHRINK = 4;
 
-/** A failed request. Its message may quote the API server's, and is to be cleaned where it is told. */
+/** A failed request. Its message may quote the API server's. */
 export class ApiError extends Error {
   override name = "ApiError";
   /** The HTTP status, or the code of a watch's ERROR record; undefined without either. */
-  declare readonly status?: number;
-  /**
-   * The reason in the answer's Status, the error code of the connection or file, or InvalidAnswer, BodyTooLarge,
-   * InvalidName.
-   */
-  declare readonly reason?: string;
-  /** The answer's `Retry-After` header, as it came. */
-  declare readonly retryAfter?: string;
+  status?: number;
+  /** The reason in the response's Status, the error code of the connection or file, or one of ours. */
+  reason?: string;
+  /** The response's `Retry-After` header, as it came. */
+  retryAfter?: string;
 
   constructor(
     message: string,
-    { cause, ...fields }: Omit<Partial<ApiError>, "message" | "refused">,
+    fields: Pick<ApiError, "status" | "reason" | "retryAfter" | "cause">,
   ) {
-    super(message, { cause });
+    super(message);
     Object.assign(this, fields);
   }
 
-  /**
-   * Whether it takes a person to mend it; otherwise it may pass by itself, as an expired token's 401 or a proxy's 404.
-   */
-  get refused(): boolean {
+  /** Whether a person has to fix something; otherwise it may pass by itself, as an expired token's 401. */
+  get refused() {
     return /^4/.test(`${this.status}`) && ![401, 404, 408, 409, 410, 429].includes(this.status!);
   }
 }
 
-/** The parts of a Secret that are looked at. */
+/** The parts of a Secret that are read. Only the four strings that have to be there are checked. */
 export interface Secret {
   metadata: {
     namespace: string;
@@ -76,11 +77,13 @@ export type WatchEvent =
   | { type: "BOOKMARK"; resourceVersion: string };
 
 /** What the controller asks of the API server. */
-export type KubernetesApi = Omit<ReturnType<typeof createClient>, "close">;
+export type KubernetesApi = Omit<KubernetesClient, "close">;
 
 export interface ClientOptions {
   /** Of the API server, without a slash at the end. */
   url: string;
+  /** The name that its certificate has to have; undefined: the host of the URL. */
+  servername?: string;
   /** The file of the bearer token; undefined: none is ever sent. */
   tokenFile?: string;
   /** The file of the API server's CA; undefined: the system's roots. */
@@ -88,226 +91,267 @@ export interface ClientOptions {
   /** Selects the Secrets to list and watch. */
   labelSelector: string;
   userAgent: string;
-  /** Told of each answer: the HTTP status, or `error`. */
-  onAnswer: (verb: string, code: string) => void;
-  /** Told why a file could not be read again; what it held goes on being used. */
-  onStale: (message: string) => void;
+  /** Called for each response: the HTTP status, or `error`. */
+  onResponse: (verb: string, code: string) => void;
 }
 
-type SecretList = { items?: unknown; metadata?: { resourceVersion?: unknown; continue?: string } };
+type SecretList = { items: unknown[]; metadata: { resourceVersion: string; continue?: string } };
 type TokenRequest = { status?: { token?: unknown } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
-/** The client of one API server. A namespace of undefined means all of them. */
-export function createClient(
-  { url, tokenFile, caFile, labelSelector, userAgent, onAnswer, onStale }: ClientOptions,
-) {
-  const token = tokenFile === undefined
-    ? undefined
-    : openRotatingFile(tokenFile, TOKEN_MAX_AGE_MS, onStale);
-  const ca = caFile === undefined ? undefined : openRotatingFile(caFile, CA_MAX_AGE_MS, onStale);
-  let agent: Agent | undefined;
-  let agentCa: string | undefined;
+const read = (path: string) => readFileSync(path, "utf8").trim();
 
-  function dispatcher(): Agent {
-    const currentCa = ca?.read();
-    if (agent && currentCa === agentCa) return agent;
-    // Not awaited: this waits for the watch that still runs on it.
-    agent?.close();
-    // Some Node releases reject the valid IP SAN of an IPv6 address; this name is in every API server's certificate.
-    const servername = url.includes("//[") ? "kubernetes.default.svc" : undefined;
-    const connect = { ca: currentCa, servername, timeout: CONNECT_TIMEOUT_MS };
-    // undici's HTTP/2 ping has no time-out for its answer: a dead connection would stall the watch.
-    agent = new Agent({
+/** The client of one API server. A namespace of undefined means all of them. */
+export class KubernetesClient {
+  #options: ClientOptions;
+  #agent: Agent;
+
+  constructor(options: ClientOptions) {
+    const { servername, caFile } = options;
+    this.#options = options;
+    this.#agent = new Agent({
+      // undici's HTTP/2 ping has no time-out for its response: a dead connection would stall the watch.
       allowH2: false,
       headersTimeout: SILENCE_TIMEOUT_MS,
       bodyTimeout: SILENCE_TIMEOUT_MS,
-      connect,
+      // Each connection reads the CA anew, as each request reads the token: the kubelet replaces both.
+      connect: (connection, callback) => {
+        // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
+        const tls = { ca: caFile && read(caFile), servername, allowPartialTrustChain: true };
+        buildConnector({ ...tls, timeout: CONNECT_TIMEOUT_MS })(connection, callback);
+      },
     });
-    agentCa = currentCa;
-    return agent;
   }
 
-  /**
-   * Sends a request, and once more after a 401 if there may be another token by now. Throws unless the answer is a 2xx.
-   */
-  async function send(
+  /** Sends a request. Throws unless the response is a 2xx. */
+  async #send(
     verb: string,
     path: string,
     options: RequestOptions,
-  ): Promise<Dispatcher.ResponseData> {
-    const startedAt = performance.now();
-    const sent = token?.read();
-    const authorization = sent && { authorization: `Bearer ${sent}` };
-    const type = options.method === "PATCH" ? "application/merge-patch+json" : "application/json";
-    const headers = {
-      accept: "application/json",
-      "content-type": type,
-      "user-agent": userAgent,
-      ...authorization,
-    };
-    const answer = await request(url + path, { ...options, headers, dispatcher: dispatcher() })
-      .catch((cause) => {
-        onAnswer(verb, "error");
-        // The API server's certificate may have been replaced.
-        ca?.expire(Infinity);
-        throw noAnswer(verb, cause);
-      });
-    const { statusCode: status, headers: { "retry-after": retryAfter } } = answer;
-    onAnswer(verb, `${status}`);
-    if (status < 300) return answer;
-    const { message, reason } = parseStatus(await readText(verb, answer.body));
-    if (status === 401 && (token?.expire(startedAt) || token?.read() !== sent)) {
-      return send(verb, path, options);
+  ) {
+    const { url, tokenFile, userAgent, onResponse } = this.#options;
+    let response: Dispatcher.ResponseData;
+    try {
+      const headers = {
+        accept: "application/json",
+        "content-type": options.method === "PATCH"
+          ? "application/merge-patch+json"
+          : "application/json",
+        "user-agent": userAgent,
+        ...tokenFile && { authorization: `Bearer ${read(tokenFile)}` },
+      };
+      response = await request(url + path, { ...options, headers, dispatcher: this.#agent });
+    } catch (cause) {
+      onResponse(verb, "error");
+      throw noResponse(verb, cause);
     }
+    const { statusCode: status, headers: { "retry-after": retryAfter } } = response;
+    onResponse(verb, `${status}`);
+    if (status < 300) return response;
+    const { message, reason } = parseStatus(await readText(verb, response.body));
     const fields = { status, reason, retryAfter: `${retryAfter ?? ""}` };
     throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, fields);
   }
 
-  async function json(verb: string, path: string, options: RequestOptions): Promise<unknown> {
-    return parseJson(
-      await readText(verb, (await send(verb, path, options)).body),
-      `${verb}: the answer`,
+  async #json(
+    verb: string,
+    path: string,
+    options: RequestOptions,
+    maxBytes?: number,
+  ) {
+    const { body } = await this.#send(verb, path, options);
+    return parseJson(await readText(verb, body, maxBytes), `${verb}: the response`);
+  }
+
+  /** For what says nothing that matters but its status. */
+  async #write(verb: string, path: string, options: RequestOptions) {
+    const { body } = await this.#send(verb, path, options);
+    await body.dump().catch(() => {});
+  }
+
+  /**
+   * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller.
+   * Yields its Secrets, and the resource version to watch from.
+   */
+  async *list(namespace: string | undefined, signal: AbortSignal) {
+    let limit = PAGE_LIMIT;
+    let next: string | undefined = "";
+    while (next !== undefined) {
+      try {
+        const { metadata, items } = await this.#listPage(namespace, limit, next, signal);
+        yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
+        next = metadata.continue || undefined;
+        limit = Math.min(limit * 2, PAGE_LIMIT);
+      } catch (error) {
+        if ((error as ApiError).reason !== "BodyTooLarge" || limit === 1) throw error;
+        limit = Math.ceil(limit / PAGE_SHRINK);
+      }
+    }
+  }
+
+  async #listPage(namespace: string | undefined, limit: number, next: string, signal: AbortSignal) {
+    const { labelSelector } = this.#options;
+    const query = { labelSelector, limit, ...(next !== "" && { continue: next }) };
+    const maxBytes = limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES;
+    const list = await this.#json("list", secretsPath(namespace), { query, signal }, maxBytes) as
+      | SecretList
+      | null;
+    if (Array.isArray(list?.items) && typeof list.metadata?.resourceVersion === "string") {
+      return list;
+    }
+    throw invalid("list: not a list");
+  }
+
+  /** Watches the selected Secrets from a resource version on, until the API server ends it. */
+  async *watch(
+    namespace: string | undefined,
+    resourceVersion: string,
+    timeoutSeconds: number,
+    signal: AbortSignal,
+  ) {
+    const { labelSelector } = this.#options;
+    const query = {
+      labelSelector,
+      resourceVersion,
+      timeoutSeconds,
+      watch: 1,
+      allowWatchBookmarks: true,
+    };
+    const bodyTimeout = (timeoutSeconds + WATCH_GRACE_S) * 1000;
+    yield* parseWatch(
+      (await this.#send("watch", secretsPath(namespace), { query, bodyTimeout, signal })).body,
     );
   }
 
-  return {
-    /**
-     * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller. Yields its Secrets,
-     * and the resource version to watch from.
-     */
-    async *list(namespace: string | undefined, signal: AbortSignal, limit = PAGE_LIMIT) {
-      let next: string | undefined = "";
-      while (next !== undefined) {
-        try {
-          const query = { labelSelector, limit, ...(next !== "" && { continue: next }) };
-          const answer = await json("list", secretsPath(namespace), { query, signal }) as
-            | SecretList
-            | null;
-          const { items, metadata } = answer ?? {};
-          if (!Array.isArray(items) || typeof metadata?.resourceVersion !== "string") {
-            throw invalid("list: not a list");
-          }
-          yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
-          next = metadata.continue || undefined;
-        } catch (error) {
-          if ((error as ApiError).reason !== "BodyTooLarge" || limit === 1) throw error;
-          limit = Math.ceil(limit / PAGE_SHRINK);
-        }
-      }
-    },
+  /** Reads one Secret. Throws an {@linkcode ApiError}, as all of these do. */
+  async get(namespace: string, name: string, signal: AbortSignal) {
+    return asSecret(await this.#json("get", secretsPath(namespace, name), { signal }));
+  }
 
-    /** Watches the selected Secrets from a resource version on, until the API server ends it. */
-    async *watch(
-      namespace: string | undefined,
-      resourceVersion: string,
-      timeoutSeconds: number,
-      signal: AbortSignal,
-    ) {
-      const query = {
-        labelSelector,
-        resourceVersion,
-        timeoutSeconds,
-        watch: 1,
-        allowWatchBookmarks: true,
-      };
-      const bodyTimeout = (timeoutSeconds + WATCH_GRACE_S) * 1000;
-      yield* parseWatch(
-        (await send("watch", secretsPath(namespace), { query, bodyTimeout, signal })).body,
-      );
-    },
+  /** Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs is a 409. */
+  patch(namespace: string, name: string, patch: object, signal: AbortSignal) {
+    const query = { fieldManager: "pull-secret-updater" };
+    const body = JSON.stringify(patch);
+    return this.#write("patch", secretsPath(namespace, name), {
+      method: "PATCH",
+      query,
+      body,
+      signal,
+    });
+  }
 
-    /** Reads one Secret. Throws an {@linkcode ApiError}, as all of these do. */
-    async get(namespace: string, name: string, signal: AbortSignal): Promise<Secret> {
-      return asSecret(await json("get", secretsPath(namespace, name), { signal }));
-    },
+  /** Creates an Event of events.k8s.io/v1. */
+  createEvent(namespace: string, event: object, signal: AbortSignal) {
+    const path = resourcePath("apis", "events.k8s.io", "v1", "namespaces", namespace, "events");
+    const body = JSON.stringify({ apiVersion: "events.k8s.io/v1", kind: "Event", ...event });
+    return this.#write("create", path, { method: "POST", body, signal });
+  }
 
-    /** Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs is a 409. */
-    async patch(
-      namespace: string,
-      name: string,
-      patch: object,
-      signal: AbortSignal,
-    ): Promise<Secret> {
-      const query = { fieldManager: "pull-secret-updater" };
-      const path = secretsPath(namespace, name);
-      return asSecret(
-        await json("patch", path, { method: "PATCH", query, body: JSON.stringify(patch), signal }),
-      );
-    },
+  /** Requests a token of a service account (TokenRequest) for one audience, to live so many seconds. */
+  async requestToken(
+    namespace: string,
+    account: string,
+    audience: string,
+    seconds: number,
+    signal: AbortSignal,
+  ) {
+    const path = resourcePath(
+      "api",
+      "v1",
+      "namespaces",
+      namespace,
+      "serviceaccounts",
+      account,
+      "token",
+    );
+    const spec = { audiences: [audience], expirationSeconds: seconds };
+    const body = JSON.stringify({
+      apiVersion: "authentication.k8s.io/v1",
+      kind: "TokenRequest",
+      spec,
+    });
+    const response = await this.#json("create", path, { method: "POST", body, signal }) as
+      | TokenRequest
+      | null;
+    if (typeof response?.status?.token !== "string") {
+      throw invalid("create: the response has no token");
+    }
+    return response.status.token;
+  }
 
-    /** Creates an Event of events.k8s.io/v1. */
-    async createEvent(namespace: string, event: object, signal: AbortSignal): Promise<void> {
-      const path = resourcePath("apis", "events.k8s.io", "v1", "namespaces", namespace, "events");
-      const body = JSON.stringify({ apiVersion: "events.k8s.io/v1", kind: "Event", ...event });
-      await json("create", path, { method: "POST", body, signal });
-    },
-
-    /** Requests a token of a service account (TokenRequest) for one audience, to live so many seconds. */
-    async requestToken(
-      namespace: string,
-      account: string,
-      audience: string,
-      seconds: number,
-      signal: AbortSignal,
-    ) {
-      const path = resourcePath(
-        "api",
-        "v1",
-        "namespaces",
-        namespace,
-        "serviceaccounts",
-        account,
-        "token",
-      );
-      const spec = { audiences: [audience], expirationSeconds: seconds };
-      const body = JSON.stringify({
-        apiVersion: "authentication.k8s.io/v1",
-        kind: "TokenRequest",
-        spec,
-      });
-      const answer = await json("create", path, { method: "POST", body, signal }) as
-        | TokenRequest
-        | null;
-      if (typeof answer?.status?.token !== "string") {
-        throw invalid("create: the answer bears no token");
-      }
-      return answer.status.token;
-    },
-
-    /** Ends all connections, and what is under way on them. */
-    close: () => agent?.destroy(),
-  };
+  /** Ends all connections, and what is under way on them. */
+  close() {
+    return this.#agent.destroy();
+  }
 }
 
-/** A mounted file that is replaced now and then; what it held is kept while it cannot be read. */
-function openRotatingFile(path: string, maxAgeMs: number, onStale: (message: string) => void) {
-  let content: string | undefined;
-  let readAt = -Infinity;
-  return {
-    read(): string {
-      if (content !== undefined && performance.now() < readAt + maxAgeMs) return content;
-      readAt = performance.now();
-      try {
-        const text = readFileSync(path, "utf8").trim();
-        if (text === "") throw new Error("it is empty");
-        content = text;
-      } catch (cause) {
-        const { code, message } = cause as NodeJS.ErrnoException;
-        if (content === undefined) {
-          throw new ApiError(`${path}: ${message}`, { reason: code, cause });
-        }
-        onStale(`${path}: ${message}`);
+export const keyOf = ({ namespace, name }: { namespace: string; name: string }) =>
+  `${namespace}/${name}`;
+
+/** What {@linkcode listAndWatch} works with. */
+export interface Reflector {
+  api: Pick<KubernetesApi, "list" | "watch">;
+  /** In ms; never jumps. */
+  monotonic: () => number;
+  /** Uniform between 0 and 1. */
+  random: () => number;
+  /** Gives a request a time-out. */
+  within: <T>(ms: number, send: (signal: AbortSignal) => Promise<T>) => Promise<T>;
+  /** Called with each Secret as it is now. */
+  upsert: (secret: Secret) => void;
+  remove: (key: string) => void;
+  /** Called with all that there are: others are gone, though their DELETED was missed. */
+  listed: (keys: Set<string>) => void;
+  /** Called when a list or watch has ended; resolves to whether to go on. */
+  ended: (error: ApiError | undefined, isFailure: boolean) => Promise<boolean>;
+}
+
+/**
+ * Lists the selected Secrets and watches them from there on. A watch that ends by itself is followed
+ * by the next one, anything else by a new list: whatever was wrong with the version, be it compacted,
+ * refused or from before etcd was restored, is behind us then.
+ */
+export async function listAndWatch(namespace: string | undefined, reflector: Reflector) {
+  const { api, monotonic, random, within, upsert, remove, listed, ended } = reflector;
+  let version = "";
+
+  async function list(signal: AbortSignal) {
+    const keys = new Set<string>();
+    for await (const { items, resourceVersion } of api.list(namespace, signal)) {
+      version = resourceVersion;
+      for (const secret of items) {
+        keys.add(keyOf(secret.metadata));
+        upsert(secret);
       }
-      return content;
-    },
-    /** Has the file read anew next time, unless it was since `time`; returns whether. */
-    expire(time: number): boolean {
-      const isStale = readAt < time;
-      if (isStale) readAt = -Infinity;
-      return isStale;
-    },
-  };
+    }
+    listed(keys);
+  }
+
+  async function watch(signal: AbortSignal) {
+    const seconds = WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S);
+    for await (const event of api.watch(namespace, version, seconds, signal)) {
+      if (event.type === "DELETED") remove(keyOf(event.secret.metadata));
+      else if (event.type !== "BOOKMARK") upsert(event.secret);
+      version = event.resourceVersion;
+    }
+  }
+
+  let error: ApiError | undefined;
+  let watchedFrom: number;
+  do {
+    watchedFrom = Infinity;
+    try {
+      if (error || version === "") await within(LIST_WATCH_TIMEOUT_MS, list);
+      error = undefined;
+      watchedFrom = monotonic();
+      await within(LIST_WATCH_TIMEOUT_MS, watch);
+      if (monotonic() < watchedFrom + WATCH_SHORT_MS) {
+        throw new ApiError("watch: it ended at once", {});
+      }
+    } catch (caught) {
+      error = caught as ApiError;
+    }
+  } while (await ended(error, error !== undefined && monotonic() < watchedFrom + WATCH_GOOD_MS));
 }
 
 function parseJson(text: string, what: string): unknown {
@@ -318,26 +362,35 @@ function parseJson(text: string, what: string): unknown {
   }
 }
 
-const invalid = (message: string) => new ApiError(message, { reason: "InvalidAnswer" });
+const invalid = (message: string) => new ApiError(message, { reason: "InvalidResponse" });
 
-function noAnswer(verb: string, cause: unknown): ApiError {
+function noResponse(verb: string, cause: unknown) {
   const { code, message } = cause as NodeJS.ErrnoException;
-  return new ApiError(`${verb}: no answer of the API server: ${message}`, { reason: code, cause });
+  return new ApiError(`${verb}: no response from the API server: ${message}`, {
+    reason: code,
+    cause,
+  });
 }
 
-async function readText(verb: string, body: AsyncIterable<Uint8Array>): Promise<string> {
+async function readText(
+  verb: string,
+  body: AsyncIterable<Uint8Array>,
+  maxBytes = MAX_BODY_BYTES,
+) {
   const chunks: Uint8Array[] = [];
   let size = 0;
   try {
     for await (const chunk of body) {
       chunks.push(chunk);
       size += chunk.length;
-      if (size > MAX_BODY_BYTES) {
-        throw new ApiError(`${verb}: over 16 MiB`, { reason: "BodyTooLarge" });
+      if (size > maxBytes) {
+        throw new ApiError(`${verb}: the response is over ${maxBytes} bytes`, {
+          reason: "BodyTooLarge",
+        });
       }
     }
   } catch (cause) {
-    throw cause instanceof ApiError ? cause : noAnswer(verb, cause);
+    throw cause instanceof ApiError ? cause : noResponse(verb, cause);
   }
   return Buffer.concat(chunks).toString();
 }
@@ -348,17 +401,17 @@ function parseStatus(text: string): { code?: number; message: string; reason?: s
     const { code, message, reason } = JSON.parse(text);
     return { code, message: `${message}`, reason };
   } catch {
-    return { message: "not an answer of the API server" };
+    return { message: "not a response of the API server" };
   }
 }
 
-function secretsPath(namespace?: string, name?: string): string {
+function secretsPath(namespace?: string, name?: string) {
   const scope = namespace === undefined ? [] : ["namespaces", namespace];
   return resourcePath("api", "v1", ...scope, "secrets", ...(name === undefined ? [] : [name]));
 }
 
 /** Joins the parts of a path; none of them can reach beyond its place. */
-function resourcePath(...parts: string[]): string {
+function resourcePath(...parts: string[]) {
   const unfit = parts.find((part) => ["", ".", ".."].includes(part));
   if (unfit !== undefined) {
     throw new ApiError(`"${unfit}" is no resource's name`, { reason: "InvalidName" });
@@ -388,11 +441,11 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
       const lines = decoder.decode(chunk, { stream: true }).split("\n");
       lines[0] = rest + lines[0];
       rest = lines.pop()!;
-      if (rest.length > MAX_BODY_BYTES) throw invalid("watch: a line is over 16 MiB");
+      if (rest.length > MAX_SECRET_BYTES) throw invalid("watch: a line is over 16 MiB");
       for (const line of lines) yield parseWatchEvent(line);
     }
   } catch (cause) {
-    throw cause instanceof ApiError ? cause : noAnswer("watch", cause);
+    throw cause instanceof ApiError ? cause : noResponse("watch", cause);
   }
 }
 

@@ -1,75 +1,80 @@
 /**
- * The exchange of a subject token for a registry token at Chainguard's STS, and what a registry token says of itself.
- * Nothing here checks a signature: the registry does, and a forged token in a Secret harms only those who put it there.
+ * The exchange of a subject token for a registry token at Chainguard's STS, what a token says of
+ * itself, and the token that all Secrets of one identity share. Nothing here checks a signature:
+ * the registry does, and a forged token in a Secret harms only those who put it there.
  *
  * The wire format is that of chainguard-dev/sdk; failures have the shape that grpc-gateway gives them.
  */
-import { createHash } from "node:crypto";
+import { BlockList, isIP } from "node:net";
 import { decodeJwt } from "jose/jwt/decode";
 import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from "undici";
 
 /** A token beyond this is not one of ours: real ones have 1 to 2 KiB. */
 const MAX_TOKEN_CHARS = 16 * 1024;
-/** The limit that the SDK sets for an answer. */
-const MAX_ANSWER_BYTES = 1024 * 1024;
+/** The limit that the SDK sets for a response. */
+const MAX_RESPONSE_BYTES = 1024 * 1024;
+/** Enough for a message, too little for a page of HTML. */
+const MAX_MESSAGE_CHARS = 300;
 /** Registry tokens live up to an hour; a day leaves room, and bounds what a forged one can do. */
 const MAX_LIFE_MS = 24 * 3600_000;
-/** A token with less left is of no use by the time that it is written and read. */
+/** A shorter life is over by the time that the token is written and read. */
 const MIN_LIFE_MS = 5_000;
 /** How far the issuer's clock may run ahead of ours. */
-const MAX_SKEW_MS = 60_000;
-/** Half of what an exchange has, so that a dead address is told as such. */
+const MAX_SKEW_MS = 5 * 60_000;
+/** Half of what an exchange has, so that a dead address is reported as such. */
 const CONNECT_TIMEOUT_MS = 5_000;
 /** No instant beyond this fits into a `Date`. */
 const MAX_NUMERIC_DATE_S = 8.64e12;
+/** Assumed of a token that does not say when it was issued: the issuer's live up to an hour. */
+const ASSUMED_LIFE_MS = 3600_000;
+/** A token is renewed after this part of its life: a quarter is left to fix what fails. */
+export const RENEW_FRACTION = 0.67;
+/** The codes of gRPC end with UNAUTHENTICATED. */
+const MAX_GRPC_CODE = 16;
+/** Client errors that pass by themselves: a proxy's time-out, ABORTED, too early, throttled, CANCELLED. */
+const TRANSIENT_STATUSES = [408, 409, 425, 429, 499];
 
-/** The UID of an identity ("UIDP"), of any depth. */
+/** The UID of an identity (Chainguard: UIDP), of any depth. */
 export const IDENTITY = /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/;
+const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/;
 
-/**
- * A failed exchange, or a token that is no good. Its message may quote the issuer's, and is to be cleaned where it is
- * told.
- */
+/** A failed exchange, or a token that is no good. Its message may quote the issuer's. */
 export class StsError extends Error {
   override name = "StsError";
   /** The HTTP status, if the issuer answered. */
-  declare readonly status?: number;
-  /** The answer's `Retry-After` header, as it came. */
-  declare readonly retryAfter?: string;
-  /** Whether it takes a person to mend it (a refusal); otherwise it may pass by itself. */
-  declare readonly refused?: boolean;
+  status?: number;
+  /** The gRPC code, if the response is one of an STS: a proxy's has none. */
+  code?: number;
+  /** The response's `Retry-After` header, as it came. */
+  retryAfter?: string;
+  /** Whether a person has to fix something; otherwise it may pass by itself. */
+  refused?: boolean;
 
-  constructor(message: string, { cause, ...fields }: Omit<Partial<StsError>, "message"> = {}) {
-    super(message, { cause });
+  constructor(message: string, fields: Omit<Partial<StsError>, "name" | "message"> = {}) {
+    super(message);
     Object.assign(this, fields);
   }
 }
 
 export type Claims = NonNullable<ReturnType<typeof decode>>;
-/** When a token was issued and expires. */
+/** When a token was issued and expires, in ms since the epoch. */
 export type Life = Pick<Claims, "issuedAt" | "expiresAt">;
 
-/**
- * Decodes a JWT that has a subject and an expiry; returns nothing for any other text. Times are in ms since the epoch.
- */
+/** Decodes a JWT that has a subject and an expiry; returns nothing for any other text. */
 export function decode(token: string) {
+  if (token.length > MAX_TOKEN_CHARS || !JWT.test(token)) return undefined;
   let payload;
   try {
-    payload = token !== "" && token.length <= MAX_TOKEN_CHARS ? decodeJwt(token) : {};
+    payload = decodeJwt(token);
   } catch {
     return undefined;
   }
-  const { iss, sub, aud, iat, exp, act } = payload;
+  const { iss, sub, aud, iat, exp } = payload;
   if (typeof sub !== "string" || !isNumericDate(exp)) return undefined;
   if (iat !== undefined && !(isNumericDate(iat) && iat < exp)) return undefined;
-  const actor = (act as { sub?: unknown } | null | undefined)?.sub;
   return {
-    /** SHA-256 of the whole token: tells two apart without keeping either. */
-    fingerprint: createHash("sha256").update(token).digest("base64url"),
     issuer: typeof iss === "string" ? iss : "",
     subject: sub,
-    /** The subject of the token that was exchanged for this one. */
-    actor: typeof actor === "string" ? actor : undefined,
     audiences: [aud].flat().filter((audience) => typeof audience === "string"),
     issuedAt: iat === undefined ? undefined : iat * 1000,
     expiresAt: exp * 1000,
@@ -79,111 +84,227 @@ export function decode(token: string) {
 const isNumericDate = (value: unknown) =>
   typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
 
-/**
- * Says why a token with this lifetime is no registry token of ours at the instant `now` (ms), if it is not. One that has
- * expired passes: it *was* ours.
- */
-export function findFlaw({ issuedAt, expiresAt }: Life, now: number) {
-  if (issuedAt !== undefined && issuedAt > now + MAX_SKEW_MS) {
-    return "it was issued in the future: compare the clocks";
-  }
-  if (expiresAt - Math.min(issuedAt ?? now, now) > MAX_LIFE_MS) return "it lives longer than a day";
+/** When a token is to be renewed (ms since the epoch), at a fraction of its life. */
+export function renewalTime({ issuedAt, expiresAt }: Life, fraction: number): number {
+  const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
+  return issued + fraction * (expiresAt - issued);
 }
 
 /**
- * Judges a token that the issuer gave for `identity`, at the instant `now` (ms); returns its claims or throws a
- * {@linkcode StsError}. What passes here has no flaw in a Secret either, so that no answer of the issuer can have one
- * written over and over.
+ * Says why a token with this lifetime is no registry token of ours at the instant `now` (ms), if it
+ * is not. One that has expired passes: it *was* ours.
  */
-export function verify(token: string, identity: string, audience: string, now: number): Claims {
+export function findLifeFlaw({ issuedAt = -Infinity, expiresAt }: Life, now: number) {
+  if (issuedAt > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
+  if (expiresAt - issuedAt < MIN_LIFE_MS) return "it lives less than 5 s";
+  const countedFrom = issuedAt === -Infinity ? now : Math.min(issuedAt, now);
+  if (expiresAt - countedFrom > MAX_LIFE_MS) return "it lives longer than a day";
+}
+
+/**
+ * Judges a registry token that the issuer gave for `identity`, at the instant `now` (ms); returns its
+ * claims or throws a {@linkcode StsError}. What passes here has no flaw in a Secret either, so that
+ * no response of the issuer can have one written over and over.
+ */
+export function verify(token: string, identity: string, audience: string, now: number) {
   const claims = decode(token);
-  let flaw = claims ? findFlaw(claims, now) : "it is not a JWT with a subject and an expiry";
-  if (claims && !claims.audiences.includes(audience)) {
-    flaw ??= `its audience is ${claims.audiences}, not ${audience}`;
-  }
-  if (claims && IDENTITY.test(claims.subject) && claims.subject !== identity) {
-    flaw ??= "it is another identity's";
-  }
-  if (claims && claims.expiresAt < now + MIN_LIFE_MS) {
-    flaw ??= "it expires, or did, within 5 s: compare the clocks";
-  }
+  const flaw = claims
+    ? findFlaw(claims, identity, audience, now)
+    : "it is not a JWT with a subject and an expiry";
   if (claims && flaw === undefined) return claims;
   throw new StsError(`the issuer gave a token that is no good: ${flaw}`, {
-    status: 200,
+    code: 0,
     refused: true,
   });
 }
 
+function findFlaw(
+  { audiences, subject, ...life }: Claims,
+  identity: string,
+  audience: string,
+  now: number,
+) {
+  if (!audiences.includes(audience)) {
+    return `its audience is ${cut(audiences.join())}, not ${audience}`;
+  }
+  if (IDENTITY.test(subject) && subject !== identity) return "it is another identity's";
+  if (life.expiresAt < now + MIN_LIFE_MS) {
+    return "it expires, or did, within 5 s: compare the clocks";
+  }
+  return findLifeFlaw(life, now);
+}
+
+/** Says why a subject token cannot be exchanged at an issuer of this host name, if it cannot. */
+export function findSubjectTokenFlaw(token: string, issuerHost: string, now: number) {
+  if (token === "") return "is empty";
+  const claims = decode(token);
+  if (!claims) return "is not a JWT with a subject and an expiry";
+  const { audiences, expiresAt } = claims;
+  if (expiresAt <= now) {
+    return `expired at ${new Date(expiresAt).toISOString()}: compare the clocks`;
+  }
+  if (audiences.includes(issuerHost)) return undefined;
+  return `has the audience "${
+    cut(audiences.join())
+  }" and needs the issuer's host name, "${issuerHost}"`;
+}
+
+/** Keeps the beginning of a foreign text; a surrogate pair is never split. */
+const cut = (text: string) =>
+  text.length > MAX_MESSAGE_CHARS ? `${text.slice(0, MAX_MESSAGE_CHARS).toWellFormed()}…` : text;
+
 /**
- * The dispatcher for requests to the issuer. A proxy, and the hosts to be reached without it, are given here and not
- * left to undici, which would read variables that the program has no right to.
+ * The dispatcher for requests to the issuer. A proxy, and the hosts to be reached without it, are
+ * given here and not left to undici, which would read variables that the program has no right to.
  */
-export function issuerAgent(httpsProxy: string | undefined, noProxy: string): Dispatcher {
-  const options = {
-    allowH2: false,
-    maxResponseSize: MAX_ANSWER_BYTES,
-    connect: { timeout: CONNECT_TIMEOUT_MS },
-  };
-  if (httpsProxy === undefined) return new Agent(options);
-  return new EnvHttpProxyAgent({ ...options, httpProxy: "", httpsProxy, noProxy });
+export function issuerAgent(issuer: string, httpsProxy = "", noProxy = ""): Dispatcher {
+  // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
+  const connect = { timeout: CONNECT_TIMEOUT_MS, allowPartialTrustChain: true };
+  const options = { allowH2: false, maxResponseSize: MAX_RESPONSE_BYTES, connect };
+  if (httpsProxy === "" || isInSubnet(bareHost(issuer), noProxy)) return new Agent(options);
+  // undici would keep the brackets of an IPv6 address, which no certificate has.
+  const proxyTls = { ...connect, servername: bareHost(httpsProxy) };
+  const proxies = { httpProxy: "", httpsProxy, noProxy, requestTls: connect, proxyTls };
+  return new EnvHttpProxyAgent({ ...options, ...proxies });
+}
+
+const bareHost = (url: string) => new URL(url).hostname.replace(/^\[|\]$/g, "");
+
+/** Whether an address is in one of the subnets of NO_PROXY, which Go heeds and undici does not. */
+function isInSubnet(address: string, noProxy: string) {
+  const subnets = new BlockList();
+  for (const [, network = "", prefix] of noProxy.matchAll(/([\da-f.:]+)\/(\d{1,3})/gi)) {
+    const isIPv6 = isIP(network) === 6;
+    if (isIP(network) === 0 || +prefix! > (isIPv6 ? 128 : 32)) continue;
+    subnets.addSubnet(network, +prefix!, isIPv6 ? "ipv6" : "ipv4");
+  }
+  return isIP(address) !== 0 && subnets.check(address, isIP(address) === 6 ? "ipv6" : "ipv4");
 }
 
 /**
- * Asks the STS for a token of `identity` for `audience` in return for the subject token. Redirects are not followed, so
- * that the subject token reaches nobody else. Throws a {@linkcode StsError}. The token that it returns is yet to be
- * judged: see {@linkcode verify}.
+ * Asks the STS for a token of `identity` for `audience` in return for the subject token. Redirects
+ * are not followed, so that the subject token reaches nobody else. Throws a {@linkcode StsError}.
+ * The token that it returns is yet to be judged: see {@linkcode verify}.
  */
 export async function exchange(
-  { issuer, subjectToken, ...form }: {
-    issuer: string;
-    subjectToken: string;
-    identity: string;
-    audience: string;
-  },
-  { userAgent, ...options }: { dispatcher: Dispatcher; userAgent: string; signal: AbortSignal },
-): Promise<string> {
-  const type = "application/x-www-form-urlencoded";
+  issuer: string,
+  subjectToken: string,
+  form: { aud: string; identity: string },
+  options: { dispatcher: Dispatcher; signal: AbortSignal; userAgent: string },
+) {
   const headers = {
     authorization: `Bearer ${subjectToken}`,
-    "content-type": type,
-    "user-agent": userAgent,
+    "content-type": "application/x-www-form-urlencoded",
+    "user-agent": options.userAgent,
   };
   // In the body, so that the identity stands in nobody's log of URLs.
-  const body = new URLSearchParams({ aud: form.audience, identity: form.identity }).toString();
+  const body = new URLSearchParams(form).toString();
+  const { dispatcher, signal } = options;
   try {
-    const answer = await request(`${issuer}/sts/exchange`, {
+    const response = await request(`${issuer}/sts/exchange`, {
       method: "POST",
       headers,
       body,
-      ...options,
+      dispatcher,
+      signal,
     });
-    return readAnswer(
-      answer.statusCode,
-      await answer.body.text(),
-      `${answer.headers["retry-after"] ?? ""}`,
-    );
+    const { statusCode, headers: { "retry-after": retryAfter } } = response;
+    return readResponse(statusCode, await response.body.text(), `${retryAfter ?? ""}`);
   } catch (cause) {
     if (cause instanceof StsError) throw cause;
-    throw new StsError(`no answer of the issuer: ${(cause as Error).message}`, { cause });
+    throw new StsError(
+      `no response from the issuer at ISSUER_URL=${issuer}: ${(cause as Error).message}`,
+      { cause },
+    );
   }
 }
 
-/** Interprets the STS's answer: returns the token, or throws a {@linkcode StsError}. */
-export function readAnswer(status: number, text: string, retryAfter: string): string {
-  let answer: { token?: unknown; message?: unknown } | null = null;
+/** Interprets the STS's response: returns the token, or throws a {@linkcode StsError}. */
+export function readResponse(status: number, text: string, retryAfter: string) {
+  let response: { token?: unknown; message?: unknown; code?: unknown } | null = null;
   try {
-    answer = JSON.parse(text);
+    response = JSON.parse(text);
   } catch {
     // A proxy in between may answer with HTML: the status has to do.
   }
-  if (status === 200) {
-    if (typeof answer?.token === "string" && answer.token !== "") return answer.token;
-    throw new StsError("the issuer answered 200 without a token: is ISSUER_URL right?", {
-      status,
-      refused: true,
-    });
+  const { token, message, code } = response ?? {};
+  if (status === 200 && typeof token === "string" && token !== "") return token;
+  const isOfSts = typeof message === "string" && Number.isInteger(code) &&
+    (code as number) <= MAX_GRPC_CODE;
+  const refused = status < 500 && !TRANSIENT_STATUSES.includes(status);
+  const fields = { status, retryAfter, refused, ...(isOfSts && { code: code as number }) };
+  throw new StsError(`the issuer answered ${status}: ${describe(status, message)}`, fields);
+}
+
+function describe(status: number, message: unknown) {
+  if (status < 300) return "no token";
+  if (status < 400) return "a redirect, which is not followed";
+  return typeof message === "string" ? cut(message) : "no message";
+}
+
+/** Who a token is for: an identity, and the service account that it is exchanged as, if not the controller's. */
+export interface Requester {
+  namespace: string;
+  identity: string;
+  account?: string;
+}
+
+interface PendingExchange {
+  isWanted: (() => boolean)[];
+  start: () => Promise<void> | void;
+  result: Promise<StsError | undefined>;
+}
+
+/** The token that all Secrets of one identity and subject share. Only what the issuer gave gets in here. */
+export class TokenSource {
+  token?: { jwt: string; expiresAt: number; renewAt: number };
+  /** The exchange that is under way, or waits for its turn. */
+  #pending?: PendingExchange;
+
+  get isBusy() {
+    return this.#pending !== undefined;
   }
-  const message = typeof answer?.message === "string" ? answer.message : "not an answer of the STS";
-  const refused = status >= 400 && status < 500 && status !== 429;
-  throw new StsError(`the issuer answered ${status}: ${message}`, { status, retryAfter, refused });
+
+  /**
+   * One exchange for all who ask until it ends: `start` starts it, unless nobody wants it any more,
+   * and `result` resolves with what went wrong, if anything did.
+   */
+  renew(isWanted: () => boolean, exchange: () => Promise<StsError | undefined>): PendingExchange {
+    this.#pending ??= this.#prepare(exchange);
+    this.#pending.isWanted.push(isWanted);
+    return this.#pending;
+  }
+
+  #prepare(exchange: () => Promise<StsError | undefined>) {
+    const { promise: result, resolve } = Promise.withResolvers<StsError | undefined>();
+    const isWanted: (() => boolean)[] = [];
+    let isStarted = false;
+    const end = (error?: StsError) => {
+      this.#pending = undefined;
+      resolve(error);
+    };
+    const start = () => {
+      if (isStarted) return;
+      isStarted = true;
+      return isWanted.some((isWanted) => isWanted()) ? exchange().then(end) : end();
+    };
+    return { isWanted, start, result };
+  }
+
+  /** Takes a token that the issuer gave for `identity`; returns how long it has left (ms), or throws. */
+  store(jwt: string, identity: string, audience: string, now: number): number {
+    if (this.token?.jwt === jwt && this.token.expiresAt > now) {
+      // Issuers may give the same token again. That is no failure: half of what is left of it later
+      // they may have another.
+      this.token.renewAt = (now + this.token.expiresAt) / 2;
+    } else {
+      const claims = verify(jwt, identity, audience, now);
+      this.token = {
+        jwt,
+        expiresAt: claims.expiresAt,
+        renewAt: renewalTime(claims, RENEW_FRACTION),
+      };
+    }
+    return this.token.expiresAt - now;
+  }
 }

@@ -4,7 +4,7 @@
  * tells is kept and can be searched for tokens.
  */
 import process from "node:process";
-import { type Config, type Controller, createController, createLog, readConfig } from "../main.ts";
+import { type Config, Controller, createLog, readConfig } from "../main.ts";
 import { ApiError, type KubernetesApi, type Secret, type WatchEvent } from "../k8s.ts";
 
 export const LABEL = "pull-secret-updater.chainguard.dev/identity";
@@ -414,7 +414,7 @@ export class VirtualCluster {
         send({ verb: "get", namespace, name }, signal, () => this.get(`${namespace}/${name}`)),
       patch: (namespace, name, body, signal) =>
         send({ verb: "patch", namespace, name, body }, signal, () => {
-          return this.#patch(`${namespace}/${name}`, body, replica);
+          this.#patch(`${namespace}/${name}`, body, replica);
         }),
       createEvent: (namespace, body, signal) =>
         send(
@@ -614,15 +614,15 @@ export class VirtualWorld {
     const name = `replica-${++this.#started}`;
     const clock = Object.assign(this.clock.view(), { skew });
     const config: Config = readConfig((variable) => ({ ...ENVIRONMENT, ...env })[variable]);
-    const controller = createController(config, {
+    const controller = new Controller(config, {
       api: this.cluster.client(name),
       exchange: this.issuer.client(name),
       readSubjectToken: () => this.readSubjectToken(),
       clock,
       random: seeded(Math.floor(this.random() * 2 ** 32)),
-      log: createLog("debug", clock.now, (line) => this.lines.push(line)),
+      log: createLog(clock.now, (_level, line) => this.lines.push(line)),
     });
-    const replica = { name, clock, config, ...controller };
+    const replica = Object.assign(controller, { name, clock, config });
     this.replicas.push(replica);
     replica.start();
     return replica;
@@ -663,7 +663,7 @@ export class VirtualWorld {
     const names = Object.keys(own).map((key) =>
       key.replace(/^pull-secret-updater\.chainguard\.dev\//, "")
     );
-    if (!/^token-identity,token-expires(,refresh)?$/.test(names.join())) {
+    if (!/^token-identity,token-expires(,refreshed)?$/.test(names.join())) {
       breach(`writes the annotations ${names}`);
     }
   }

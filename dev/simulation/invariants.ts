@@ -323,8 +323,8 @@ export class Invariants {
   }
 
   /** (g): a process that works says so, and one that is stuck says that. */
-  #judgeHealth({ name, findStuck }: Replica, tick: number): void {
-    const stuck = findStuck();
+  #judgeHealth({ name, livenessError }: Replica, tick: number): void {
+    const stuck = livenessError();
     const since = this.#run.wedgedAt(name);
     if (stuck && since === undefined) throw new Breach(`(g) /healthz of ${name} fails: ${stuck}`);
     // While something else fails, that counts as work that is done.

@@ -7,7 +7,7 @@ export const PREFIX = "pull-secret-updater.chainguard.dev";
 export const DATA_KEY = ".dockerconfigjson";
 export const OWN_NAMESPACE = "pull-secret-updater";
 const AUDIENCE = "cgr.dev";
-const OURS = ["token-identity", "token-expires", "refresh"].map((name) => `${PREFIX}/${name}`);
+const OURS = ["token-identity", "token-expires", "refreshed"].map((name) => `${PREFIX}/${name}`);
 const DAY_S = 86_400;
 
 export const encode = (text: string) => Buffer.from(text).toString("base64");
@@ -18,7 +18,11 @@ export const identityOf = ({ metadata: { labels, annotations } }: Secret) =>
   annotations?.[LABEL] || (labels?.[LABEL] ?? "").replaceAll(".", "/");
 export const accountOf = ({ metadata }: Secret) =>
   metadata.annotations?.[`${PREFIX}/service-account`];
-export const refreshOf = ({ metadata }: Secret) => metadata.annotations?.[`${PREFIX}/refresh`];
+/** The `refresh` value that was not served yet. */
+export const refreshOf = ({ metadata }: Secret) => {
+  const { [`${PREFIX}/refresh`]: asked, [`${PREFIX}/refreshed`]: served } = metadata.annotations ?? {};
+  return asked === served ? undefined : asked;
+};
 export const isLabelled = ({ metadata }: Secret) => metadata.labels?.[LABEL] !== undefined;
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
@@ -26,7 +30,7 @@ const isObject = (value: unknown): value is Record<string, unknown> =>
 
 /** Returns nothing for a docker config that cannot be written again. */
 function authsOf({ data }: Secret): Record<string, { auth?: unknown } | null> | undefined {
-  const config: unknown = JSON.parse(decode(data?.[DATA_KEY]));
+  const config: unknown = JSON.parse(decode(data?.[DATA_KEY])) ?? {};
   const auths = isObject(config) ? config.auths ?? {} : undefined;
   return isObject(auths) ? auths as Record<string, { auth?: unknown } | null> : undefined;
 }
@@ -55,24 +59,13 @@ export const goodUntil = (secret: Secret, registries: string[]) =>
 
 function tokenGoodUntil(token: string, secret: Secret): number {
   try {
-    const { aud, sub, exp = 0, iat = 0, act } = decodeJwt<{ act?: { sub: string } }>(token);
+    const { aud, sub, exp = 0, iat = 0 } = decodeJwt(token);
     const isOurs = [aud].flat().includes(AUDIENCE) && sub === identityOf(secret) &&
       exp - iat <= DAY_S;
-    return isOurs && isOfSubject(act?.sub, secret) ? exp * 1000 : 0;
+    return isOurs ? exp * 1000 : 0;
   } catch {
     return 0;
   }
-}
-
-/** A token need not say in return for whose it was given. */
-function isOfSubject(subject: string | undefined, secret: Secret): boolean {
-  const { namespace } = secret.metadata;
-  const account = accountOf(secret);
-  const ofNamespace = `system:serviceaccount:${namespace}:`;
-  if (subject === undefined) return true;
-  return account === undefined
-    ? namespace === OWN_NAMESPACE || !subject.startsWith(ofNamespace)
-    : subject === ofNamespace + account;
 }
 
 /** All that is not the controller's to change, as text. */
@@ -80,7 +73,7 @@ export function othersOf({ metadata, data, ...rest }: Secret, registries: string
   const { resourceVersion: _, annotations = {}, ...meta } = metadata;
   const foreign = Object.entries(annotations).filter(([name]) => !OURS.includes(name)).sort();
   const { [DATA_KEY]: config, ...keys } = data ?? {};
-  const { auths, ...fields } = JSON.parse(decode(config));
+  const { auths, ...fields } = JSON.parse(decode(config)) ?? {};
   const entries = Object.entries(auths ?? {}).filter(([host]) => !registries.includes(host)).sort();
   return JSON.stringify([rest, meta, foreign, keys, fields, entries]);
 }
