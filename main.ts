@@ -497,7 +497,7 @@ export const systemClock = {
   /** A clock that never jumps, in ms. */
   monotonic: () => performance.now(),
   setTimeout: (callback: () => void, ms: number): unknown => setTimeout(callback, ms),
-  clearTimeout: (timer: unknown) => clearTimeout(timer as Parameters<typeof clearTimeout>[0]),
+  clearTimeout: (timer: unknown) => clearTimeout(timer as number),
 };
 
 interface Time {
@@ -543,80 +543,88 @@ type Start = () => Promise<unknown> | void;
  * Runs a limited number of jobs at once. Turns go round the namespaces that wait, so that nobody waits
  * for all that one namespace has. Within one, what failed before comes after what did not, the oldest first.
  */
-class Turns {
-  #limit: number;
-  #limitOfNamespace: number;
+function createTurns(limit: number, limitOfNamespace: number) {
   /** The namespaces in the order of their turns; of each what did not fail before, and what did. */
-  #waiting = new Map<string, [fresh: Set<Start>, failed: Set<Start>]>();
+  const waiting = new Map<string, Set<Start>[]>();
   /** The namespaces of the jobs that run. */
-  #running: string[] = [];
-
-  constructor(limit: number, limitOfNamespace: number) {
-    [this.#limit, this.#limitOfNamespace] = [limit, limitOfNamespace];
-  }
+  const running: string[] = [];
 
   /** Whether a part of the places would be enough for one more. */
-  hasRoom(namespace: string, part = 1) {
-    const own = this.#running.filter((other) => other === namespace).length;
-    return this.#running.length < this.#limit * part && own < this.#limitOfNamespace * part;
+  function hasRoom(namespace: string, part = 1) {
+    const own = running.filter((other) => other === namespace).length;
+    return running.length < limit * part && own < limitOfNamespace * part;
   }
 
-  waitingOf = (namespace: string) => this.#waiting.get(namespace)?.[0].size ?? 0;
-
-  /** Has a job started in its turn; if it waits already, it keeps its place. */
-  add(namespace: string, hasFailed: boolean, start: Start) {
-    const queues = this.#waiting.get(namespace) ?? [new Set(), new Set()];
-    queues[hasFailed ? 1 : 0].add(start);
-    this.#waiting.set(namespace, queues);
-    this.#startNext();
-  }
-
-  #startNext() {
-    for (const [namespace, queues] of this.#waiting) {
-      if (this.#running.length >= this.#limit) return;
-      if (!this.hasRoom(namespace)) continue;
-      const queue = queues.find(({ size }) => size > 0);
-      this.#waiting.delete(namespace);
-      if (!queue) continue;
-      const [start] = queue;
-      queue.delete(start!);
+  function startNext() {
+    for (const [namespace, queues] of waiting) {
+      if (running.length >= limit) return;
+      if (!hasRoom(namespace)) continue;
+      waiting.delete(namespace);
+      const job = startOne(queues);
+      if (!job) continue;
       // Behind all others that wait.
-      this.#waiting.set(namespace, queues);
-      const job = start!();
-      if (job) this.#run(namespace, job);
+      waiting.set(namespace, queues);
+      running.push(namespace);
+      job.finally(() => {
+        running.splice(running.indexOf(namespace), 1);
+        startNext();
+      });
     }
   }
 
-  #run(namespace: string, job: Promise<unknown>) {
-    this.#running.push(namespace);
-    job.finally(() => {
-      this.#running.splice(this.#running.indexOf(namespace), 1);
-      this.#startNext();
-    });
+  return {
+    hasRoom,
+    sizeOf: (namespace: string) => waiting.get(namespace)?.[0]!.size ?? 0,
+    /** Has a job started in its turn; resolves when it is done, or not needed. */
+    run: (namespace: string, hasFailed: boolean, start: Start) =>
+      new Promise<unknown>((resolve) => {
+        const queues = waiting.get(namespace) ?? [new Set(), new Set()];
+        queues[+hasFailed]!.add(() => {
+          const job = start();
+          resolve(job);
+          return job;
+        });
+        waiting.set(namespace, queues);
+        startNext();
+      }),
+  };
+}
+
+/** Drops what is no longer needed, up to the first job that is. */
+function startOne(queues: Set<Start>[]) {
+  for (const queue of queues) {
+    for (const start of queue) {
+      queue.delete(start);
+      const job = start();
+      if (job) return job;
+    }
   }
 }
 
 /** What is under way: each request ends after so long, or with the program. */
 class Requests {
   isStopped = false;
-  #clock: typeof systemClock;
   #deadlines = new Map<AbortController, number>();
+  #clock;
 
   constructor({ clock }: Time) {
     this.#clock = clock;
   }
 
-  within = async <T>(ms: number, send: (signal: AbortSignal) => Promise<T>): Promise<T> => {
+  within = async <T>(ms: number, send: (signal: AbortSignal) => Promise<T>) => {
+    const clock = this.#clock;
     // One each: a signal that lived as long as the program would gather listeners.
     const request = new AbortController();
-    const giveUp = () => request.abort(new Error(`no response within ${ms / 1000} s`));
-    const timer = this.#clock.setTimeout(giveUp, ms);
-    this.#deadlines.set(request, this.#clock.monotonic() + ms);
+    const timer = clock.setTimeout(
+      () => request.abort(new Error(`no response within ${ms / 1000} s`)),
+      ms,
+    );
+    this.#deadlines.set(request, clock.monotonic() + ms);
     try {
       if (this.isStopped) throw new Error("the program ends");
       return await send(request.signal);
     } finally {
-      this.#clock.clearTimeout(timer);
+      clock.clearTimeout(timer);
       this.#deadlines.delete(request);
     }
   };
@@ -632,76 +640,64 @@ class Requests {
     for (const request of this.#deadlines.keys()) request.abort(new Error("the program ends"));
   }
 
-  isStuck() {
-    return this.#deadlines.values().some((deadline) =>
-      deadline < this.#clock.monotonic() - STUCK_MS
-    );
-  }
+  isStuck = () =>
+    this.#deadlines.values().some((deadline) => deadline < this.#clock.monotonic() - STUCK_MS);
 }
 
 // ───── Events and metrics ─────
 
-/** Writes events on Secrets. A Warning is logged as well, and waits for its turn where there are too many. */
-class EventRecorder {
-  #deps: Dependencies;
-  #requests: Requests;
-  #metrics: Metrics;
+type Count = (series: string, by?: number) => void;
+type Reporter = (secret: PullSecret, report: Report) => void;
+
+/** Returns what writes events on Secrets. A Warning is logged as well, and waits where there are too many. */
+function createReporter(
+  { api, clock, random, log }: Dependencies,
+  requests: Requests,
+  count: Count,
+): Reporter {
   /** Tells the replicas apart. */
-  #instance: string;
-  #turns = new Turns(MAX_EVENTS, MAX_EVENTS_OF_NAMESPACE);
-  /** When each reason was last reported, by "namespace/name reason". */
-  #reportedAt = new Map<string, number>();
+  const reportingInstance = `controller-${random().toString(36).slice(2, 10)}`;
+  const turns = createTurns(MAX_EVENTS, MAX_EVENTS_OF_NAMESPACE);
+  /** What was reported lately, the oldest first: when, by "namespace/name reason". */
+  const reportedAt = new Map<string, number>();
 
-  constructor(deps: Dependencies, requests: Requests, metrics: Metrics) {
-    [this.#deps, this.#requests, this.#metrics] = [deps, requests, metrics];
-    this.#instance = `controller-${deps.random().toString(36).slice(2, 10)}`;
-  }
-
-  report(secret: PullSecret, { reason, message }: Report) {
-    const { namespace, name } = secret;
+  return (secret, { reason, message }) => {
+    const { namespace, name, uid } = secret;
     const key = `${keyOf(secret)} ${reason}`;
-    const tick = this.#deps.clock.monotonic();
-    if (this.#reportedAt.get(key)! > tick - EVENT_SPACING_MS) return;
-    this.#reportedAt.set(key, tick);
-    const isWarning = reason !== "TokenIssued";
-    if (isWarning) this.#deps.log("warn", reason, { namespace, name, message });
-    const isDropped = isWarning
-      ? this.#turns.waitingOf(namespace) >= MAX_WAITING_EVENTS
-      : !this.#turns.hasRoom(namespace, NORMAL_EVENTS_PART);
-    if (isDropped) return this.#metrics.count("events_dropped_total");
-    this.#turns.add(namespace, false, () => {
-      this.#write(secret, reason, message, isWarning ? "Warning" : "Normal");
-      return this.#requests.sleep(EVENT_PLACE_MS).catch(() => {});
-    });
-  }
-
-  #write({ namespace, name, uid }: PullSecret, reason: Reason, message: string, type: string) {
-    const { api, clock, log } = this.#deps;
+    const tick = clock.monotonic();
+    for (const [oldest, at] of reportedAt) {
+      if (at > tick - EVENT_SPACING_MS) break;
+      reportedAt.delete(oldest);
+    }
+    if (reportedAt.has(key)) return;
+    reportedAt.set(key, tick);
+    const type = reason === "TokenIssued" ? "Normal" : "Warning";
+    const isWarning = type === "Warning";
+    if (isWarning) log("warn", reason, { namespace, name, message });
+    const hasPlace = isWarning
+      ? turns.sizeOf(namespace) < MAX_WAITING_EVENTS
+      : turns.hasRoom(namespace, NORMAL_EVENTS_PART);
+    if (!hasPlace) return count("events_dropped_total");
     const event = {
       metadata: { generateName: "pull-secret-updater-", namespace },
       // A MicroTime of Kubernetes has six digits.
       eventTime: new Date(clock.now()).toISOString().replace("Z", "000Z"),
       reportingController: `${PREFIX}/controller`,
-      reportingInstance: this.#instance,
+      reportingInstance,
       action: "Refresh",
       regarding: { apiVersion: "v1", kind: "Secret", namespace, name, uid },
       reason,
       type,
       note: toNote(message),
     };
-    this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal))
-      .catch(({ message }) =>
-        log("warn", "event not written", { namespace, name, reason, error: message })
-      );
-  }
-
-  /** Forgets what may be reported again. */
-  sweep() {
-    const tick = this.#deps.clock.monotonic();
-    for (const [key, at] of this.#reportedAt) {
-      if (at <= tick - EVENT_SPACING_MS) this.#reportedAt.delete(key);
-    }
-  }
+    turns.run(namespace, false, () => {
+      requests.within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal))
+        .catch((error) =>
+          log("warn", "event not written", { namespace, name, reason, error: error.message })
+        );
+      return requests.sleep(EVENT_PLACE_MS).catch(() => {});
+    });
+  };
 }
 
 const METRIC_PREFIX = "pull_secret_updater_";
@@ -714,14 +710,13 @@ const METRICS = [
   ["api_requests_total", "counter", "Requests to the API server by verb and status."],
   ["watch_restarts_total", "counter", "Lists and watches that ended, by reason."],
   ["events_dropped_total", "counter", "Events not written, being too many."],
-] as const;
+];
 /** What can be foreseen is there from the start, with 0, so that its first increase is seen as one. */
 const COUNTERS = [
   ...["success", "failed", "refused", "conflict"].map((result) =>
     `refreshes_total{result="${result}"}`
   ),
-  "exchange_duration_seconds_count",
-  "exchange_duration_seconds_sum",
+  ...["count", "sum"].map((what) => `exchange_duration_seconds_${what}`),
   ...["list", "watch", "get", "patch", "create"].flatMap((verb) =>
     ["200", "201", "403", "409", "429", "500", "503", "error"].map((code) =>
       `api_requests_total{verb="${verb}",code="${code}"}`
@@ -736,39 +731,29 @@ const COUNTERS = [
 /** For a label's value. Of JSON's escapes Prometheus knows those of quotes, backslashes and line feeds only. */
 const quote = (text: string) => JSON.stringify(text.replace(/\p{C}/gu, "?"));
 
-/** The counters, and the metrics in Prometheus' text format. */
-class Metrics {
-  #counters = new Map(COUNTERS.map((series) => [series, 0]));
-
-  count(series: string, by = 1) {
-    this.#counters.set(series, (this.#counters.get(series) ?? 0) + by);
+/** Renders the metrics in Prometheus' text format. */
+function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecret>, now: number) {
+  const samples = new Map([[`build_info{version="${VERSION}"}`, 1], ...counters]);
+  const states = { valid: 0, missing: 0, expired: 0, skipped: 0 };
+  let left = MAX_EXPIRY_SERIES;
+  for (const secret of secrets) {
+    const { namespace, name, token } = secret;
+    states[stateOf(secret, now)]++;
+    if (!token || left-- <= 0) continue;
+    const labels = `namespace=${quote(namespace)},name=${quote(name)}`;
+    samples.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
   }
-
-  render(secrets: Iterable<PullSecret>, now: number) {
-    const states = { valid: 0, missing: 0, expired: 0, skipped: 0 };
-    const samples: [series: string, value: number][] = [
-      [`build_info{version="${VERSION}"}`, 1],
-      ...this.#counters,
-    ];
-    let left = MAX_EXPIRY_SERIES;
-    for (const secret of secrets) {
-      const { namespace, name, token } = secret;
-      states[stateOf(secret, now)]++;
-      if (!token || left-- <= 0) continue;
-      const labels = `namespace=${quote(namespace)},name=${quote(name)}`;
-      samples.push([`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000]);
-    }
-    for (const [state, size] of Object.entries(states)) {
-      samples.push([`secrets{state="${state}"}`, size]);
-    }
-    return METRICS.map(([name, type, help]) => {
-      const own = samples.filter(([series]) => series.startsWith(name));
-      const lines = own.map(([series, value]) => `${METRIC_PREFIX}${series} ${value}\n`);
-      return `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n${
-        lines.join("")
-      }`;
-    }).join("");
+  for (const [state, size] of Object.entries(states)) {
+    samples.set(`secrets{state="${state}"}`, size);
   }
+  const text = METRICS.map(([name = "", type, help]) => {
+    const own = [...samples].filter(([series]) => series.startsWith(name));
+    const lines = own.map(([series, value]) => `${METRIC_PREFIX}${series} ${value}\n`);
+    return `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n${
+      lines.join("")
+    }`;
+  });
+  return text.join("");
 }
 
 // ───── The controller ─────
@@ -795,15 +780,48 @@ interface Entry {
   timer?: unknown;
 }
 
-type Step = { do: "sleep"; ms: number } | {
-  do: "exchange" | "write";
-  decision: string;
-  source: Source;
-};
-
 /** Where Secrets get their token from, and when the issuer may be asked for it again. */
 class Source extends TokenSource {
   backoff = new Backoff();
+  /** Why the last exchange brought none. */
+  failure?: Report;
+}
+
+type Step = { do: "exchange" | "write"; decision: string } | {
+  do: "sleep";
+  ms: number;
+  report?: Report;
+};
+
+/**
+ * What is next for a Secret. The cached token is written if it outlives what the Secret has. If it is
+ * to be renewed itself, or a new one is requested, it is exchanged first; while that fails it still
+ * serves those who have none. `tick` is the monotonic time.
+ */
+function nextStep(
+  secret: PullSecret,
+  { fraction, backoff }: Entry,
+  source: Source,
+  now: number,
+  tick: number,
+): Step {
+  const { problem, warning, token } = secret;
+  const decision = decide(secret, now, fraction);
+  const sleep = (ms: number, report?: Report): Step => ({ do: "sleep", ms, report });
+  if (decision === "skip") return sleep(MAX_SLEEP_MS, secret.isGone ? undefined : problem);
+  if (decision === "wait") return sleep(renewalTime(token!, fraction) - now, warning);
+  if (backoff.retryAt > tick) return sleep(backoff.retryAt - tick);
+
+  const { expiresAt = 0, renewAt = 0 } = source.token ?? {};
+  const isRequested = decision === "requested";
+  const askInMs = source.backoff.retryAt - tick;
+  const hasJustRenewed = askInMs > 0 && !source.failure;
+  const isFresh = isRequested ? hasJustRenewed : renewAt > now;
+  const outlives = expiresAt > (decision === "due" ? token!.expiresAt : now);
+  const hasToServe = askInMs > 0 && !isRequested;
+  if (outlives && (isFresh || hasToServe)) return { do: "write", decision };
+  if (!isFresh && askInMs <= 0) return { do: "exchange", decision };
+  return sleep(Math.max(askInMs, isFresh ? renewAt - now : 0), source.failure);
 }
 
 /** The whole controller: lists, watches and refreshes from `start` to `stop`. */
@@ -811,13 +829,13 @@ export class Controller {
   #config: Config;
   #deps: Dependencies;
   #requests: Requests;
-  #metrics = new Metrics();
-  #events: EventRecorder;
+  #report: Reporter;
+  #counters = new Map(COUNTERS.map((series) => [series, 0]));
+  #exchanges = createTurns(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE);
+  #writes = createTurns(MAX_WRITES, MAX_WRITES_OF_NAMESPACE);
   #entries = new Map<string, Entry>();
   /** By identity and subject. */
   #sources = new Map<string, Source>();
-  #exchanges = new Turns(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE);
-  #writes = new Turns(MAX_WRITES, MAX_WRITES_OF_NAMESPACE);
   /** The namespaces whose first list was not answered yet. */
   #unanswered: Set<string | undefined>;
   #isListed = false;
@@ -827,7 +845,7 @@ export class Controller {
     this.#config = config;
     this.#deps = deps;
     this.#requests = new Requests(deps);
-    this.#events = new EventRecorder(deps, this.#requests, this.#metrics);
+    this.#report = createReporter(deps, this.#requests, this.#count);
     this.#unanswered = new Set(config.namespaces);
   }
 
@@ -836,8 +854,11 @@ export class Controller {
     const { api, issuer, namespaces } = this.#config;
     const { log } = this.#deps;
     log("info", "started", { version: VERSION, api: api.url, issuer });
-    this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => this.#getSubjectToken({}, signal))
-      .catch(({ message }) => log("warn", "no subject token", { message }));
+    try {
+      this.#readSubjectToken();
+    } catch (error) {
+      log("warn", "no subject token", { error: (error as Error).message });
+    }
     for (const namespace of namespaces) this.#follow(namespace);
     this.#sweep();
   }
@@ -857,29 +878,29 @@ export class Controller {
   livenessError = () =>
     this.#requests.isStuck() ? "a request goes on, though it was given up a minute ago" : undefined;
 
-  /** To be called for each response of the API server. */
-  countResponse = (verb: string, code: string) =>
-    this.#metrics.count(`api_requests_total{verb="${verb}",code="${code}"}`);
-
   /** The metrics, in Prometheus' text format. */
   renderMetrics = () =>
-    this.#metrics.render(
+    renderMetrics(
+      this.#counters,
       this.#entries.values().map(({ secret }) => secret),
       this.#deps.clock.now(),
     );
 
-  // List and watch
+  /** To be called for each response of the API server. */
+  countResponse = (verb: string, code: string) =>
+    this.#count(`api_requests_total{verb="${verb}",code="${code}"}`);
+
+  #count = (series: string, by = 1) =>
+    void this.#counters.set(series, (this.#counters.get(series) ?? 0) + by);
 
   #follow(namespace: string | undefined) {
     const { api, clock: { monotonic }, random, log } = this.#deps;
     const { within } = this.#requests;
     const backoff = new Backoff();
     let lastError = "";
-    const upsert = (secret: Secret) => this.#upsert(secret);
-    const remove = (key: string) => this.#remove(key);
     const listed = (keys: Set<string>) => {
       for (const [key, { secret }] of this.#entries) {
-        if (!keys.has(key) && [undefined, secret.namespace].includes(namespace)) remove(key);
+        if (!keys.has(key) && [undefined, secret.namespace].includes(namespace)) this.#remove(key);
       }
       this.#isListed = true;
       this.#unanswered.delete(namespace);
@@ -898,7 +919,7 @@ export class Controller {
         : isFailure
         ? "error"
         : "ended";
-      this.#metrics.count(`watch_restarts_total{reason="${reason}"}`);
+      this.#count(`watch_restarts_total{reason="${reason}"}`);
       if (!isFailure) backoff.failures = 0;
       // The same failure over and over is logged once.
       else if (message !== lastError) {
@@ -913,14 +934,14 @@ export class Controller {
       monotonic,
       random,
       within,
-      upsert,
-      remove,
+      upsert: this.#upsert,
+      remove: this.#remove,
       listed,
       ended,
     });
   }
 
-  #upsert(object: Secret) {
+  #upsert = (object: Secret) => {
     const { clock, random } = this.#deps;
     const now = clock.now();
     const key = keyOf(object.metadata);
@@ -947,68 +968,43 @@ export class Controller {
       backoff.succeed(this.#deps, expiresAt - now);
     }
     this.#reconcile(entry!);
-  }
+  };
 
-  #remove(key: string) {
+  #remove = (key: string) => {
     this.#deps.clock.clearTimeout(this.#entries.get(key)?.timer);
     this.#entries.delete(key);
-  }
-
-  // Reconcile
-
-  /** Does for a Secret one step after another, until there is nothing more to be done for now. */
-  async #reconcile(entry: Entry) {
-    this.#deps.clock.clearTimeout(entry.timer);
-    while (!entry.isBusy && this.#isCurrent(entry)) {
-      const step = this.#nextStep(entry, entry.secret);
-      if (step.do === "sleep") return this.#sleep(entry, step.ms);
-      entry.isBusy = true;
-      const error =
-        await (step.do === "exchange" ? this.#renew(entry, step.source) : this.#write(entry));
-      entry.isBusy = false;
-      if (error && this.#isCurrent(entry)) this.#reportFailure(entry, error);
-    }
-  }
+  };
 
   #isCurrent = (entry: Entry) =>
     !this.#requests.isStopped && this.#entries.get(keyOf(entry.secret)) === entry;
 
-  #sleep(entry: Entry, ms: number) {
-    const { secret } = entry;
-    const report = secret.problem ?? secret.warning;
-    if (report && !secret.isGone) this.#events.report(secret, report);
-    entry.timer = this.#deps.clock.setTimeout(
-      () => this.#reconcile(entry),
-      Math.min(ms, MAX_SLEEP_MS),
-    );
+  /** Does for a Secret one step after another, until there is nothing more to be done for now. */
+  async #reconcile(entry: Entry) {
+    const { clock } = this.#deps;
+    clock.clearTimeout(entry.timer);
+    while (!entry.isBusy && this.#isCurrent(entry)) {
+      const step = this.#nextStep(entry, entry.secret);
+      if (step.do === "sleep") {
+        if (step.report) this.#report(entry.secret, step.report);
+        entry.timer = clock.setTimeout(
+          () => this.#reconcile(entry),
+          Math.min(step.ms, MAX_SLEEP_MS),
+        );
+        return;
+      }
+      entry.isBusy = true;
+      await (step.do === "exchange" ? this.#getToken(entry) : this.#write(entry));
+      entry.isBusy = false;
+    }
   }
 
-  /**
-   * What is next for a Secret. The cached token is written if it outlives what the Secret has. If it
-   * is to be renewed itself, or a new one is requested, it is exchanged first; while that fails it
-   * still serves those who have none.
-   */
-  #nextStep({ fraction, backoff }: Entry, secret: PullSecret): Step {
-    const now = this.#deps.clock.now();
-    const tick = this.#deps.clock.monotonic();
-    const decision = decide(secret, now, fraction);
-    const sleep = (ms: number): Step => ({ do: "sleep", ms });
-    if (decision === "skip") return sleep(MAX_SLEEP_MS);
-    if (decision === "wait") return sleep(renewalTime(secret.token!, fraction) - now);
-    if (backoff.retryAt > tick) return sleep(backoff.retryAt - tick);
-
-    const source = this.#sourceOf(secret);
-    const { expiresAt = 0, renewAt = 0 } = source.token ?? {};
-    const isRequested = decision === "requested";
-    const askInMs = source.backoff.retryAt - tick;
-    const hasJustRenewed = askInMs > 0 && source.backoff.failures === 0;
-    const isFresh = isRequested ? hasJustRenewed : renewAt > now;
-    const outlives = expiresAt > (decision === "due" ? secret.token!.expiresAt : now);
-    const hasToServe = askInMs > 0 && !isRequested;
-    if (outlives && (isFresh || hasToServe)) return { do: "write", decision, source };
-    if (!isFresh && askInMs <= 0) return { do: "exchange", decision, source };
-    return sleep(Math.max(askInMs, isFresh ? renewAt - now : 0));
+  #nextStep(entry: Entry, secret: PullSecret) {
+    const { clock } = this.#deps;
+    return nextStep(secret, entry, this.#sourceOf(secret), clock.now(), clock.monotonic());
   }
+
+  #needs = (entry: Entry, what: string) =>
+    this.#isCurrent(entry) && this.#nextStep(entry, entry.secret).do === what;
 
   #sourceOf({ namespace, identity, account }: Requester) {
     const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;
@@ -1017,27 +1013,16 @@ export class Controller {
     return source;
   }
 
-  /** Drops what no Secret uses any more. */
-  #sweep = () => {
-    const { clock } = this.#deps;
-    const used = new Set(this.#entries.values().map(({ secret }) => this.#sourceOf(secret)));
-    for (const [key, source] of this.#sources) {
-      const isPaused = source.backoff.retryAt > clock.monotonic();
-      if (!used.has(source) && !source.isBusy && !isPaused) this.#sources.delete(key);
-    }
-    this.#events.sweep();
-    this.#sweepTimer = clock.setTimeout(this.#sweep, SWEEP_MS);
-  };
-
-  // Exchange
-
-  /** Gets the shared token renewed; resolves with what went wrong, if anything did. */
-  #renew(entry: Entry, source: Source) {
+  /** Waits for the exchange that is under way, or begins one in its turn. */
+  #getToken(entry: Entry) {
     const { secret } = entry;
-    const isWanted = () => this.#isCurrent(entry) && this.#sourceOf(entry.secret) === source;
-    const { start, result } = source.renew(isWanted, () => this.#exchange(source, secret));
-    this.#exchanges.add(secret.namespace, source.backoff.failures > 0, start);
-    return result;
+    const { pending, backoff } = this.#sourceOf(secret);
+    return pending ?? this.#exchanges.run(secret.namespace, backoff.failures > 0, () => {
+      const source = this.#sourceOf(entry.secret);
+      if (!source.pending && this.#needs(entry, "exchange")) {
+        return source.renew(() => this.#exchange(source, entry.secret));
+      }
+    });
   }
 
   async #exchange(source: Source, requester: Requester) {
@@ -1054,68 +1039,75 @@ export class Controller {
         this.#deps,
         source.store(jwt, identity, this.#config.audience, clock.now()),
       );
+      source.failure = undefined;
     } catch (caught) {
-      const error = explain(caught as StsError, requester, subjectToken, this.#config);
+      const error = caught as StsError;
       source.backoff.fail(this.#deps, error);
-      return error;
-    } finally {
-      this.#metrics.count("exchange_duration_seconds_count");
-      this.#metrics.count("exchange_duration_seconds_sum", (clock.monotonic() - startedAt) / 1000);
+      source.failure = {
+        reason: "ExchangeFailed",
+        message: explain(error, requester, subjectToken, this.#config),
+      };
+      this.#count(`refreshes_total{result="${error.refused ? "refused" : "failed"}"}`);
     }
+    this.#count("exchange_duration_seconds_count");
+    this.#count("exchange_duration_seconds_sum", (clock.monotonic() - startedAt) / 1000);
   }
 
-  /** Gets a subject token that the issuer can take, of a service account or else the controller's own. */
-  async #getSubjectToken({ namespace = "", account }: Partial<Requester>, signal: AbortSignal) {
-    const { api, clock, readSubjectToken } = this.#deps;
-    const { issuerHost, ownNamespace, subjectTokenFile } = this.#config;
-    const isOwn = account === undefined;
-    const token = isOwn
-      ? readSubjectToken()
-      : await api.requestToken(namespace, account, issuerHost, SUBJECT_TOKEN_LIFE_S, signal);
+  async #getSubjectToken({ namespace, account }: Requester, signal: AbortSignal) {
+    const { api, clock } = this.#deps;
+    const { issuerHost } = this.#config;
+    if (account === undefined) return this.#readSubjectToken();
+    const token = await api.requestToken(
+      namespace,
+      account,
+      issuerHost,
+      SUBJECT_TOKEN_LIFE_S,
+      signal,
+    );
     const flaw = findSubjectTokenFlaw(token, issuerHost, clock.now());
-    if (flaw === undefined) return token;
-    const command =
-      `kubectl create token controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`;
+    if (flaw) throw new StsError(`the token of service account ${namespace}/${account} ${flaw}`);
+    return token;
+  }
+
+  #readSubjectToken() {
+    const { ownNamespace, issuerHost, subjectTokenFile } = this.#config;
+    let flaw: string | undefined;
+    try {
+      const token = this.#deps.readSubjectToken();
+      flaw = findSubjectTokenFlaw(token, issuerHost, this.#deps.clock.now());
+      if (!flaw) return token;
+    } catch (error) {
+      flaw = `cannot be read: ${(error as Error).message}`;
+    }
     throw new StsError(
-      isOwn
-        ? `the subject token in SUBJECT_TOKEN_FILE=${subjectTokenFile} ${flaw}. In a Pod the kubelet renews it; elsewhere: ${command}`
-        : `the token of service account ${namespace}/${account} ${flaw}`,
+      `the subject token in SUBJECT_TOKEN_FILE=${subjectTokenFile} ${flaw}. In a Pod the kubelet renews it; elsewhere: ` +
+        `kubectl create token controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`,
     );
   }
 
-  // Write
-
-  /** Writes the cached token in its turn; resolves with what went wrong, if anything did. */
+  /** Writes the cached token in its turn. */
   #write(entry: Entry) {
     const { secret: { namespace }, backoff } = entry;
-    return new Promise<Error | undefined>((resolve) =>
-      this.#writes.add(namespace, backoff.failures > 0, () => {
-        const step = this.#isCurrent(entry) && this.#nextStep(entry, entry.secret);
-        if (!step || step.do !== "write") return resolve(undefined);
-        return this.#requests.within(
-          REQUEST_TIMEOUT_MS,
-          (signal) => this.#patch(entry, step.source, signal),
-        )
-          .then(resolve, (error) => {
-            backoff.fail(this.#deps, error);
-            resolve(error);
-          });
-      })
-    );
+    return this.#writes.run(namespace, backoff.failures > 0, () => {
+      if (!this.#needs(entry, "write")) return;
+      return this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => this.#patch(entry, signal))
+        .catch((error) => this.#writeFailed(entry, error));
+    });
   }
 
   /** A docker config with more than our entries is read first, and decided on anew. */
-  async #patch(entry: Entry, source: Source, signal: AbortSignal): Promise<undefined> {
+  async #patch(entry: Entry, signal: AbortSignal) {
     const { api, clock, log } = this.#deps;
     const { namespace, name, isPlain } = entry.secret;
+    const source = this.#sourceOf(entry.secret);
     const found = isPlain ? undefined : await api.get(namespace, name, signal);
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
     const step = this.#nextStep(entry, secret);
-    if (step.do !== "write" || step.source !== source) {
-      throw new ApiError("the Secret was changed meanwhile", { status: 409 });
+    if (step.do !== "write" || this.#sourceOf(secret) !== source) {
+      throw new ApiError("the Secret has changed", { status: 409 });
     }
-    const { jwt, expiresAt } = source.token!;
     const { uid, resourceVersion, identity, refresh } = secret;
+    const { jwt, expiresAt } = source.token!;
     const expires = new Date(expiresAt).toISOString();
     const served = refresh === undefined ? {} : { [REFRESHED_KEY]: refresh };
     const annotations = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires, ...served };
@@ -1133,26 +1125,24 @@ export class Controller {
       signal,
     );
     entry.backoff.succeed(this.#deps, expiresAt - clock.now());
-    this.#metrics.count('refreshes_total{result="success"}');
+    this.#count('refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason: step.decision, expires });
     const message = `the Secret holds a token of ${identity} until ${expires}`;
-    if (step.decision !== "due") this.#events.report(secret, { reason: "TokenIssued", message });
+    if (step.decision !== "due") this.#report(secret, { reason: "TokenIssued", message });
   }
 
-  #reportFailure(entry: Entry, error: Partial<ApiError>) {
-    const { status, refused, message } = error;
-    const isWrite = error instanceof ApiError;
-    const isConflict = isWrite && (status === 409 || status === 404);
-    this.#metrics.count(
+  #writeFailed(entry: Entry, error: Partial<ApiError>) {
+    const { backoff, secret } = entry;
+    const { status, refused } = error;
+    const isConflict = status === 409 || status === 404;
+    backoff.fail(this.#deps, error);
+    this.#count(
       `refreshes_total{result="${isConflict ? "conflict" : refused ? "refused" : "failed"}"}`,
     );
-    if (isConflict && entry.backoff.failures <= MAX_CHANCE) return;
-    if (isConflict && status === 409) return this.#reportOverwritten(entry);
-    const reason = isWrite || error instanceof StsError ? "ExchangeFailed" : "InvalidDockerConfig";
-    this.#events.report(entry.secret, {
-      reason,
-      message: `${isWrite ? "the token could not be written: " : ""}${message}`,
-    });
+    if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CHANCE)) return;
+    if (status === 409) return this.#reportOverwritten(entry);
+    const reason = error instanceof ApiError ? "ExchangeFailed" : "InvalidDockerConfig";
+    this.#report(secret, { reason, message: `the token could not be written: ${error.message}` });
   }
 
   #reportOverwritten({ secret, backoff }: Entry) {
@@ -1160,18 +1150,29 @@ export class Controller {
     const message =
       "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
       `${seconds} s. Leave data out of what is applied: see GitOps in the README`;
-    this.#events.report(secret, { reason: "Overwritten", message });
+    this.#report(secret, { reason: "Overwritten", message });
   }
+
+  /** Drops what no Secret uses any more. */
+  #sweep = () => {
+    const { clock } = this.#deps;
+    const used = new Set(this.#entries.values().map(({ secret }) => this.#sourceOf(secret)));
+    for (const [key, source] of this.#sources) {
+      const isBusy = source.pending || source.backoff.retryAt > clock.monotonic();
+      if (!used.has(source) && !isBusy) this.#sources.delete(key);
+    }
+    this.#sweepTimer = clock.setTimeout(this.#sweep, SWEEP_MS);
+  };
 }
 
-/** Has the error of a failed exchange say what it takes to fix it. */
+/** The message of a failed exchange, and what it takes to fix it. */
 function explain(
   error: StsError,
   { namespace, account, identity }: Requester,
   subjectToken: string,
   config: Config,
 ) {
-  const { message, status, code, retryAfter, refused } = error;
+  const { message, status, code, refused } = error;
   const { issuer, subject, audiences } = decode(subjectToken) ?? {};
   const parent = identity.replace(/\/[^/]*$/, "");
   const about = `The subject token has iss=${issuer} sub=${subject} aud=${audiences}`;
@@ -1190,7 +1191,7 @@ function explain(
         `kubectl create rolebinding ${role} --role=pull-secret-updater-token --serviceaccount=${config.ownNamespace}:controller`
       : `That is not a response of an STS: is ISSUER_URL=${config.issuer} right, or does a proxy answer in its place?`;
   }
-  return new StsError(what ? `${message}. ${what}` : message, { status, retryAfter, refused });
+  return what ? `${message}. ${what}` : message;
 }
 
 // ───── The program ─────

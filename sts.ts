@@ -249,50 +249,19 @@ export interface Requester {
   account?: string;
 }
 
-interface PendingExchange {
-  isWanted: (() => boolean)[];
-  start: () => Promise<void> | void;
-  result: Promise<StsError | undefined>;
-}
-
 /** The token that all Secrets of one identity and subject share. Only what the issuer gave gets in here. */
 export class TokenSource {
   token?: { jwt: string; expiresAt: number; renewAt: number };
-  /** The exchange that is under way, or waits for its turn. */
-  #pending?: PendingExchange;
+  /** The exchange that is under way. */
+  pending?: Promise<void>;
 
-  get isBusy() {
-    return this.#pending !== undefined;
-  }
-
-  /**
-   * One exchange for all who ask until it ends: `start` starts it, unless nobody wants it any more,
-   * and `result` resolves with what went wrong, if anything did.
-   */
-  renew(isWanted: () => boolean, exchange: () => Promise<StsError | undefined>): PendingExchange {
-    this.#pending ??= this.#prepare(exchange);
-    this.#pending.isWanted.push(isWanted);
-    return this.#pending;
-  }
-
-  #prepare(exchange: () => Promise<StsError | undefined>) {
-    const { promise: result, resolve } = Promise.withResolvers<StsError | undefined>();
-    const isWanted: (() => boolean)[] = [];
-    let isStarted = false;
-    const end = (error?: StsError) => {
-      this.#pending = undefined;
-      resolve(error);
-    };
-    const start = () => {
-      if (isStarted) return;
-      isStarted = true;
-      return isWanted.some((isWanted) => isWanted()) ? exchange().then(end) : end();
-    };
-    return { isWanted, start, result };
+  /** One exchange for all who need a token meanwhile; it must not fail. */
+  renew(exchange: () => Promise<void>) {
+    return this.pending ??= exchange().finally(() => this.pending = undefined);
   }
 
   /** Takes a token that the issuer gave for `identity`; returns how long it has left (ms), or throws. */
-  store(jwt: string, identity: string, audience: string, now: number): number {
+  store(jwt: string, identity: string, audience: string, now: number) {
     if (this.token?.jwt === jwt && this.token.expiresAt > now) {
       // Issuers may give the same token again. That is no failure: half of what is left of it later
       // they may have another.
