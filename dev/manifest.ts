@@ -7,14 +7,13 @@
  * The manifest alone goes to stdout. The same sources give the same bytes.
  */
 import { Buffer } from "node:buffer";
-import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { Document, isMap, isScalar, isSeq, parseAllDocuments, Scalar, type YAMLMap } from "yaml";
+import { bundle } from "./bundle.ts";
 
 const ROOT = join(import.meta.dirname!, "..");
 /** Where the image of the Containerfile has the program, too: so the arguments are the same. */
@@ -136,19 +135,7 @@ function runOnNode(deployment: Document, container: YAMLMap): void {
   );
 }
 
-/** Bundles the program in a folder of its own, so that nobody meets a file half written; bundling tells on stderr. */
-function bundle(): string {
-  const work = mkdtempSync(join(tmpdir(), "pull-secret-updater-manifest-"));
-  try {
-    symlinkSync(join(ROOT, "main.ts"), join(work, "main.ts"));
-    execFileSync("node", [join(ROOT, "dev/bundle.ts")], { cwd: work, stdio: ["ignore", 2, 2] });
-    return readFileSync(join(work, "out/main.js"), "utf8");
-  } finally {
-    rmSync(work, { recursive: true });
-  }
-}
-
-function main(): void {
+async function main(): Promise<void> {
   const args = process.argv.slice(2).filter((arg) => arg !== "--");
   const { runtime = "deno", image } = parseArgs({
     args,
@@ -162,12 +149,12 @@ function main(): void {
     runtime,
     image: image ?? defaultImage(read("Containerfile"), runtime),
   } as const;
-  process.stdout.write(selfContained(read("deploy.yaml"), bundle(), options));
+  process.stdout.write(selfContained(read("deploy.yaml"), await bundle("main.ts"), options));
 }
 
 if (import.meta.main) {
   try {
-    main();
+    await main();
   } catch (error) {
     process.stderr.write(`${(error as Error).message}\n`);
     process.exitCode = 2;

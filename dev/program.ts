@@ -3,12 +3,16 @@ import { assert } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
-import { join } from "node:path";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
+import { parseAllDocuments } from "yaml";
+import { bundle } from "./bundle.ts";
+import { defaultImage, selfContained } from "./manifest.ts";
 
 export type Runtime = "node" | "deno";
 /** The one that runs this. */
@@ -96,6 +100,8 @@ export interface Launch {
   through?: string[];
   /** Settings of V8. Default: none. */
   v8Flags?: string[];
+  /** Runs the program of the manifest, with the rights that a Pod gives it. Default: the source. */
+  shipped?: boolean;
 }
 
 /** The settings of V8 that the program ships with, on either runtime. */
@@ -106,8 +112,7 @@ export function shippedV8Flags(): string[] {
 
 /** On Deno with the rights that `deno task start` gives. */
 function commandOf(runtime: Runtime, file: string, v8Flags: string[]): string[] {
-  const own = join(ROOT, "node_modules", ".bin", runtime);
-  const command = existsSync(own) ? own : runtime;
+  const command = commandFor(runtime);
   if (runtime === "node") return [command, ...v8Flags, file];
   const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start
     .split(" ");
@@ -115,14 +120,90 @@ function commandOf(runtime: Runtime, file: string, v8Flags: string[]): string[] 
   return [command, ...words.slice(words.indexOf("deno") + 1, -1), ...flags, file];
 }
 
+function commandFor(runtime: Runtime): string {
+  const own = join(ROOT, "node_modules", ".bin", runtime);
+  return existsSync(own) ? own : runtime;
+}
+
+/** The program and the arguments of the container, as the manifest of a runtime has them. */
+interface Shipped {
+  program: string;
+  args: string[];
+}
+
+const manifests = new Map<Runtime, Promise<Shipped>>();
+let shippedFile: string | undefined;
+
+/** Makes the manifest, as `npm run manifest` does, and cuts the program out of it. */
+export function readManifest(runtime: Runtime): Promise<Shipped> {
+  const known = manifests.get(runtime) ?? makeManifest(runtime);
+  manifests.set(runtime, known);
+  return known;
+}
+
+async function makeManifest(runtime: Runtime): Promise<Shipped> {
+  const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
+  const options = { runtime, image: defaultImage(read("Containerfile"), runtime) };
+  const manifest = selfContained(read("deploy.yaml"), await bundle("main.ts"), options);
+  const objects = parseAllDocuments(manifest).map((document) => document.toJS());
+  const ofKind = (kind: string) => objects.find((object) => object.kind === kind);
+  const [{ args }] = ofKind("Deployment").spec.template.spec.containers;
+  return { program: ofKind("ConfigMap").data["main.js"], args };
+}
+
+/** As a Pod runs it, but for the places: its folders, and the hosts that it may reach, are here. */
+async function shippedCommandOf(
+  runtime: Runtime,
+  { SERVICE_ACCOUNT_DIR = "", SUBJECT_TOKEN_FILE = "", ...settings }: Record<string, string>,
+): Promise<string[]> {
+  const { program, args } = await readManifest(runtime);
+  const places: Record<string, string> = {
+    "/main.js": shippedFile ??= writeProgram(program),
+    "/var/run/secrets/kubernetes.io/serviceaccount": SERVICE_ACCOUNT_DIR || ROOT,
+    "/var/run/chainguard/oidc": SUBJECT_TOKEN_FILE ? dirname(SUBJECT_TOKEN_FILE) : ROOT,
+  };
+  // What the manifest's component for proxies grants, too.
+  const proxies = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"];
+  const granted = proxies.filter((name) => name in settings);
+  const here = args.map((arg) => {
+    const [flag = "", value = ""] = arg.split(/=(.*)/s);
+    const list = value.split(",");
+    if (flag === "--allow-net") return "--allow-net=127.0.0.1,[::1],localhost,0.0.0.0,[::]";
+    if (flag === "--allow-env") return `${flag}=${[...new Set([...list, ...granted])].join()}`;
+    if (flag === "--ignore-env") {
+      return `${flag}=${list.filter((name) => !granted.includes(name)).join()}`;
+    }
+    return value === ""
+      ? places[arg] ?? arg
+      : `${flag}=${list.map((each) => places[each] ?? each)}`;
+  });
+  return [commandFor(runtime), ...here];
+}
+
+function writeProgram(program: string): string {
+  const folder = mkdtempSync(join(tmpdir(), "shipped-"));
+  process.on("exit", () => rmSync(folder, { recursive: true }));
+  const file = join(folder, "main.js");
+  writeFileSync(file, program);
+  return file;
+}
+
+/** Bundles one of the modules that the program consists of, as the program is; returns the file. */
+export async function bundleModule(entry: "k8s.ts" | "sts.ts"): Promise<string> {
+  return writeProgram(await bundle(entry));
+}
+
 /** Starts the program; `settings` is its whole environment. */
 export async function startProgram(
   runtime: Runtime,
   settings: Record<string, string>,
   args: string[] = [],
-  { file = "main.ts", through = [], v8Flags = [] }: Launch = {},
+  { file = "main.ts", through = [], v8Flags = [], shipped = false }: Launch = {},
 ) {
-  const [command = "", ...rest] = [...through, ...commandOf(runtime, file, v8Flags)];
+  const words = shipped
+    ? await shippedCommandOf(runtime, settings)
+    : commandOf(runtime, file, v8Flags);
+  const [command = "", ...rest] = [...through, ...words];
   const { PATH = "", HOME = "", DENO_COVERAGE_DIR } = process.env;
   // Node hands its own variable on by itself.
   const measured = DENO_COVERAGE_DIR === undefined ? {} : { DENO_COVERAGE_DIR };
@@ -134,21 +215,27 @@ export async function startProgram(
     stdio: ["ignore", "pipe", "pipe"],
   });
   const lines: string[] = [];
+  const warnings: string[] = [];
   const output: Buffer[] = [];
-  createInterface(child.stderr).on("line", (line) => {
-    lines.push(line);
-    endTurn();
-  });
   child.stdout.on("data", (chunk) => output.push(chunk));
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface(stream).on("line", (line) => {
+      lines.push(line);
+      if (stream === child.stderr) warnings.push(line);
+      endTurn();
+    });
+  }
   child.on("spawn", () => running.add(child.pid!)).on("exit", () => running.delete(child.pid!));
   const exited = once(child, "close").then(([code, signal]) => {
     endTurn();
     return (code ?? signal) as number | string;
   });
   return {
-    /** What it wrote on stderr. */
+    /** What it wrote on both of its outputs, in the order in which it came. */
     lines,
-    /** What it wrote on stderr, read; fails at a line that is not a record. */
+    /** What it wrote on stderr: what went wrong. */
+    warnings,
+    /** All that it wrote, read; fails at a line that is not a record. */
     log: (): LogRecord[] => lines.map((line) => JSON.parse(line)),
     stdout: () => Buffer.concat(output).toString(),
     pid: child.pid!,

@@ -105,7 +105,7 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
     ISSUER_URL: issuerGate.url,
     SUBJECT_TOKEN_FILE: join(folder, "oidc-token"),
     SERVICE_ACCOUNT_DIR: folder,
-    LOG_LEVEL: "debug",
+
     PORT: port,
     ...settings,
   };

@@ -22,6 +22,8 @@ export interface Certificate {
 export interface Authority {
   certificate: string;
   issue(hosts?: string[]): Certificate;
+  /** Makes an authority that this one has signed, as an intermediate CA. */
+  makeIntermediate(): Authority;
 }
 
 const LIFE_MS = 10 * 365 * 86_400_000;
@@ -30,19 +32,33 @@ const LIFE_MS = 10 * 365 * 86_400_000;
 export function makeAuthority(): Authority {
   const name = commonName(`stand-in CA ${randomBytes(4).toString("hex")}`);
   const { privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
-  const certificate = makeCertificate(name, name, privateKey, privateKey, [
+  return authorityOf(name, privateKey, name, privateKey);
+}
+
+function authorityOf(
+  name: Buffer,
+  key: KeyObject,
+  signerName: Buffer,
+  signer: KeyObject,
+): Authority {
+  const certificate = makeCertificate(signerName, name, key, signer, [
     extension("551d13", sequence(der(0x01, Buffer.from([0xff])))), // basicConstraints: CA
     extension("551d0f", der(0x03, Buffer.from([1, 0x06]))), // keyUsage: keyCertSign, cRLSign
   ]);
   const issue = (hosts = ["localhost", "127.0.0.1", "::1", "kubernetes.default.svc"]) => {
     const leaf = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey;
-    const cert = makeCertificate(name, commonName(hosts[0] ?? ""), leaf, privateKey, [
+    const cert = makeCertificate(name, commonName(hosts[0] ?? ""), leaf, key, [
       extension("551d25", sequence(der(0x06, Buffer.from("2b06010505070301", "hex")))), // serverAuth
       extension("551d11", sequence(...hosts.map(alternativeName))),
     ]);
     return { key: leaf.export({ type: "pkcs8", format: "pem" }).toString(), cert };
   };
-  return { certificate, issue };
+  const makeIntermediate = () => {
+    const own = commonName(`stand-in intermediate CA ${randomBytes(4).toString("hex")}`);
+    const { privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+    return authorityOf(own, privateKey, name, key);
+  };
+  return { certificate, issue, makeIntermediate };
 }
 
 function makeCertificate(
