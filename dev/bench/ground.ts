@@ -95,7 +95,9 @@ export async function end({ cluster, admin, issuer, say }: Ground): Promise<void
 export async function giveTokens({ cluster, admin, ...ground }: Ground): Promise<void> {
   const token = await admin.token(NAMESPACE, ACCOUNT);
   writeFileSync(join(ground.accountDir, "token"), token);
-  writeFileSync(ground.subjectTokenFile, await admin.token(NAMESPACE, ACCOUNT, ISSUER_HOST));
+  // The name that the peer knows, and the address that the others are given.
+  const audiences = [ISSUER_HOST, new URL(ground.issuer.url).hostname];
+  writeFileSync(ground.subjectTokenFile, await admin.token(NAMESPACE, ACCOUNT, ...audiences));
   const kubeconfig = {
     apiVersion: "v1",
     kind: "Config",

@@ -51,7 +51,6 @@ function content(token: string) {
     annotations: {
       [`${PREFIX}/token-identity`]: sub,
       [`${PREFIX}/token-expires`]: new Date(exp * 1000).toISOString(),
-      [`${PREFIX}/refresh`]: null,
     },
     data: { ".dockerconfigjson": Buffer.from(config).toString("base64") },
   };

@@ -22,6 +22,8 @@ export const IDENTITY = `${PREFIX}/identity`;
 export const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
 
 const UNTIL_MS = 60_000;
+/** For what has failed: it is tried again after a minute at the latest; some more for the work itself. */
+export const RETRIED_MS = 75_000;
 const POLL_MS = 200;
 
 export interface Context {

@@ -15,6 +15,7 @@ import {
   PREFIX,
   pullSecret,
   refused,
+  RETRIED_MS,
   type Token,
   tokenIn,
   until,
@@ -116,6 +117,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
     await until(
       "the Secrets are refreshed",
       async () => (await tokens(names)).every((token) => token && token.iat >= wholeSecond),
+      RETRIED_MS,
     );
   };
   const askForRefresh = () =>

@@ -10,6 +10,7 @@ import {
   PREFIX,
   pullSecret,
   refused,
+  RETRIED_MS,
   SECRET_TYPE,
   tokenIn,
   until,
@@ -71,7 +72,11 @@ data:
     async () => {
       await kubectl(["apply", "-f", "-"], needBlock("# tenant.yaml"));
       await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}/refresh=now`]);
-      const token = await until("it is filled", () => filled(context, TENANT, TENANT_SECRET));
+      const token = await until(
+        "it is filled",
+        () => filled(context, TENANT, TENANT_SECRET),
+        RETRIED_MS,
+      );
       const { sub } = token.act;
       expect(sub === `system:serviceaccount:${TENANT}:puller`, `exchanged as ${sub}`);
       return sub;

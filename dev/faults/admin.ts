@@ -62,9 +62,9 @@ export function createAdmin(cluster: Cluster) {
     create: (path: string, body: object) => json("POST", path, body),
     patch: (path: string, body: object) => json("PATCH", path, body),
     delete: (path: string) => json("DELETE", path),
-    /** A token of a service account, for one audience or for the API server. */
-    async token(namespace: string, account: string, audience?: string): Promise<string> {
-      const spec = { ...audience && { audiences: [audience] }, expirationSeconds: 2 * 3600 };
+    /** A token of a service account, for these audiences or for the API server. */
+    async token(namespace: string, account: string, ...audiences: string[]): Promise<string> {
+      const spec = { ...audiences.length > 0 && { audiences }, expirationSeconds: 2 * 3600 };
       const answer = await json(
         "POST",
         `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`,

@@ -149,6 +149,7 @@ test("a row of the table has the worse runtime's figures, and what a user sees f
   const none = {
     requests: 0,
     exchanges: 0,
+    warnings: 1,
     log: ["exchange failed: 500"],
     metrics: [],
     broken: [],

@@ -70,6 +70,15 @@ export async function bindRole(admin: Admin, namespace: string, home: string): P
   });
 }
 
+/** Leaves all other rights. */
+export async function forbidWatch(admin: Admin, namespace: string): Promise<void> {
+  const rules = RULES.map(({ verbs, ...rule }) => ({
+    ...rule,
+    verbs: verbs.filter((verb) => verb !== "watch"),
+  }));
+  await admin.patch(`/apis/${GROUP}/v1/namespaces/${namespace}/roles/${ACCOUNT}`, { rules });
+}
+
 /** Rights in all namespaces: those of the default install, if no others are given. */
 export async function grantCluster(
   admin: Admin,

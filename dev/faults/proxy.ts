@@ -8,21 +8,24 @@ import { bind, type Bound, Listener, type ListenOptions, type Reply } from "../s
 const REQUEST_HEADERS = ["accept", "authorization", "content-type", "user-agent"];
 const ANSWER_HEADERS = ["content-type", "retry-after"];
 
-/** `upstream` reaches the API server, whatever the URL. */
-export async function startProxy(
-  options: ListenOptions & { url: string; upstream: Dispatcher },
-): Promise<ApiProxy> {
-  return new ApiProxy(await bind(options), options.url, options.upstream);
+export interface ProxyOptions extends ListenOptions {
+  url: string;
+  /** Reaches the API server, whatever the URL. */
+  upstream: Dispatcher;
+  /** Each watch is cut after so long, as by a load balancer that takes it for idle. Default: never. */
+  cutWatchesMs?: number;
+}
+
+export async function startProxy(options: ProxyOptions): Promise<ApiProxy> {
+  return new ApiProxy(await bind(options), options);
 }
 
 export class ApiProxy extends Listener<LoggedRequest> {
-  #url: string;
-  #upstream: Dispatcher;
+  #options: ProxyOptions;
 
-  constructor(bound: Bound, url: string, upstream: Dispatcher) {
+  constructor(bound: Bound, options: ProxyOptions) {
     super(bound);
-    this.#url = url;
-    this.#upstream = upstream;
+    this.#options = options;
   }
 
   protected describe(request: LoggedRequest): LoggedRequest {
@@ -52,8 +55,9 @@ export class ApiProxy extends Listener<LoggedRequest> {
   protected async answer(
     { verb, method, path, query, headers, body }: LoggedRequest,
   ): Promise<Reply> {
-    const answer = await this.#upstream.request({
-      origin: this.#url,
+    const { url, upstream, cutWatchesMs } = this.#options;
+    const answer = await upstream.request({
+      origin: url,
       path: `${path}?${query}`,
       method: method as Dispatcher.HttpMethod,
       headers: pick(headers, REQUEST_HEADERS),
@@ -67,7 +71,11 @@ export class ApiProxy extends Listener<LoggedRequest> {
     return {
       ...reply,
       stream(output) {
-        output.onClose(() => answer.body.destroy());
+        const timer = cutWatchesMs && setTimeout(() => output.cut(), cutWatchesMs);
+        output.onClose(() => {
+          clearTimeout(timer);
+          answer.body.destroy();
+        });
         const lines = createInterface({ input: answer.body });
         lines.on("line", (line) => output.write(`${line}\n`)).on("close", () => output.end());
         // It was destroyed above, or the API server is gone.

@@ -7,7 +7,7 @@ import { makeAuthority } from "../server/certificates.ts";
 import type { Fault } from "../server/faults.ts";
 import type { IssuerFault } from "../server/issuer.ts";
 import { backUpEtcd, fillEtcd } from "./etcd.ts";
-import { bindRole, identityOf, pathOf, unbindRole } from "./objects.ts";
+import { bindRole, forbidWatch, identityOf, pathOf, unbindRole } from "./objects.ts";
 import type { Conditions, Ground, Trial } from "./trial.ts";
 import type { Wire } from "./wire.ts";
 
@@ -29,24 +29,24 @@ export interface Row {
   suffers: "all" | "victim" | "loner" | "none";
   /** All must be back to normal so soon after the fault's end. */
   backS: number;
-  /** How often the program sends a request before it gives it up. Default 1. */
-  triesOfRequest?: number;
   /** Must be found among the log's warnings ("msg: error"). */
   log?: RegExp[];
   /** Must be found among the Warning events ("reason: note"). Where nothing suffers there must be none. */
   event?: RegExp;
+  /** Must be found among the counters of trouble that rose. */
+  metric?: RegExp;
+  /** How many warnings there may be in the log; of 0 no counter of trouble may rise either. Default: any number. */
+  maxWarnings?: number;
 }
 
 /** Longer than tokens live: what takes away what a refresh needs is felt by every Secret. */
 export const FAULT_S = 20;
-/** What passes is tried again after 16 s at the latest, when it has failed for 20; some more for the work itself. */
+/** Whatever has failed for 20 s is tried again after 16 s at the latest; some more for the work itself. */
 const PASSING_S = 22;
 /** And after 32 s, when it has failed for 30. */
 const LONG_PASSING_S = 38;
-/** A refusal is tried again after 30 s, and after the next one a minute. */
-const REFUSED_S = 65;
-/** An API server that has just started may answer 403 before it has read its roles: that is a refusal, a first one. */
-const RESTARTED_S = 35;
+/** An API server that has just started may answer 403 before it has read its roles: one failure more, then a minute. */
+const RESTARTED_S = 66;
 /** A request that is never answered is given up after 30 s. */
 const UNANSWERED_S = 45;
 /** Watches are retried every 5 s at least; some more for the work itself. */
@@ -79,6 +79,27 @@ const ofApi = (...faults: Fault[]) =>
 
 const ofIssuer = (fault: IssuerFault) =>
   each(({ issuer }) => issuer.faults.add({ times: Infinity, ...fault }).remove);
+
+/** So many versions are below N still: others write a few each second, so that it is some time until a list is beyond. */
+const VERSIONS_AHEAD = 60;
+
+/** For ever, as of a store whose past is damaged: a list is well, and what is watched from later versions. */
+const ofOldVersions = (fault: Fault) =>
+  each(async (trial) => {
+    const { metadata } = await trial.ground.admin.get("/api/v1/secrets?limit=1");
+    const firstGood = Number(metadata.resourceVersion) + VERSIONS_AHEAD;
+    trial.proxy.faults.add({
+      verb: "watch",
+      match: ({ query }) => Number(query.get("resourceVersion")) < firstGood,
+      times: Infinity,
+      ...fault,
+    });
+    await dropConnections(trial.apiWire);
+    return () => {};
+  });
+
+/** For a fault that is there from the start. */
+export const nothing: Row["inject"] = () => Promise.resolve(() => {});
 
 const isVictim = ({ victim }: Trial) => new RegExp(`${pathOf(victim)}$`);
 
@@ -177,7 +198,7 @@ const ofApiServer: Row[] = [
     inject: ofApi({ verb: "watch", close: 0 }),
     suffers: "none",
     backS: WATCH_S,
-    log: [/watch failed: it ended at once/],
+    log: [/watch failed: watch: it ended at once/],
   },
   {
     name: "watch-cut",
@@ -185,7 +206,64 @@ const ofApiServer: Row[] = [
     inject: ofApi({ verb: "watch", cut: 0.5 }),
     suffers: "none",
     backS: WATCH_S,
-    log: [/watch failed: watch: no answer/],
+    log: [/watch failed: watch: no response/],
+  },
+  ...([
+    ["ends", "end at once", { close: 0 }, /watch failed: watch: it ended at once/],
+    ["cut", "are cut before their headers", { cut: 0 }, /watch failed: watch: no response/],
+    [
+      "half",
+      "are cut after their headers",
+      { lines: ["{}"], cut: 0.5 },
+      /watch failed: watch: no response/,
+    ],
+    ["reset", "are reset", { reset: true }, /watch failed: watch: no response/],
+    ["403", "are answered 403", { status: 403 }, /watch failed: watch: .*403/],
+    ["429", "are answered 429", { status: 429 }, /watch failed: watch: .*429/],
+  ] satisfies [string, string, Fault, RegExp][]).map(([name, what, fault, log]): Row => ({
+    name: `old-${name}`,
+    fault: `API server: watches from versions below N ${what}, for ever`,
+    inject: ofOldVersions(fault),
+    lastsS: 0,
+    suffers: "none",
+    backS: WATCH_S,
+    log: [log],
+  })),
+  {
+    name: "watch-forbidden",
+    fault: "API server: list is allowed and watch forbidden (403), for ever",
+    inject: each(async (trial) => {
+      const { namespaces, ground: { admin } } = trial;
+      for (const namespace of namespaces) await forbidWatch(admin, namespace);
+      await dropConnections(trial.apiWire);
+      return () => {};
+    }),
+    lastsS: 0,
+    suffers: "none",
+    backS: WATCH_S,
+    log: [/watch failed: watch: .*403: secrets is forbidden/],
+    metric: /watch_restarts_total\{reason="forbidden"\}/,
+  },
+  {
+    name: "namespace-gone",
+    fault: "API server: one of three namespaces is gone, and its Role (403), from the start",
+    conditions: { hasGone: true },
+    inject: nothing,
+    suffers: "none",
+    backS: WATCH_S,
+    log: [/watch failed: list: .*403: secrets is forbidden/],
+    metric: /watch_restarts_total\{reason="forbidden"\}/,
+    maxWarnings: 1,
+  },
+  {
+    name: "watch-cut-idle",
+    fault: "API server: each watch is cut after 20 s, as by a load balancer, from the start",
+    conditions: { cutsWatchesS: 20 },
+    inject: nothing,
+    lastsS: 65,
+    suffers: "none",
+    backS: WATCH_S,
+    maxWarnings: 0,
   },
   {
     name: "watch-garbage",
@@ -219,7 +297,7 @@ const ofApiServer: Row[] = [
     backS: PASSING_S,
     log: [
       /ExchangeFailed: the token could not be written: .*503/,
-      /watch failed: .*503: not an answer of the API server/,
+      /watch failed: .*503: not a response of the API server/,
     ],
   },
   {
@@ -236,7 +314,7 @@ const ofApiServer: Row[] = [
     inject: ofApi({ cut: 0.5 }),
     suffers: "all",
     backS: PASSING_S,
-    log: [/watch failed: .*no answer/],
+    log: [/watch failed: .*no response/],
   },
   {
     name: "api-huge",
@@ -245,7 +323,7 @@ const ofApiServer: Row[] = [
     lastsS: 10,
     suffers: "none",
     backS: WATCH_S,
-    log: [/watch failed: list: over 16 MiB/],
+    log: [/watch failed: list: the response is over 16777216 bytes/],
   },
   {
     name: "api-slow",
@@ -268,8 +346,8 @@ const ofApiServer: Row[] = [
     suffers: "all",
     backS: PASSING_S,
     log: [
-      /ExchangeFailed: the token could not be written: .*no answer/,
-      /watch failed: .*no answer/,
+      /ExchangeFailed: the token could not be written: .*no response/,
+      /watch failed: .*no response/,
     ],
   },
   {
@@ -282,7 +360,7 @@ const ofApiServer: Row[] = [
     }),
     suffers: "all",
     backS: WATCH_S,
-    log: [/ExchangeFailed: the token could not be written: .*no answer/],
+    log: [/ExchangeFailed: the token could not be written: .*no response/],
   },
   {
     name: "api-401",
@@ -299,8 +377,6 @@ const ofApiServer: Row[] = [
     lastsS: FAULT_S + 10,
     suffers: "all",
     backS: LONG_PASSING_S,
-    // Each time with the token read anew. A running watch goes on.
-    triesOfRequest: 2,
     log: [/ExchangeFailed: the token could not be written: .*401/],
   },
   {
@@ -313,7 +389,7 @@ const ofApiServer: Row[] = [
       return () => Promise.all(namespaces.map((namespace) => bindRole(admin, namespace, home)));
     }),
     suffers: "all",
-    backS: REFUSED_S,
+    backS: PASSING_S,
     log: [/watch failed: .*403/],
   },
 ];
@@ -324,7 +400,7 @@ const ofSecret: Row[] = [
     fault: "one Secret: an admission policy refuses its writes (422)",
     inject: each(refuseByPolicy),
     suffers: "victim",
-    backS: REFUSED_S,
+    backS: PASSING_S,
     event: /ExchangeFailed: the token could not be written: .*not today/,
   },
   {
@@ -350,7 +426,7 @@ const ofSecret: Row[] = [
     inject: keepPatching(500, () => ({ stringData: { ".dockerconfigjson": "{}" } })),
     suffers: "victim",
     backS: WATCH_S,
-    event: /Overwritten: somebody else replaces the token/,
+    event: /Overwritten: the token was overwritten by another client/,
   },
 ];
 
@@ -364,7 +440,7 @@ const ofIssuers: Row[] = [
     }),
     suffers: "all",
     backS: PASSING_S,
-    log: [/exchange failed: .*ECONNREFUSED/],
+    log: [/ExchangeFailed: .*ECONNREFUSED/],
     event: /ExchangeFailed: .*ECONNREFUSED/,
   },
   {
@@ -373,7 +449,7 @@ const ofIssuers: Row[] = [
     inject: ofIssuer({ hang: true }),
     suffers: "all",
     backS: PASSING_S + 10,
-    event: /ExchangeFailed: no answer of the issuer: no answer within 10 s/,
+    event: /ExchangeFailed: no response from the issuer at .*: no response within 10 s/,
   },
   {
     name: "issuer-packets-dropped",
@@ -382,7 +458,7 @@ const ofIssuers: Row[] = [
     inject: each(({ ground: { network }, issuerWire }) => network.dropServer(issuerWire.port)),
     suffers: "all",
     backS: PASSING_S + 10,
-    event: /ExchangeFailed: no answer of the issuer/,
+    event: /ExchangeFailed: no response from the issuer/,
   },
   {
     name: "issuer-name",
@@ -395,7 +471,7 @@ const ofIssuers: Row[] = [
     }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: no answer of the issuer: getaddrinfo/,
+    event: /ExchangeFailed: no response from the issuer at .*getaddrinfo/,
   },
   {
     name: "issuer-certificate",
@@ -407,7 +483,7 @@ const ofIssuers: Row[] = [
     }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: no answer of the issuer: .*certificate/,
+    event: /ExchangeFailed: no response from the issuer at .*certificate/,
   },
   {
     name: "issuer-resets",
@@ -415,7 +491,7 @@ const ofIssuers: Row[] = [
     inject: ofIssuer({ reset: true }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: no answer of the issuer/,
+    event: /ExchangeFailed: no response from the issuer/,
   },
   {
     name: "issuer-500",
@@ -431,7 +507,7 @@ const ofIssuers: Row[] = [
     inject: ofIssuer({ status: 503, body: HTML }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: the issuer answered 503: not an answer of the STS/,
+    event: /ExchangeFailed: the issuer answered 503: no message/,
   },
   {
     name: "issuer-429",
@@ -450,8 +526,8 @@ const ofIssuers: Row[] = [
       return () => issuer.keys = keys;
     }),
     suffers: "all",
-    backS: REFUSED_S,
-    event: /ExchangeFailed: the issuer answered 401: .*chainctl iam identities create/,
+    backS: PASSING_S,
+    event: /ExchangeFailed: the issuer answered 401: .*chainctl iam identities describe/,
   },
   {
     name: "issuer-403",
@@ -462,7 +538,7 @@ const ofIssuers: Row[] = [
       return () => issuer.bindings.set(ownIdentity, binding);
     }),
     suffers: "loner",
-    backS: REFUSED_S,
+    backS: PASSING_S,
     event: /ExchangeFailed: the issuer answered 403: .*chainctl iam identities create/,
   },
   {
@@ -470,8 +546,8 @@ const ofIssuers: Row[] = [
     fault: "issuer: 200 and garbage",
     inject: ofIssuer({ body: "{]" }),
     suffers: "all",
-    backS: REFUSED_S,
-    event: /ExchangeFailed: the issuer answered 200 without a token/,
+    backS: PASSING_S,
+    event: /ExchangeFailed: the issuer answered 200: no token/,
   },
   {
     name: "issuer-truncated",
@@ -479,7 +555,7 @@ const ofIssuers: Row[] = [
     inject: ofIssuer({ cut: 0.5 }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: no answer of the issuer/,
+    event: /ExchangeFailed: no response from the issuer/,
   },
   {
     name: "issuer-huge",
@@ -487,7 +563,7 @@ const ofIssuers: Row[] = [
     inject: ofIssuer({ body: "x".repeat(2 * MB) }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: no answer of the issuer/,
+    event: /ExchangeFailed: no response from the issuer/,
   },
   {
     name: "issuer-slow",
@@ -495,14 +571,14 @@ const ofIssuers: Row[] = [
     inject: ofIssuer({ split: { bytes: 10, ms: 200 } }),
     suffers: "all",
     backS: PASSING_S + 10,
-    event: /ExchangeFailed: no answer of the issuer: no answer within 10 s/,
+    event: /ExchangeFailed: no response from the issuer at .*: no response within 10 s/,
   },
   {
     name: "issuer-audience",
     fault: "issuer: tokens of another audience",
     inject: ofIssuer({ claims: { aud: "another.example" } }),
     suffers: "all",
-    backS: REFUSED_S,
+    backS: PASSING_S,
     event: /ExchangeFailed: .*its audience is another\.example, not cgr\.dev/,
   },
   {
@@ -510,7 +586,7 @@ const ofIssuers: Row[] = [
     fault: "issuer: tokens of another identity",
     inject: ofIssuer({ claims: { sub: identityOf("another") } }),
     suffers: "all",
-    backS: REFUSED_S,
+    backS: PASSING_S,
     event: /ExchangeFailed: .*it is another identity's/,
   },
   {
@@ -518,7 +594,7 @@ const ofIssuers: Row[] = [
     fault: "issuer: tokens that have expired",
     inject: ofIssuer({ claims: { iat: 1_700_000_000, exp: 1_700_003_600 } }),
     suffers: "all",
-    backS: REFUSED_S,
+    backS: PASSING_S,
     event: /ExchangeFailed: .*it expires, or did, within 5 s: compare the clocks/,
   },
   {
@@ -557,7 +633,7 @@ const ofControlPlane: Row[] = ([
     },
     suffers: "all",
     backS: RESTARTED_S,
-    log: [/watch failed: .*no answer/],
+    log: [/watch failed: .*no response/],
   },
   {
     name: "etcd-stopped",
@@ -586,7 +662,7 @@ const ofControlPlane: Row[] = ([
     inject: (_, { cluster }) => backUpEtcd(cluster),
     suffers: "all",
     backS: RESTARTED_S,
-    log: [/watch failed: .*no answer/],
+    log: [/watch failed: .*no response/],
   },
   {
     name: "api-certificate",

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { findToken, type LogRecord, type Runtime } from "../program.ts";
 import type { Standing } from "./objects.ts";
 import { type Look, METRIC, peakRise, type Sample, total } from "./observe.ts";
-import { FAULT_S, type Row } from "./rows.ts";
+import { FAULT_S, nothing, type Row } from "./rows.ts";
 import { type Ground, LIFE_S, startTrial, type Trial } from "./trial.ts";
 
 /** A busy machine starts a dozen programs, and fills their Secrets. */
@@ -38,7 +38,9 @@ export interface Outcome {
   exchanges: number;
   /** The Warning events, as "reason: note". */
   events: string[];
-  /** The log's warnings, as "msg: error". */
+  /** How many warnings are in the log. */
+  warnings: number;
+  /** Each of them once, as "msg: error". */
   log: string[];
   /** The counters of trouble that rose. */
   metrics: string[];
@@ -120,8 +122,9 @@ async function judge(row: Row, trial: Trial, times: Times): Promise<Outcome> {
   if (status !== 0) broken.push(`the program ended with ${status} on SIGTERM`);
   const { injectedAt, mendedAt, backAt } = times;
   const records = program.log();
+  const isFromStart = row.inject === nothing;
   const warnings = records.filter(({ level, time }) =>
-    level === "warn" && Date.parse(time) >= injectedAt
+    level === "warn" && (isFromStart || Date.parse(time) >= injectedAt)
   );
   const expired = findExpired(looks, records);
   const during = samples.filter(({ at }) => at >= injectedAt);
@@ -135,6 +138,7 @@ async function judge(row: Row, trial: Trial, times: Times): Promise<Outcome> {
     requests: peakOf(during, "api_requests_total"),
     exchanges: peakOf(during, "exchange_duration_seconds_count"),
     events,
+    warnings: warnings.length,
     log: [...new Set(warnings.map(({ msg, error, message }) => `${msg}: ${error ?? message}`))],
     metrics: troubleOf(during),
     broken,
@@ -153,10 +157,9 @@ async function judge(row: Row, trial: Trial, times: Times): Promise<Outcome> {
 
 /** The limits that were exceeded. */
 function findExceeded({ row, backMs = Infinity, requests, exchanges }: Outcome): string[] {
-  const maxRequests = MAX_REQUESTS * (row.triesOfRequest ?? 1);
   return [
     ...backMs > row.backS * 1000 ? [`not back to normal within ${row.backS} s`] : [],
-    ...requests > maxRequests ? [`${requests} requests within 10 s, over ${maxRequests}`] : [],
+    ...requests > MAX_REQUESTS ? [`${requests} requests within 10 s, over ${MAX_REQUESTS}`] : [],
     ...exchanges > MAX_EXCHANGES
       ? [`${exchanges} exchanges within 10 s, over ${MAX_EXCHANGES}`]
       : [],
@@ -164,12 +167,17 @@ function findExceeded({ row, backMs = Infinity, requests, exchanges }: Outcome):
 }
 
 /** What should have been told and was not, or the other way round. */
-function findUntold({ row, log, events }: Outcome): string[] {
+function findUntold({ row, log, warnings, events, metrics }: Outcome): string[] {
   const missing = (lines: string[], pattern: RegExp) => !lines.some((line) => pattern.test(line));
   return [
     ...(row.log ?? []).filter((pattern) => missing(log, pattern)).map((like) =>
       `no warning in the log is like ${like}`
     ),
+    ...row.metric && missing(metrics, row.metric) ? [`no counter that rose is ${row.metric}`] : [],
+    ...warnings > (row.maxWarnings ?? Infinity)
+      ? [`${warnings} warnings in the log, over ${row.maxWarnings}: ${log}`]
+      : [],
+    ...row.maxWarnings === 0 && metrics.length > 0 ? [`counters of trouble rose: ${metrics}`] : [],
     ...row.event && missing(events, row.event) ? [`no Warning event is like ${row.event}`] : [],
     ...row.suffers === "none" && events.length > 0 ? [`there are Warning events: ${events}`] : [],
   ];

@@ -45,6 +45,10 @@ export interface Conditions {
   isApart?: boolean;
   /** Seconds that tokens live, where {@linkcode LIFE_S} are too few. */
   lifeS?: number;
+  /** It is told to look after one more namespace, which there is not: the API server answers 403. */
+  hasGone?: boolean;
+  /** Each watch is cut after so many seconds. */
+  cutsWatchesS?: number;
 }
 
 export type Trial = Awaited<ReturnType<typeof startTrial>>;
@@ -67,7 +71,7 @@ export async function startTrial(
     ...files.settings,
     KUBERNETES_API: ways.apiUrl,
     ISSUER_URL: ways.issuerUrl,
-    WATCH_NAMESPACES: tenants.namespaces.join(),
+    WATCH_NAMESPACES: [...tenants.namespaces, ...conditions.hasGone ? [`${run}-gone`] : []].join(),
     PORT: `${port}`,
   };
   const through = conditions.isApart ? ground.network.enter(files.hosts) : [];
@@ -160,13 +164,18 @@ async function createTenants(admin: Admin, run: string) {
 /** Program → wire → proxy → API server, and program → wire → issuer. */
 async function openWays(
   { cluster, keys, upstream, network }: Ground,
-  { isDirect, isApart, lifeS }: Conditions,
+  { isDirect, isApart, lifeS, cutsWatchesS }: Conditions,
 ) {
   const address = isApart ? network.here : "127.0.0.1";
   const [apiName, issuerName] = isApart ? [API_NAME, ISSUER_NAME] : [address, address];
   const authority = makeAuthority();
   const certificate = authority.issue([apiName, issuerName]);
-  const proxy = await startProxy({ certificate, url: cluster.server, upstream });
+  const proxy = await startProxy({
+    certificate,
+    url: cluster.server,
+    upstream,
+    ...cutsWatchesS && { cutWatchesMs: cutsWatchesS * 1000 },
+  });
   const issuer = await startIssuer({
     certificate,
     keys,
@@ -203,8 +212,8 @@ async function writeFiles(
     writeFileSync(join(dir, name), text);
     return join(dir, name);
   };
-  const writeToken = async (name: string, audience?: string) => {
-    const token = await admin.token(home, ACCOUNT, audience);
+  const writeToken = async (name: string, ...audiences: string[]) => {
+    const token = await admin.token(home, ACCOUNT, ...audiences);
     given.push(token);
     return write(name, token);
   };

@@ -147,7 +147,6 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
     SERVICE_ACCOUNT_DIR: files,
     ISSUER_URL: issuer.url,
     SUBJECT_TOKEN_FILE: write("subject-token", await admin.token(HOME, ACCOUNT, issuer.audience)),
-    LOG_LEVEL: "warn", // else a line for each write
   };
   // A copy, as somebody may bundle again meanwhile.
   const file = join(files, "main.mjs");
@@ -157,9 +156,9 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
 
   const replicas = new Map<Runtime, Program>();
   /** Counts what a replica that is killed has warned of. */
-  const close = ({ lines }: Program) => {
+  const close = ({ lines, warnings: own }: Program) => {
     isTokenLogged ||= lines.some((line) => TOKEN_START.test(line));
-    for (const line of lines) {
+    for (const line of own) {
       const { msg } = JSON.parse(line);
       warnings[msg] = (warnings[msg] ?? 0) + 1;
     }
