@@ -1,7 +1,7 @@
 /** The program's image and its manifest, installed as users do it. */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson, NAMESPACE, until } from "./context.ts";
+import { type Context, expect, getJson, type Json, NAMESPACE, until } from "./context.ts";
 import { type Bases, buildBases, buildProgram } from "./images.ts";
 import { patchedManifest } from "./patch.ts";
 import { contract } from "./tools.ts";
@@ -95,9 +95,8 @@ export async function controllerPods(context: Pick<Context, "kubectl">): Promise
     "-l",
     "app.kubernetes.io/name=pull-secret-updater",
   );
-  // deno-lint-ignore no-explicit-any
-  return items.filter(({ metadata }: any) => !metadata.deletionTimestamp).map((
-    { metadata, status }: any,
+  return items.filter(({ metadata }: Json) => !metadata.deletionTimestamp).map((
+    { metadata, status }: Json,
   ) => ({
     name: metadata.name,
     uid: metadata.uid,
