@@ -6,7 +6,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer, type RequestListener, type Server } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import { networkInterfaces, tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import process from "node:process";
@@ -45,6 +45,8 @@ interface Container {
   args: string[];
   env: { name: string; value: string }[];
 }
+/** The variables of a proxy that the program reads. Deno reads them, too. */
+const PROXIES = ["HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy"];
 const { args, env } = readContainer(readFileSync(join(ROOT, "deploy.yaml"), "utf8"));
 const variables = listOf("--allow-env");
 
@@ -74,8 +76,8 @@ function readContainer(manifest: string): Container {
 }
 
 /** The values of a flag. */
-function listOf(flag: string): string[] {
-  const found = args.filter((arg) => arg.startsWith(`${flag}=`));
+function listOf(flag: string, flags = args): string[] {
+  const found = flags.filter((arg) => arg.startsWith(`${flag}=`));
   assertEquals(found.length, 1, `${flag} stands once`);
   return found[0]!.slice(flag.length + 1).split(",");
 }
@@ -156,7 +158,21 @@ function start(args: string[], environment: Record<string, string>): Running {
   return { child, output, ended };
 }
 
-const startIn = (pod: Pod, args = argumentsOf(pod)) => start(args, environmentOf(pod));
+const startIn = (pod: Pod, args = argumentsOf(pod), settings: Record<string, string> = {}) =>
+  start(args, { ...environmentOf(pod), ...settings });
+
+/** The rights that the README's recipe for a proxy adds: those variables. */
+function withProxyVariables(args: string[]): string[] {
+  const hidden = listOf("--ignore-env", args).filter((name) => !PROXIES.includes(name));
+  const granted = [...listOf("--allow-env", args), ...PROXIES];
+  return args.map((arg) =>
+    arg.startsWith("--allow-env=")
+      ? `--allow-env=${granted}`
+      : arg.startsWith("--ignore-env=")
+      ? `--ignore-env=${hidden}`
+      : arg
+  );
+}
 
 async function until(what: string, check: () => unknown, { output }: Running): Promise<void> {
   for (const deadline = Date.now() + UNTIL_MS; !await check(); await sleep(20)) {
@@ -230,8 +246,9 @@ async function startCluster(
 async function worksIn(
   { api, issuer, pod }: Awaited<ReturnType<typeof startCluster>>,
   args?: string[],
+  settings?: Record<string, string>,
 ): Promise<void> {
-  const program = startIn(pod, args);
+  const program = startIn(pod, args, settings);
   const isFilled = () =>
     api.secret("team", "pull-secret")?.metadata.annotations?.[`${PREFIX}/token-expires`];
   await until("the Secret is filled", isFilled, program);
@@ -247,8 +264,7 @@ async function worksIn(
   // Deno's child.kill() would take the signal for the end.
   process.kill(program.child.pid!, "SIGTERM");
   assertEquals(await program.ended, 0);
-  const levels = program.output.stderr.trim().split("\n").map((line) => JSON.parse(line).level);
-  assertEquals(levels.filter((level) => level !== "info"), [], program.output.stderr);
+  assertEquals(program.output.stderr, "", "it warns of nothing");
 }
 
 test("the program does all its work with the manifest's rights, on IPv4 and IPv6", async () => {
@@ -283,10 +299,43 @@ test(
   },
 );
 
-test("the manifest grants the variables that the program reads, and no other", () => {
+test("the program works through a proxy with what the README's recipe changes", async () => {
+  const asked: string[] = [];
+  const proxy = await listen((_, response) => response.writeHead(502).end());
+  proxy.on("connect", ({ url = "" }, socket) => {
+    asked.push(url);
+    const upstream = connect(+new URL(`http://${url}`).port, "localhost", () => {
+      socket.write("HTTP/1.1 200 OK\r\n\r\n");
+      socket.pipe(upstream).pipe(socket);
+    });
+    for (const end of [socket, upstream]) end.on("error", () => {});
+    toEnd.push(() => socket.destroy());
+  });
+  const cluster = await startCluster("127.0.0.1");
+  const [issuer, address] = [`localhost:${cluster.pod.issuerPort}`, `127.0.0.1:${portOf(proxy)}`];
+  const recipe = withProxyVariables(argumentsOf(cluster.pod));
+  await worksIn(cluster, recipe.map((arg) => arg.replace(issuer, address)), {
+    HTTPS_PROXY: `http://${address}`,
+  });
+  assertEquals([...new Set(asked)], [issuer]);
+});
+
+/** What undici would read. */
+const UNDICI = ["JEST_WORKER_ID", "UNDICI_NO_WASM_SIMD", "UNDICI_USE_MILO"];
+
+test("the manifest grants the variables that the program reads, and hides those of a proxy; deno.json and the image grant them too", () => {
   const source = readFileSync(join(ROOT, "main.ts"), "utf8");
-  const read = [...source.matchAll(/\b(?:env|read)\("([A-Z_]+)"/g)].map(([, name]) => name!);
-  assertEquals(variables, [...new Set(read)].sort());
+  const found = source.matchAll(/\b(?:env|read\w*)\(\s*"(\w+)"|"(https_proxy)"/g);
+  const read = [...new Set([...found].map(([, name, other]) => name ?? other!))].sort();
+  assertEquals(PROXIES.filter((name) => !read.includes(name)), []);
+  assertEquals(variables, read.filter((name) => !PROXIES.includes(name)));
+  assertEquals(listOf("--ignore-env"), [...PROXIES, ...UNDICI].sort());
+  const { tasks } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
+  const image = readFileSync(join(ROOT, "Containerfile"), "utf8").matchAll(/"(--[^"]+)"/g);
+  for (const flags of [tasks.start.split(" "), [...image].map(([, flag]) => flag!)]) {
+    assertEquals(listOf("--allow-env", flags), read);
+    assertEquals(listOf("--ignore-env", flags), UNDICI);
+  }
 });
 
 test("the program's text names nothing to import but Node's own modules", () => {
@@ -328,6 +377,12 @@ const ATTEMPTS: Record<string, [code: string, end: RegExp][]> = {
     ["createRequire(import.meta.url)(at('/etc/passwd'))", /read access to/],
     ["new DatabaseSync('/etc/x.db')", /read access to/],
     ["process.loadEnvFile('/etc/environment')", /env access|read access/],
+    ["fs.readFileSync('/proc/self/root/etc/passwd')", /read access to/],
+    ["fs.readFileSync('/dev/fd/0')", /read access to/],
+    ["fs.readlinkSync(`${granted}/../link`)", /read access to/],
+    ["new DatabaseSync('file:/etc/x.db?mode=ro')", /read access to/],
+    ["new DatabaseSync(':memory:').exec(`ATTACH '/etc/passwd' AS x`)", /too many attached/],
+    ["thread(`require('node:fs').readFileSync('/etc/passwd')`)", /read access to/],
     ["fs.readFileSync(`${granted}/token`, 'utf8')", /^done: /],
   ],
   "reach another host": [
@@ -348,7 +403,46 @@ const ATTEMPTS: Record<string, [code: string, end: RegExp][]> = {
     ["request(other.replace('http:', 'https:'))", /net access to/],
     ["request(other, { dispatcher: new ProxyAgent(other) })", /net access to/],
     ["new Promise((_, no) => http2.connect(other).on('error', no))", /net access to/],
+    ["connection({ port, host: 'localhost', lookup })", /net access to "127\.0\.0\.2:/],
+    ["connection({ port: apiPort, host: 'localhost', lookup })", /net access to "127\.0\.0\.2:/],
+    ["connection({ port: apiPort, host: '127.0.0.2' })", /net access to/],
+    ["sending(port, '127.0.0.1')", /net access to/],
+    ["dns.resolve4('example.com')", /UNKNOWN example\.com/],
+    ["resolving(`127.0.0.1:${port}`)", /sys access to "networkInterfaces"/],
+    // This one does not say why.
+    ["new Promise((_, no) => new EventSource(other).onerror = () => no(new Error()))", /$/],
+    ["thread(`require('node:net').connect(${port}, '127.0.0.1')`)", /net access to/],
+    ["thread(`fetch('${other}').then(() => {}, (e) => { throw e; })`)", /net access to/],
     ["new Promise((_, no) => new WebSocket(other).onerror = (e) => no(e.error))", /net access to/],
+  ],
+  "go through a proxy": [
+    // Those that are hidden can be set, which does nothing: it is the granted hosts that are asked.
+    ...PROXIES.flatMap((name): [code: string, end: RegExp][] => [
+      [`process.env.${name} = other`, /^done: /],
+      [`Deno.env.set('${name}', other)`, /^done: /],
+      [`process.env.${name} ?? 'nothing'`, /^done: "nothing"/],
+    ]),
+    ...["ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "NODE_USE_ENV_PROXY"].map((
+      name,
+    ): [code: string, end: RegExp] => [`process.env.${name} = other`, /env access to/]),
+    ["fetch(redirecting, { redirect: 'manual' }).then(({ status }) => status)", /^done: 302/],
+    ["fetch(redirecting.replace('http:', 'https:'))", /fetch failed/],
+    ["request(redirecting).then(({ statusCode }) => statusCode)", /^done: 302/],
+    [
+      "request(redirecting, { dispatcher: new EnvHttpProxyAgent({ httpProxy: other }) })",
+      /net access/,
+    ],
+    [
+      "fetch(redirecting, { client: Deno.createHttpClient({ proxy: { url: other } }) })",
+      /net access/,
+    ],
+    [
+      "Deno.createHttpClient({ proxy: { transport: 'tcp', hostname: '127.0.0.1', port } })",
+      /net access to/,
+    ],
+    ["Deno.createHttpClient({ proxy: { transport: 'unix', path: '/run/x.sock' } })", /read access/],
+    ["got(redirecting, { agent: new Agent({ proxyEnv: { http_proxy: other } }) })", /net access/],
+    ["got(redirecting, { localAddress: '127.0.0.2' })", /net access to/],
   ],
   "import code from elsewhere": [
     ["import(at(`${other}x.js`))", /--no-remote is specified/],
@@ -395,6 +489,10 @@ const ATTEMPTS: Record<string, [code: string, end: RegExp][]> = {
     ["Deno.makeTempFile()", /write access to/],
     ["fs.rmSync(`${granted}/token`)", /write access to/],
     ["v8.writeHeapSnapshot('/tmp/x')", /write access to/],
+    ["fs.symlinkSync('/etc/passwd', `${granted}/link`)", /requires unscoped .*--allow-write/],
+    ["new DatabaseSync(':memory:').exec(`VACUUM INTO '/tmp/x.db'`)", /too many attached/],
+    ["new DatabaseSync(':memory:').exec(`ATTACH '/tmp/x.db' AS x`)", /too many attached/],
+    ["backup(new DatabaseSync(':memory:'), '/tmp/x.db')", /write access to/],
     // Deno's own storage asks for no right: it is the read-only root that stops these.
     ["localStorage.setItem('x', 'y')", /Not a directory/],
     ["caches.open('x')", /Failed to create cache storage directory/],
@@ -415,19 +513,22 @@ const ATTEMPTS: Record<string, [code: string, end: RegExp][]> = {
 
 const PROBE = `
 import { execFileSync } from "node:child_process";
+import * as dgram from "node:dgram";
 import * as dns from "node:dns/promises";
 import * as fs from "node:fs";
-import { createServer } from "node:http";
+import { Agent, createServer, get } from "node:http";
 import * as http2 from "node:http2";
 import * as inspector from "node:inspector";
 import { createRequire } from "node:module";
 import { connect } from "node:net";
 import * as os from "node:os";
-import { DatabaseSync } from "node:sqlite";
+import { backup, DatabaseSync } from "node:sqlite";
 import * as v8 from "node:v8";
-import { ProxyAgent, request } from "undici";
+import { Worker as Thread } from "node:worker_threads";
+import { EnvHttpProxyAgent, ProxyAgent, request } from "undici";
 
-const { HTTPS_PROXY: other, KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: apiPort } = process.env;
+// REGISTRIES has the URL of the other server, being granted and of no other use here.
+const { REGISTRIES: other, KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: apiPort } = process.env;
 const port = +new URL(other).port, own = +process.env.PORT, granted = process.env.SERVICE_ACCOUNT_DIR;
 const redirecting = "http://" + host + ":" + apiPort + "/";
 const at = (specifier) => specifier;
@@ -442,6 +543,19 @@ const worker = (url) => new Promise((ok, no) => {
   worker.onmessage = ({ data }) => ok(data);
   worker.onerror = (event) => (event.preventDefault(), no(new Error(event.message)));
 });
+
+const thread = (code) => new Promise((ok, no) => new Thread(code, { eval: true }).on("error", no).on("exit", ok));
+const lookup = (_host, { all }, found) => all ? found(null, [{ address: "127.0.0.2", family: 4 }]) : found(null, "127.0.0.2", 4);
+const sending = (...to) => new Promise((ok, no) => {
+  const socket = dgram.createSocket("udp4").on("error", no);
+  socket.send("x", ...to, (error) => (error ? no(error) : ok("sent"), socket.close()));
+});
+const resolving = (server) => {
+  const resolver = new dns.Resolver();
+  resolver.setServers([server]);
+  return resolver.resolve4("example.com");
+};
+const got = (url, options) => new Promise((ok, no) => get(url, options, ({ statusCode }) => ok(statusCode)).on("error", no));
 
 // What Deno refuses below the surface of Node's modules is not always caught there.
 let refuse;
@@ -489,10 +603,9 @@ describe("a program with the manifest's rights", () => {
       `console.log(JSON.stringify({ ends, variables: Deno.env.toObject() }));\nprocess.exit(0);\n`;
     writeProbe(PROBE + lines.join("") + rest, program);
     writeFileSync(join(accountDir, "token"), "a token");
-    // As the proxy, the server also sees what Deno itself would load, from any host.
     const probe = start(argumentsOf(pod), {
       ...environmentOf(pod),
-      HTTPS_PROXY: other,
+      REGISTRIES: other,
       OTHER: "x",
     });
     assertEquals(await probe.ended, 0, probe.output.stderr);
@@ -540,6 +653,9 @@ function writeProbe(code: string, path: string): void {
 
 // ───── Deno itself ─────
 
+/** Nobody is there; fetch() blocks many of the lower ones. */
+const ISSUER_PORT = 8443;
+
 /**
  * Runs a program with the manifest's rights behind a proxy, and gives what was asked of that until `isDone`. A control is
  * `without` some of the arguments and variables.
@@ -548,6 +664,7 @@ async function askedOfProxy(
   code: string,
   isDone: (asked: string[]) => unknown,
   without: string[] = [],
+  change = (args: string[]) => args,
 ): Promise<string[]> {
   const asked: string[] = [];
   const proxy = await listen((request, response) =>
@@ -564,16 +681,17 @@ async function askedOfProxy(
   const pod: Pod = {
     apiHost: "127.0.0.1",
     apiPort: 1,
-    issuerPort: 1,
+    issuerPort: ISSUER_PORT,
     port: await freePort(),
     program,
   };
   const url = `http://127.0.0.1:${portOf(proxy)}`;
-  const own = { HOME: fresh, DENO_DIR: join(fresh, "deno"), HTTPS_PROXY: url, HTTP_PROXY: url };
+  const proxies = { HTTPS_PROXY: url, HTTP_PROXY: url, REGISTRIES: url };
+  const own = { HOME: fresh, DENO_DIR: join(fresh, "deno"), ...proxies };
   const environment = Object.entries({ ...environmentOf(pod), ...own }).filter(([name]) =>
     !without.includes(name)
   );
-  const args = argumentsOf(pod).filter((arg) => !without.includes(arg));
+  const args = change(argumentsOf(pod)).filter((arg) => !without.includes(arg));
   const running = start(args, Object.fromEntries(environment));
   await until("the proxy was asked", () => isDone(asked), running);
   running.child.kill("SIGKILL");
@@ -609,4 +727,19 @@ test("import() of a URL or a package asks no other host, which it would without 
   const [ofUrl, ofRegistry] = controls.map(([first = ""]) => first);
   assertEquals(ofUrl, "raw.githubusercontent.com:443");
   assertMatch(ofRegistry ?? "", /:443$/);
+});
+
+test("Deno connects to no proxy that a program names, which it would if the manifest granted those variables", async () => {
+  const tries = PROXIES.map((name) => `Deno.env.set("${name}", Deno.env.get("REGISTRIES"));\n`);
+  // The issuer is granted, but nobody is there.
+  const asks =
+    `fetch("https://localhost:${ISSUER_PORT}/").catch(() => {});\nsetTimeout(() => {}, 60_000);`;
+  const code = tries.filter((line) => !/no_proxy/i.test(line)).join("") + asks;
+  const without = ["HTTPS_PROXY", "HTTP_PROXY"];
+  const [asked, control] = await Promise.all([
+    askedOfProxy(code, hasTime(Date.now()), without),
+    askedOfProxy(code, isAnything, without, withProxyVariables),
+  ]);
+  assertEquals(asked, []);
+  assertEquals(control, [`localhost:${ISSUER_PORT}`]);
 });
