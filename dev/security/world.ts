@@ -139,7 +139,7 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
       tokenOf(api.secret(namespace, name)!.data),
     /** All that the programs wrote, and the events. */
     told: (): string[] => [
-      ...programs.flatMap(({ lines, stdout }) => [...lines, stdout()]),
+      ...programs.flatMap(({ lines, stdout }) => [...lines, ...stdout().split("\n")]),
       ...api.events().map((event) => JSON.stringify(event)),
     ],
     /** Ends everything; nothing that was told may have a token or a control character in it. */
