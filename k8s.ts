@@ -11,17 +11,11 @@ import { Agent, buildConnector, type Dispatcher, request } from "undici";
 const CONNECT_TIMEOUT_MS = 10_000;
 /** For the headers of a response, and for silence within its body; a watch sets its own. */
 const SILENCE_TIMEOUT_MS = 30_000;
-/** Time for many large pages, and more than a watch lives (100 s). */
-const LIST_WATCH_TIMEOUT_MS = 120_000;
 /** Watches end after 60 to 90 s, so that a stalled connection is noticed soon: another watch costs one request. */
 const WATCH_MIN_S = 60;
 const WATCH_SPREAD_S = 31;
 /** What a watch may outlive its own time-out by before its connection counts as dead. */
 const WATCH_GRACE_S = 10;
-/** A watch that ends sooner has failed: an API server that ends them at once would make us spin. */
-const WATCH_SHORT_MS = 1_000;
-/** A watch that lived so long was no failure, however it ended: load balancers cut idle connections. */
-const WATCH_GOOD_MS = 10_000;
 /** Half of client-go's: what a page leaves behind is what a start takes of memory. */
 const PAGE_LIMIT = 250;
 /** A page of ordinary pull Secrets has 1 MiB. The objects of one that is full of labels take ten times its bytes. */
@@ -41,17 +35,9 @@ export class ApiError extends Error {
   /** The response's `Retry-After` header, as it came. */
   retryAfter?: string;
 
-  constructor(
-    message: string,
-    fields: Pick<ApiError, "status" | "reason" | "retryAfter" | "cause">,
-  ) {
+  constructor(message: string, fields: Partial<ApiError> = {}) {
     super(message);
     Object.assign(this, fields);
-  }
-
-  /** Whether a person has to fix something; otherwise it may pass by itself, as an expired token's 401. */
-  get refused() {
-    return /^4/.test(`${this.status}`) && ![401, 404, 408, 409, 410, 429].includes(this.status!);
   }
 }
 
@@ -95,11 +81,16 @@ export interface ClientOptions {
   onResponse: (verb: string, code: string) => void;
 }
 
-type SecretList = { items: unknown[]; metadata: { resourceVersion: string; continue?: string } };
+type List = { items: unknown[]; metadata: { resourceVersion: string; continue?: string } };
 type TokenRequest = { status?: { token?: unknown } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
-const read = (path: string) => readFileSync(path, "utf8").trim();
+/** Reads a mounted file; an empty token or CA would mean none to who takes it. */
+export function readMounted(path: string) {
+  const text = readFileSync(path, "utf8").trim();
+  if (text === "") throw new Error(`${path} is empty`);
+  return text;
+}
 
 /** The client of one API server. A namespace of undefined means all of them. */
 export class KubernetesClient {
@@ -117,8 +108,11 @@ export class KubernetesClient {
       // Each connection reads the CA anew, as each request reads the token: the kubelet replaces both.
       connect: (connection, callback) => {
         // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
-        const tls = { ca: caFile && read(caFile), servername, allowPartialTrustChain: true };
-        buildConnector({ ...tls, timeout: CONNECT_TIMEOUT_MS })(connection, callback);
+        const tls = { ca: caFile && readMounted(caFile), servername, allowPartialTrustChain: true };
+        buildConnector({ ...tls, allowH2: false, timeout: CONNECT_TIMEOUT_MS })(
+          connection,
+          callback,
+        );
       },
     });
   }
@@ -138,7 +132,7 @@ export class KubernetesClient {
           ? "application/merge-patch+json"
           : "application/json",
         "user-agent": userAgent,
-        ...tokenFile && { authorization: `Bearer ${read(tokenFile)}` },
+        ...tokenFile && { authorization: `Bearer ${readMounted(tokenFile)}` },
       };
       response = await request(url + path, { ...options, headers, dispatcher: this.#agent });
     } catch (cause) {
@@ -174,32 +168,30 @@ export class KubernetesClient {
    * Yields its Secrets, and the resource version to watch from.
    */
   async *list(namespace: string | undefined, signal: AbortSignal) {
+    const { labelSelector } = this.#options;
     let limit = PAGE_LIMIT;
     let next: string | undefined = "";
     while (next !== undefined) {
       try {
-        const { metadata, items } = await this.#listPage(namespace, limit, next, signal);
-        yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
-        next = metadata.continue || undefined;
+        const query = { labelSelector, limit, ...next && { continue: next } };
+        const maxBytes = limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES;
+        const list = await this.#json(
+          "list",
+          secretsPath(namespace),
+          { query, signal },
+          maxBytes,
+        ) as List | null;
+        const isList = Array.isArray(list?.items) &&
+          typeof list.metadata?.resourceVersion === "string";
+        if (!isList) throw invalid("list: not a list");
+        yield { items: list.items.map(asSecret), resourceVersion: list.metadata.resourceVersion };
+        next = list.metadata.continue || undefined;
         limit = Math.min(limit * 2, PAGE_LIMIT);
       } catch (error) {
-        if ((error as ApiError).reason !== "BodyTooLarge" || limit === 1) throw error;
+        if (error.reason !== "BodyTooLarge" || limit === 1) throw error;
         limit = Math.ceil(limit / PAGE_SHRINK);
       }
     }
-  }
-
-  async #listPage(namespace: string | undefined, limit: number, next: string, signal: AbortSignal) {
-    const { labelSelector } = this.#options;
-    const query = { labelSelector, limit, ...(next !== "" && { continue: next }) };
-    const maxBytes = limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES;
-    const list = await this.#json("list", secretsPath(namespace), { query, signal }, maxBytes) as
-      | SecretList
-      | null;
-    if (Array.isArray(list?.items) && typeof list.metadata?.resourceVersion === "string") {
-      return list;
-    }
-    throw invalid("list: not a list");
   }
 
   /** Watches the selected Secrets from a resource version on, until the API server ends it. */
@@ -288,70 +280,32 @@ export class KubernetesClient {
 export const keyOf = ({ namespace, name }: { namespace: string; name: string }) =>
   `${namespace}/${name}`;
 
-/** What {@linkcode listAndWatch} works with. */
-export interface Reflector {
-  api: Pick<KubernetesApi, "list" | "watch">;
-  /** In ms; never jumps. */
-  monotonic: () => number;
-  /** Uniform between 0 and 1. */
-  random: () => number;
-  /** Gives a request a time-out. */
-  within: <T>(ms: number, send: (signal: AbortSignal) => Promise<T>) => Promise<T>;
-  /** Called with each Secret as it is now. */
-  upsert: (secret: Secret) => void;
-  remove: (key: string) => void;
-  /** Called with all that there are: others are gone, though their DELETED was missed. */
-  listed: (keys: Set<string>) => void;
-  /** Called when a list or watch has ended; resolves to whether to go on. */
-  ended: (error: ApiError | undefined, isFailure: boolean) => Promise<boolean>;
-}
-
 /**
- * Lists the selected Secrets and watches them from there on. A watch that ends by itself is followed
- * by the next one, anything else by a new list: whatever was wrong with the version, be it compacted,
- * refused or from before etcd was restored, is behind us then.
+ * One round of list and watch. Without a version it lists the selected Secrets: yields each, and LISTED
+ * with the keys of all that there are. With one it watches from there until the API server ends that.
+ * Any failure is thrown, and is to be followed by a list: whatever was wrong with the version, be it
+ * compacted, refused or from before etcd was restored, is behind us then.
  */
-export async function listAndWatch(namespace: string | undefined, reflector: Reflector) {
-  const { api, monotonic, random, within, upsert, remove, listed, ended } = reflector;
-  let version = "";
-
-  async function list(signal: AbortSignal) {
-    const keys = new Set<string>();
-    for await (const { items, resourceVersion } of api.list(namespace, signal)) {
-      version = resourceVersion;
-      for (const secret of items) {
-        keys.add(keyOf(secret.metadata));
-        upsert(secret);
-      }
-    }
-    listed(keys);
-  }
-
-  async function watch(signal: AbortSignal) {
+export async function* listAndWatch(
+  api: Pick<KubernetesApi, "list" | "watch">,
+  namespace: string | undefined,
+  version: string,
+  random: () => number,
+  signal: AbortSignal,
+) {
+  if (version !== "") {
     const seconds = WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S);
-    for await (const event of api.watch(namespace, version, seconds, signal)) {
-      if (event.type === "DELETED") remove(keyOf(event.secret.metadata));
-      else if (event.type !== "BOOKMARK") upsert(event.secret);
-      version = event.resourceVersion;
+    return yield* api.watch(namespace, version, seconds, signal);
+  }
+  const keys = new Set<string>();
+  for await (const { items, resourceVersion } of api.list(namespace, signal)) {
+    version = resourceVersion;
+    for (const secret of items) {
+      keys.add(keyOf(secret.metadata));
+      yield { type: "ADDED", secret, resourceVersion } as const;
     }
   }
-
-  let error: ApiError | undefined;
-  let watchedFrom: number;
-  do {
-    watchedFrom = Infinity;
-    try {
-      if (error || version === "") await within(LIST_WATCH_TIMEOUT_MS, list);
-      error = undefined;
-      watchedFrom = monotonic();
-      await within(LIST_WATCH_TIMEOUT_MS, watch);
-      if (monotonic() < watchedFrom + WATCH_SHORT_MS) {
-        throw new ApiError("watch: it ended at once", {});
-      }
-    } catch (caught) {
-      error = caught as ApiError;
-    }
-  } while (await ended(error, error !== undefined && monotonic() < watchedFrom + WATCH_GOOD_MS));
+  yield { type: "LISTED", keys, resourceVersion: version } as const;
 }
 
 function parseJson(text: string, what: string): unknown {
@@ -410,14 +364,8 @@ function secretsPath(namespace?: string, name?: string) {
   return resourcePath("api", "v1", ...scope, "secrets", ...(name === undefined ? [] : [name]));
 }
 
-/** Joins the parts of a path; none of them can reach beyond its place. */
-function resourcePath(...parts: string[]) {
-  const unfit = parts.find((part) => ["", ".", ".."].includes(part));
-  if (unfit !== undefined) {
-    throw new ApiError(`"${unfit}" is no resource's name`, { reason: "InvalidName" });
-  }
-  return "/" + parts.map(encodeURIComponent).join("/");
-}
+/** Joins the parts of a path. None is `.` or `..`: names come from the API server, or were judged before. */
+const resourcePath = (...parts: string[]) => `/${parts.map(encodeURIComponent).join("/")}`;
 
 function asSecret(value: unknown): Secret {
   const { namespace, name, uid, resourceVersion } = (value as Partial<Secret> | null)?.metadata ??
@@ -452,22 +400,17 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
 function parseWatchEvent(line: string): WatchEvent {
   const { type, object } = (parseJson(line, "watch: a line") ?? {}) as {
     type?: unknown;
-    object?: unknown;
+    object?: Partial<Secret>;
   };
   if (type === "ERROR") {
     const { code: status, message, reason } = parseStatus(JSON.stringify(object));
     throw new ApiError(`watch: the API server sent an error: ${message}`, { status, reason });
   }
-  if (type === "BOOKMARK") {
-    const resourceVersion = (object as Partial<Secret> | null)?.metadata?.resourceVersion;
-    if (typeof resourceVersion !== "string") {
-      throw invalid("watch: a bookmark has no resource version");
-    }
-    return { type, resourceVersion };
-  }
+  const { resourceVersion } = object?.metadata ?? {};
+  if (typeof resourceVersion !== "string") throw invalid("watch: a record has no resource version");
+  if (type === "BOOKMARK") return { type, resourceVersion };
   if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") {
     throw invalid("watch: a record is of no known type");
   }
-  const secret = asSecret(object);
-  return { type, secret, resourceVersion: secret.metadata.resourceVersion };
+  return { type, secret: asSecret(object), resourceVersion };
 }

@@ -7,18 +7,18 @@
  *
  * Two clocks: lives of tokens are told by the wall clock (`now`), pauses by the monotonic one (`tick`).
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import {
   ApiError,
-  type ClientOptions,
   keyOf,
   type KubernetesApi,
   KubernetesClient,
   listAndWatch,
+  readMounted,
   type Secret,
 } from "./k8s.ts";
 import {
@@ -57,10 +57,18 @@ const MAX_SPACING_MS = 10_000;
 /** After a failure, doubling; a random half to the whole of it is waited. */
 const MIN_BACKOFF_MS = 1_000;
 const MAX_BACKOFF_MS = 60_000;
+/** Time for many large pages, and more than a watch lives (100 s). */
+const LIST_WATCH_TIMEOUT_MS = 120_000;
+/** A watch that ends sooner has failed: an API server that ends them at once would make us spin. */
+const WATCH_SHORT_MS = 1_000;
+/** One that lived so long was no failure, however it ended: load balancers cut idle connections. */
+const WATCH_GOOD_MS = 10_000;
 /** For lists and watches: an API server that is back is noticed soon, as tokens may live for seconds. */
 const MAX_WATCH_BACKOFF_MS = 5_000;
 /** No header may cost more: a token of an hour has some 13 min left when it is due. */
 const MAX_RETRY_AFTER_MS = 5 * 60_000;
+/** Of 4xx what passes by itself: a proxy's time-out, a conflict, too early, throttled, cancelled. */
+const TRANSIENT_STATUSES = [408, 409, 410, 425, 429, 499];
 /** A Secret is reconciled at least so often: a clock that was set, or a sleep, is noticed by then. */
 const MAX_SLEEP_MS = 60_000;
 
@@ -76,8 +84,6 @@ const MAX_EXCHANGES_OF_NAMESPACE = 8;
 /** Gentle with the API server, and still hundreds a second. */
 const MAX_WRITES = 16;
 const MAX_WRITES_OF_NAMESPACE = 8;
-/** Time for many large pages. */
-const STATUS_TIMEOUT_MS = 120_000;
 /** The shortest life that a token request may ask for. */
 const SUBJECT_TOKEN_LIFE_S = 600;
 /** A request that goes on so long after it was given up is a fault of ours. */
@@ -103,8 +109,8 @@ const NOTE_END_BYTES = 700;
 const MAX_FOREIGN_CHARS = 300;
 /** Two conflicts in a row are chance: replicas, and a user. */
 const MAX_CHANCE = 2;
-/** More would make each scrape megabytes. */
-const MAX_EXPIRY_SERIES = 10_000;
+/** Of the expiry of single Secrets no more are given: each scrape would be megabytes. */
+const MAX_SAMPLES = 10_000;
 
 // ───── Configuration ─────
 
@@ -112,118 +118,92 @@ const MAX_EXPIRY_SERIES = 10_000;
 export class ConfigError extends Error {}
 
 const BASE_URL = "an https URL (http to a loopback host only) without user, query and fragment";
-const PROXY_URL = "an http or https URL, its user and password percent-encoded";
-const REGISTRY_HOST = /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?$/;
+const IN_POD =
+  "as each Pod is given it (elsewhere: kubectl proxy, and KUBERNETES_API=http://127.0.0.1:8001)";
+const HOSTS = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?\s*(,|$))+$/;
+const NAMESPACES = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\s*(,|$))+$/;
 const ACCOUNT_NAME =
   /^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
-const DNS_LABEL = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/;
+const PORT = /^([1-9]\d{0,3}|[1-5]\d{4}|6([0-4]\d{3}|5([0-4]\d\d|5([0-2]\d|3[0-5]))))$/;
 
 export type Config = ReturnType<typeof readConfig>;
-type Environment = (name: string) => string | undefined;
 
 /** Reads the environment; throws a {@linkcode ConfigError}. A variable that is empty counts as unset. */
-export function readConfig(env: Environment) {
-  const read = readerOf(env);
+export function readConfig(env: (name: string) => string | undefined) {
+  function read(name: string, pattern: Pick<RegExp, "test">, allowed: string, fallback = "") {
+    const text = env(name) || fallback;
+    if (pattern.test(text)) return text;
+    throw new ConfigError(`${name}="${clean(withoutPassword(text))}": must be ${allowed}`);
+  }
+  const readUrl = (name: string, allowed: string, fallback?: string) =>
+    read(name, { test: isBaseUrl }, allowed, fallback).replace(/\/+$/, "");
   const dir = env("SERVICE_ACCOUNT_DIR") || "/var/run/secrets/kubernetes.io/serviceaccount";
-  const namespaceFile = join(dir, "namespace");
-  const listOf = (item: RegExp) => (text: string) =>
-    splitList(text).every((part) => item.test(part));
-  const issuer = read("ISSUER_URL", isBaseUrl, BASE_URL, "https://issuer.enforce.dev").replace(
-    /\/+$/,
-    "",
-  );
+  const isPod = !env("KUBERNETES_API");
+  const host = isPod ? read("KUBERNETES_SERVICE_HOST", /^[\w.:-]+$/, `a host, ${IN_POD}`) : "";
+  const isIPv6 = host.includes(":");
+  const url = isPod
+    ? `https://${isIPv6 ? `[${host}]` : host}:${
+      read("KUBERNETES_SERVICE_PORT", PORT, `a port, ${IN_POD}`)
+    }`
+    : readUrl("KUBERNETES_API", `${BASE_URL}, as http://127.0.0.1:8001 of kubectl proxy`);
+  const ifUsed = (path: string) =>
+    isPod || (url.startsWith("https:") && existsSync(path)) ? path : undefined;
+  const issuer = readUrl("ISSUER_URL", BASE_URL, "https://issuer.enforce.dev");
   const proxy = env("HTTPS_PROXY") ? "HTTPS_PROXY" : "https_proxy";
+  const namespaceFile = join(dir, "namespace");
   return Object.freeze({
-    api: readApiServer(env, dir),
+    api: {
+      url,
+      tokenFile: ifUsed(join(dir, "token")),
+      caFile: ifUsed(join(dir, "ca.crt")),
+      // Some Node releases reject the valid IP SAN of an IPv6 address; that of the cluster's own has this name, too.
+      servername: isIPv6 ? "kubernetes.default.svc" : undefined,
+    },
     /** One list and watch each; undefined is the whole cluster. */
     namespaces: env("WATCH_NAMESPACES")
-      ? splitList(
-        read("WATCH_NAMESPACES", listOf(DNS_LABEL), "a comma-separated list of namespaces"),
-      )
+      ? splitList(read("WATCH_NAMESPACES", NAMESPACES, "a comma-separated list of namespaces"))
       : [undefined],
     /** The controller's own; elsewhere than in a Pod the name that the manifest gives it. */
-    ownNamespace: existsSync(namespaceFile)
-      ? readFileSync(namespaceFile, "utf8").trim()
-      : "pull-secret-updater",
+    ownNamespace: existsSync(namespaceFile) ? readMounted(namespaceFile) : "pull-secret-updater",
     issuer,
     /** The audience of subject tokens. */
     issuerHost: new URL(issuer).hostname,
-    audience: read(
-      "AUDIENCE",
-      (text) => /^[!-~]+$/.test(text),
-      "printable characters without spaces",
-      "cgr.dev",
-    ),
-    registries: splitList(
-      read("REGISTRIES", listOf(REGISTRY_HOST), "a comma-separated list of hosts", "cgr.dev"),
-    ),
+    audience: read("AUDIENCE", /^[!-~]+$/, "printable characters without spaces", "cgr.dev"),
+    registries: splitList(read("REGISTRIES", HOSTS, "a comma-separated list of hosts", "cgr.dev")),
     subjectTokenFile: env("SUBJECT_TOKEN_FILE") || "/var/run/chainguard/oidc/oidc-token",
-    httpsProxy: env(proxy) && read(proxy, isProxyUrl, PROXY_URL),
+    httpsProxy: env(proxy) &&
+      read(
+        proxy,
+        { test: isProxyUrl },
+        "an http or https URL, its user and password percent-encoded",
+      ),
     noProxy: env("NO_PROXY") || env("no_proxy"),
-    port: +read("PORT", isPort, "a port from 1 to 65535", "8080"),
+    port: +read("PORT", PORT, "a port from 1 to 65535", "8080"),
   });
 }
 
-const readerOf =
-  (env: Environment) =>
-  (name: string, isAllowed: (text: string) => boolean, allowed: string, fallback = "") => {
-    const text = env(name) || fallback;
-    if (isAllowed(text)) return text;
-    throw new ConfigError(`${name}="${clean(withoutPassword(text))}": must be ${allowed}`);
-  };
-
-function readApiServer(
-  env: Environment,
-  dir: string,
-): Pick<ClientOptions, "url" | "tokenFile" | "caFile" | "servername"> {
-  const read = readerOf(env);
-  const [tokenFile, caFile] = [join(dir, "token"), join(dir, "ca.crt")];
-  if (env("KUBERNETES_API")) {
-    const url = read(
-      "KUBERNETES_API",
-      isBaseUrl,
-      `${BASE_URL}, as kubectl proxy's: http://127.0.0.1:8001`,
-    );
-    const ifUsed = (path: string) =>
-      url.startsWith("https:") && existsSync(path) ? path : undefined;
-    return { url: url.replace(/\/+$/, ""), tokenFile: ifUsed(tokenFile), caFile: ifUsed(caFile) };
-  }
-  const allowed =
-    "a host, as each Pod is given it (elsewhere: kubectl proxy, and KUBERNETES_API=http://127.0.0.1:8001)";
-  const host = read("KUBERNETES_SERVICE_HOST", (text) => /^[\w.:-]+$/.test(text), allowed);
-  const port = read("KUBERNETES_SERVICE_PORT", isPort, "a port, as each Pod is given it");
-  if (!host.includes(":")) return { url: `https://${host}:${port}`, tokenFile, caFile };
-  // Some Node releases reject the valid IP SAN of an IPv6 address; that of the cluster's own has this name, too.
-  return {
-    url: `https://[${host}]:${port}`,
-    tokenFile,
-    caFile,
-    servername: "kubernetes.default.svc",
-  };
-}
-
 const splitList = (text: string) => [...new Set(text.split(",").map((part) => part.trim()))];
-const isPort = (text: string) => /^\d{1,5}$/.test(text) && +text >= 1 && +text <= 65535;
 
 /** Leaves nothing that may be a password, even of a text that is no URL: user, query, what is no port. */
 const withoutPassword = (text: string) =>
   text.replace(/.*@/s, "…@").replace(/([?#]|:(?!\/\/|\d{1,5}(\/|$))).*/s, "$1…");
 
+function isBaseUrl(text: string) {
+  const [, secure] = /^http(s?):\/\/[^@?#\s\p{C}]+$/u.exec(text) ?? [];
+  const { hostname = "" } = URL.parse(text) ?? {};
+  return secure === "s"
+    ? hostname !== ""
+    : secure === "" && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
+}
+
 function isProxyUrl(text: string) {
   try {
     const { username, password } = new URL(text);
-    [username, password].forEach(decodeURIComponent);
-    return /^https?:\/\/\S+$/.test(text);
+    decodeURIComponent(`${username}:${password}`);
+    return /^https?:\/\/[^\s\p{C}]+$/u.test(text);
   } catch {
     return false;
   }
-}
-
-function isBaseUrl(text: string) {
-  const { hostname = "", username, password } = URL.parse(text) ?? {};
-  const isSafe = text.startsWith("https://") ||
-    (text.startsWith("http://") && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname));
-  return isSafe && username === "" && password === "" && !/[?#\s\p{C}]/u.test(text);
 }
 
 // ───── Text from elsewhere, and the log ─────
@@ -257,34 +237,25 @@ function textOf(value: unknown): string | undefined {
   return `${Buffer.from(value.slice(0, MAX_FOREIGN_CHARS))}…`;
 }
 
-export type Log = (level: "info" | "warn", msg: string, fields: Record<string, unknown>) => void;
+type Level = "info" | "warn";
+export type Log = (level: Level, msg: string, fields: object) => void;
 
 /** Logs one JSON object a line. */
-export function createLog(
-  now: () => number,
-  write: (level: "info" | "warn", line: string) => void,
-): Log {
-  const tidy = (_key: string, value: unknown) => typeof value === "string" ? toNote(value) : value;
-  return (level, msg, fields) =>
-    write(
-      level,
-      JSON.stringify({ time: new Date(now()).toISOString(), level, msg, ...fields }, tidy) + "\n",
+export const createLog =
+  (now: () => number, write: (level: Level, line: string) => void): Log => (level, msg, fields) => {
+    const record = { time: new Date(now()).toISOString(), level, msg, ...fields };
+    const line = JSON.stringify(
+      record,
+      (_key, value) => typeof value === "string" ? toNote(value) : value,
     );
-}
+    write(level, `${line}\n`);
+  };
 
 // ───── The Secret ─────
 
-type Reason =
-  | "TokenIssued"
-  | "ExchangeFailed"
-  | "InvalidIdentity"
-  | "UnsupportedSecret"
-  | "InvalidDockerConfig"
-  | "Overwritten";
-
 /** What an event says of a Secret: what happened, and the command that fixes it. */
 export interface Report {
-  reason: Reason;
+  reason: string;
   message: string;
 }
 
@@ -298,25 +269,26 @@ export function parseSecret(
   { audience, registries, ownNamespace }: SecretConfig,
   now: number,
 ) {
-  const { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp } =
-    secret.metadata;
+  const {
+    metadata: { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp },
+    data,
+  } = secret;
   const annotation = (key: string) => textOf(annotations?.[key]);
-  const label = textOf(labels?.[IDENTITY_KEY]);
-  const names = [label?.replaceAll(".", "/") ?? "", annotation(IDENTITY_KEY) ?? ""];
-  const identity = names[1] || names[0]!;
+  const label = textOf(labels?.[IDENTITY_KEY])?.replaceAll(".", "/");
+  const identity = annotation(IDENTITY_KEY) || (label ?? "");
   const account = annotation(ACCOUNT_KEY);
-  const { passwords, isPlain, flaw, shadow } = parseDockerConfig(
-    secret.data?.[DATA_KEY],
-    registries,
-  );
+  const refresh = annotation(REFRESH_KEY);
+  const { passwords, isPlain, flaw } = parseDockerConfig(data?.[DATA_KEY], registries);
   const lives = passwords.map((password) => {
     const { audiences = [], subject = "", issuedAt, expiresAt = 0 } = decode(password) ?? {};
     const life = { issuedAt, expiresAt };
-    const isOurs = audiences.includes(audience) && !findLifeFlaw(life, now) &&
-      (IDENTITY.test(subject) ? subject : annotation(TOKEN_IDENTITY_KEY)) === identity;
-    return isOurs ? life : undefined;
+    const owner = IDENTITY.test(subject) ? subject : annotation(TOKEN_IDENTITY_KEY);
+    return owner === identity && audiences.includes(audience) && !findLifeFlaw(life, now)
+      ? life
+      : undefined;
   });
-  const refresh = annotation(REFRESH_KEY);
+  const isGone = !!deletionTimestamp || label === undefined;
+  const problem = isGone ? undefined : findProblem(secret, label, identity, account, ownNamespace);
   return {
     namespace,
     name,
@@ -325,72 +297,65 @@ export function parseSecret(
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
-    isGone: !!deletionTimestamp || label === undefined,
-    /** Why nothing can be done for it. */
-    problem: findProblem(secret, names, account, ownNamespace) ??
-      (flaw && invalidConfig(secret, flaw) || undefined),
-    /** What keeps clients from the token, though it is there. */
-    warning: shadow && invalidConfig(secret, shadow) || undefined,
+    /** Whether nothing can be done for it. */
+    isSkipped: isGone || !!problem || passwords.length === 0,
+    /** Why, or what keeps clients from the token though it is there. */
+    problem: problem ?? (flaw && !isGone ? fixConfig(secret, flaw) : undefined),
     /** Its value, if a refresh is requested that was not served yet. */
     refresh: refresh === annotation(REFRESHED_KEY) ? undefined : refresh,
-    /** Of the tokens the life of the one that expires first, if each registry has one that is ours. */
+    /** The life of the token that expires first, if each registry has one that is ours. */
     token: lives.reduce((a, b) => a && b && (a.expiresAt <= b.expiresAt ? a : b), lives[0]),
     /** Whether the docker config holds nothing but ours, so that it need not be read to be written. */
     isPlain,
   };
 }
 
-/** Why nothing can be done for a Secret, with the command that fixes it. */
+/** Why nothing can be done for a Secret, and the command that fixes it. */
 function findProblem(
   { type, immutable, metadata: { namespace, name } }: Secret,
-  [labelled, annotated]: string[],
+  label: string,
+  identity: string,
   account: string | undefined,
-  own: string,
+  ownNamespace: string,
 ): Report | undefined {
-  const identity = annotated || labelled!;
   const it = `secret ${name} -n ${namespace}`;
-  const setTo = (uid: string) =>
-    `kubectl label ${it} --overwrite ${IDENTITY_KEY}= && kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`;
-  const setToOne = `set it to one of chainctl iam identities list: ${setTo("UID")}`;
-  const isLower = IDENTITY.test(identity.toLowerCase());
-  const isAccount = account === undefined || (ACCOUNT_NAME.test(account) && namespace !== own);
-  const invalid = (message: string): Report => ({ reason: "InvalidIdentity", message });
-
-  if (identity === "") {
-    return invalid(`no identity in label or annotation ${IDENTITY_KEY}: ${setToOne}`);
-  }
-  if (![labelled, ""].includes(annotated) && labelled !== "") {
+  const lower = identity.toLowerCase();
+  const fix =
+    `to set it: kubectl label ${it} --overwrite ${IDENTITY_KEY}= && kubectl annotate ${it} --overwrite ` +
+    `${IDENTITY_KEY}=${
+      IDENTITY.test(lower) ? lower : "UID"
+    } (chainctl iam identities list has the UIDs)`;
+  const invalid = (message: string) => ({ reason: "InvalidIdentity", message });
+  if (label !== "" && label !== identity) {
     return invalid(
-      `the label names ${labelled}, the annotation ${annotated}: empty the label, or ${setToOne}`,
-    );
-  }
-  if (!isLower) {
-    return invalid(
-      `the identity "${identity}" is not a UID (40 hexadecimal digits, then / and 16 for each level): ${setToOne}`,
+      `the label names the identity "${label}", but the annotation "${identity}"; ${fix}`,
     );
   }
   if (!IDENTITY.test(identity)) {
     return invalid(
-      `the identity ${identity} has capital letters: ${setTo(identity.toLowerCase())}`,
+      `the identity "${identity}" in label or annotation is not a UID (40 hexadecimal digits in lower case, then / and 16 for each level); ${fix}`,
     );
   }
-  if (!isAccount) {
+  if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === ownNamespace)) {
     return invalid(
-      `the service account "${account}" cannot be used: it has to be one of the Secret's own namespace, which ` +
-        `must not be ${own}. To do without: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
+      `the service account "${account}" cannot be used: it has to be one of the Secret's namespace, which must not be ` +
+        `${ownNamespace}; to do without: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
     );
   }
   if (type === SECRET_TYPE && !immutable) return undefined;
-  const what = immutable ? "immutable" : `of type "${textOf(type)}"`;
   const message =
-    `the Secret is ${what}, which no write can change: kubectl delete ${it}, then kubectl create ` +
-    `secret generic ${name} -n ${namespace} --type=${SECRET_TYPE} --from-literal=${DATA_KEY}='{}', and label it again`;
+    `the Secret is ${
+      immutable ? "immutable" : `of type "${textOf(type)}"`
+    }, which no write can change; ` +
+    `kubectl delete ${it} && kubectl create secret generic ${name} -n ${namespace} --type=${SECRET_TYPE} ` +
+    `--from-literal=${DATA_KEY}={}, and label it again`;
   return { reason: "UnsupportedSecret", message };
 }
 
-const invalidConfig = ({ metadata: { namespace, name } }: Secret, flaw: string): Report => ({
+const fixConfig = ({ metadata: { namespace, name } }: Secret, flaw: string) => ({
   reason: "InvalidDockerConfig",
-  message: `${DATA_KEY} ${flaw}. To empty it: kubectl patch secret ${name} -n ${namespace} ` +
+  message:
+    `${DATA_KEY} ${flaw}; if nothing in it is needed: kubectl patch secret ${name} -n ${namespace} ` +
     `-p '{"stringData":{"${DATA_KEY}":"{}"}}'`,
 });
 
@@ -403,9 +368,9 @@ const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const decodeConfig = (data: unknown) =>
   UTF_8.decode(Buffer.from(typeof data === "string" ? data : "", "base64"));
 
-/** Says of a docker config what keeps it from being used, or clients from the token. */
+/** The passwords of the registries' entries, where the user is ours; none if nothing can be done with the config. */
 function parseDockerConfig(data: unknown, registries: string[]) {
-  const unusable = (flaw: string) => ({ passwords: [], isPlain: false, flaw, shadow: "" });
+  const unusable = (flaw: string) => ({ passwords: [], isPlain: false, flaw });
   let config: unknown;
   try {
     config = JSON.parse(decodeConfig(data)) ?? {};
@@ -416,33 +381,17 @@ function parseDockerConfig(data: unknown, registries: string[]) {
   if (!isObject(config) || !isObject(auths)) {
     return unusable("is not a JSON object whose auths is one too");
   }
-  const others = Object.keys(auths).filter((host) => !registries.includes(host));
+  const others = Object.keys(auths).filter((key) => !registries.includes(key));
+  // The kubelet tries longer keys first; docker, crane and kaniko ask a helper first.
+  const isRival = (key: string) =>
+    registries.includes(key.replace(/^(https?:\/\/)?([^/]*).*$/s, "$2"));
+  const rivals = [...others, ...Object.keys(config.credHelpers ?? {})].filter(isRival);
+  const rival = config.credsStore ? "credsStore" : rivals[0];
   return {
     passwords: registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : ""),
     isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),
-    flaw: "",
-    shadow: findShadow(config, others, registries),
+    flaw: rival && `has "${textOf(rival)}" beside the token, which clients take in its place`,
   };
-}
-
-/** Says what clients take instead of the token: the kubelet the longest key, others what a helper gives. */
-function findShadow(
-  { credHelpers, credsStore }: Record<string, unknown>,
-  others: string[],
-  registries: string[],
-) {
-  const hasHelper = (host: string) =>
-    credsStore || (isObject(credHelpers) && Object.hasOwn(credHelpers, host));
-  const isOf = (key: string) => (host: string) =>
-    `${key.replace(/^https?:\/\//, "")}/`.startsWith(`${host}/`);
-  const helped = registries.find(hasHelper);
-  if (helped) {
-    return `has a credential helper for ${helped}, which docker, crane and kaniko ask instead of reading the token`;
-  }
-  const other = others.find((key) => registries.some(isOf(key)));
-  return other
-    ? `has the entry "${textOf(other)}", too, which the kubelet tries before the token`
-    : "";
 }
 
 function passwordOf(entry: unknown) {
@@ -450,13 +399,11 @@ function passwordOf(entry: unknown) {
   return /^_token:(.*)/s.exec(Buffer.from(encoded, "base64").toString())?.[1] ?? "";
 }
 
-// ES2026; not yet in the types.
-const { rawJSON } = JSON as unknown as { rawJSON: (text: string) => unknown };
-
 /** Merges the token into a docker config, the rest of which stays equal, numbers to the last digit. */
 export function withToken(config: string, registries: string[], token: string) {
   const keepDigits = (_key: string, value: unknown, context?: { source: string }) =>
-    typeof value === "number" ? rawJSON(context!.source) : value;
+    // @ts-ignore: ES2026, not yet in the types
+    typeof value === "number" ? JSON.rawJSON(context!.source) : value;
   const { auths, ...rest } = JSON.parse(config, keepDigits) ?? {};
   const auth = Buffer.from(`_token:${token}`).toString("base64");
   const ours = Object.fromEntries(registries.map((host) => [host, { auth }]));
@@ -466,8 +413,8 @@ export function withToken(config: string, registries: string[], token: string) {
 // ───── The decision ─────
 
 /** For metrics and `--status`. */
-function stateOf({ isGone, problem, token }: PullSecret, now: number) {
-  if (isGone || problem) return "skipped";
+function stateOf({ isSkipped, token }: PullSecret, now: number) {
+  if (isSkipped) return "skipped";
   if (!token) return "missing";
   return token.expiresAt <= now ? "expired" : "valid";
 }
@@ -517,17 +464,20 @@ class Backoff {
   fail({ clock, random }: Time, error: Partial<ApiError>, maxMs = MAX_BACKOFF_MS) {
     const ms = Math.min(MIN_BACKOFF_MS * 2 ** this.failures++, maxMs) * (0.5 + random() / 2);
     const waitMs = Math.max(ms, retryAfterMs(error, clock.now()));
-    this.retryAt = clock.monotonic() + waitMs;
+    this.retryAt = Math.max(this.retryAt, clock.monotonic() + waitMs);
     return waitMs;
   }
 
-  /** For a token that has so much left. */
-  succeed({ clock }: Time, leftMs: number) {
-    this.failures = 0;
-    this.retryAt = clock.monotonic() +
-      Math.min(Math.max(leftMs / 2, MIN_SPACING_MS), MAX_SPACING_MS);
+  /** Keeps the distance that follows a token which has so much left. */
+  space({ clock }: Time, leftMs: number) {
+    const ms = Math.min(Math.max(leftMs / 2, MIN_SPACING_MS), MAX_SPACING_MS);
+    this.retryAt = Math.max(this.retryAt, clock.monotonic() + ms);
   }
 }
+
+/** Whether a person has to fix something; otherwise it may pass by itself. */
+const isRefusal = ({ status = 500 }: Partial<ApiError>) =>
+  status < 500 && !TRANSIENT_STATUSES.includes(status);
 
 /** The header bears seconds or a date. */
 function retryAfterMs({ status = 0, retryAfter = "" }: Partial<ApiError>, now: number) {
@@ -601,60 +551,45 @@ function startOne(queues: Set<Start>[]) {
   }
 }
 
-/** What is under way: each request ends after so long, or with the program. */
-class Requests {
-  isStopped = false;
-  #deadlines = new Map<AbortController, number>();
-  #clock;
-
-  constructor({ clock }: Time) {
-    this.#clock = clock;
-  }
-
-  within = async <T>(ms: number, send: (signal: AbortSignal) => Promise<T>) => {
-    const clock = this.#clock;
-    // One each: a signal that lived as long as the program would gather listeners.
-    const request = new AbortController();
-    const timer = clock.setTimeout(
-      () => request.abort(new Error(`no response within ${ms / 1000} s`)),
-      ms,
-    );
-    this.#deadlines.set(request, clock.monotonic() + ms);
-    try {
-      if (this.isStopped) throw new Error("the program ends");
-      return await send(request.signal);
-    } finally {
-      clock.clearTimeout(timer);
-      this.#deadlines.delete(request);
-    }
+/** Gives each request a time-out, and knows those that go on nevertheless. */
+function createRequests({ clock }: Time) {
+  const deadlines = new Set<{ at: number }>();
+  return {
+    isStuck: () => deadlines.values().some(({ at }) => at < clock.monotonic() - STUCK_MS),
+    async within<T>(ms: number, send: (signal: AbortSignal) => Promise<T>) {
+      const request = new AbortController();
+      const timer = clock.setTimeout(
+        () => request.abort(new Error(`no response within ${ms / 1000} s`)),
+        ms,
+      );
+      const deadline = { at: clock.monotonic() + ms };
+      deadlines.add(deadline);
+      try {
+        return await send(request.signal);
+      } finally {
+        clock.clearTimeout(timer);
+        deadlines.delete(deadline);
+      }
+    },
   };
-
-  sleep = (ms: number) =>
-    this.within(
-      ms,
-      (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve)),
-    );
-
-  stop() {
-    this.isStopped = true;
-    for (const request of this.#deadlines.keys()) request.abort(new Error("the program ends"));
-  }
-
-  isStuck = () =>
-    this.#deadlines.values().some((deadline) => deadline < this.#clock.monotonic() - STUCK_MS);
 }
+
+const sleep = ({ clock }: Time, ms: number) =>
+  new Promise<void>((resolve) => clock.setTimeout(resolve, ms));
 
 // ───── Events and metrics ─────
 
 type Count = (series: string, by?: number) => void;
+type Requests = ReturnType<typeof createRequests>;
 type Reporter = (secret: PullSecret, report: Report) => void;
 
 /** Returns what writes events on Secrets. A Warning is logged as well, and waits where there are too many. */
 function createReporter(
-  { api, clock, random, log }: Dependencies,
-  requests: Requests,
+  deps: Dependencies,
+  { within }: Requests,
   count: Count,
 ): Reporter {
+  const { api, clock, random, log } = deps;
   /** Tells the replicas apart. */
   const reportingInstance = `controller-${random().toString(36).slice(2, 10)}`;
   const turns = createTurns(MAX_EVENTS, MAX_EVENTS_OF_NAMESPACE);
@@ -671,13 +606,12 @@ function createReporter(
     }
     if (reportedAt.has(key)) return;
     reportedAt.set(key, tick);
-    const type = reason === "TokenIssued" ? "Normal" : "Warning";
-    const isWarning = type === "Warning";
+    const isWarning = reason !== "TokenIssued";
     if (isWarning) log("warn", reason, { namespace, name, message });
     const hasPlace = isWarning
       ? turns.sizeOf(namespace) < MAX_WAITING_EVENTS
       : turns.hasRoom(namespace, NORMAL_EVENTS_PART);
-    if (!hasPlace) return count("events_dropped_total");
+    if (!hasPlace) return count("pull_secret_updater_events_dropped_total");
     const event = {
       metadata: { generateName: "pull-secret-updater-", namespace },
       // A MicroTime of Kubernetes has six digits.
@@ -687,73 +621,93 @@ function createReporter(
       action: "Refresh",
       regarding: { apiVersion: "v1", kind: "Secret", namespace, name, uid },
       reason,
-      type,
+      type: isWarning ? "Warning" : "Normal",
       note: toNote(message),
     };
     turns.run(namespace, false, () => {
-      requests.within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal))
+      within(REQUEST_TIMEOUT_MS, (signal) => api.createEvent(namespace, event, signal))
         .catch((error) =>
           log("warn", "event not written", { namespace, name, reason, error: error.message })
         );
-      return requests.sleep(EVENT_PLACE_MS).catch(() => {});
+      return sleep(deps, EVENT_PLACE_MS);
     });
   };
 }
 
-const METRIC_PREFIX = "pull_secret_updater_";
-const METRICS = [
-  ["build_info", "gauge", "The version that runs."],
-  ["secrets", "gauge", "Labelled Secrets by state."],
-  ["token_expiry_timestamp_seconds", "gauge", "When the token in a Secret expires."],
-  ["refreshes_total", "counter", "Refreshes of Secrets by result."],
-  ["exchange_duration_seconds", "summary", "How long exchanges took."],
-  ["api_requests_total", "counter", "Requests to the API server by verb and status."],
-  ["watch_restarts_total", "counter", "Lists and watches that ended, by reason."],
-  ["events_dropped_total", "counter", "Events not written, being too many."],
-];
+const METRICS = `# HELP pull_secret_updater_build_info The version that runs.
+# TYPE pull_secret_updater_build_info gauge
+# HELP pull_secret_updater_secrets Labelled Secrets by state.
+# TYPE pull_secret_updater_secrets gauge
+# HELP pull_secret_updater_token_expiry_timestamp_seconds When the token in a Secret expires.
+# TYPE pull_secret_updater_token_expiry_timestamp_seconds gauge
+# HELP pull_secret_updater_refreshes_total Refreshes of Secrets by result.
+# TYPE pull_secret_updater_refreshes_total counter
+# HELP pull_secret_updater_exchange_duration_seconds How long exchanges took.
+# TYPE pull_secret_updater_exchange_duration_seconds summary
+# HELP pull_secret_updater_api_requests_total Requests to the API server by verb and status.
+# TYPE pull_secret_updater_api_requests_total counter
+# HELP pull_secret_updater_watch_restarts_total Lists and watches that ended, by reason.
+# TYPE pull_secret_updater_watch_restarts_total counter
+# HELP pull_secret_updater_events_dropped_total Events not written, being too many.
+# TYPE pull_secret_updater_events_dropped_total counter`;
 /** What can be foreseen is there from the start, with 0, so that its first increase is seen as one. */
-const COUNTERS = [
-  ...["success", "failed", "refused", "conflict"].map((result) =>
-    `refreshes_total{result="${result}"}`
-  ),
-  ...["count", "sum"].map((what) => `exchange_duration_seconds_${what}`),
-  ...["list", "watch", "get", "patch", "create"].flatMap((verb) =>
-    ["200", "201", "403", "409", "429", "500", "503", "error"].map((code) =>
-      `api_requests_total{verb="${verb}",code="${code}"}`
-    )
-  ),
-  ...["ended", "gone", "forbidden", "error"].map((reason) =>
-    `watch_restarts_total{reason="${reason}"}`
-  ),
-  "events_dropped_total",
-];
+const COUNTERS = `
+pull_secret_updater_refreshes_total{result="success"}
+pull_secret_updater_refreshes_total{result="failed"}
+pull_secret_updater_refreshes_total{result="refused"}
+pull_secret_updater_refreshes_total{result="conflict"}
+pull_secret_updater_exchange_duration_seconds_count
+pull_secret_updater_exchange_duration_seconds_sum
+pull_secret_updater_api_requests_total{verb="list",code="200"}
+pull_secret_updater_api_requests_total{verb="list",code="403"}
+pull_secret_updater_api_requests_total{verb="list",code="error"}
+pull_secret_updater_api_requests_total{verb="watch",code="200"}
+pull_secret_updater_api_requests_total{verb="watch",code="403"}
+pull_secret_updater_api_requests_total{verb="watch",code="error"}
+pull_secret_updater_api_requests_total{verb="get",code="200"}
+pull_secret_updater_api_requests_total{verb="get",code="error"}
+pull_secret_updater_api_requests_total{verb="patch",code="200"}
+pull_secret_updater_api_requests_total{verb="patch",code="403"}
+pull_secret_updater_api_requests_total{verb="patch",code="409"}
+pull_secret_updater_api_requests_total{verb="patch",code="error"}
+pull_secret_updater_api_requests_total{verb="create",code="201"}
+pull_secret_updater_api_requests_total{verb="create",code="403"}
+pull_secret_updater_api_requests_total{verb="create",code="error"}
+pull_secret_updater_watch_restarts_total{reason="ended"}
+pull_secret_updater_watch_restarts_total{reason="gone"}
+pull_secret_updater_watch_restarts_total{reason="forbidden"}
+pull_secret_updater_watch_restarts_total{reason="error"}
+pull_secret_updater_events_dropped_total`;
+
+const linesOf = (text: string) => text.trim().split("\n");
 
 /** For a label's value. Of JSON's escapes Prometheus knows those of quotes, backslashes and line feeds only. */
 const quote = (text: string) => JSON.stringify(text.replace(/\p{C}/gu, "?"));
 
 /** Renders the metrics in Prometheus' text format. */
 function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecret>, now: number) {
-  const samples = new Map([[`build_info{version="${VERSION}"}`, 1], ...counters]);
   const states = { valid: 0, missing: 0, expired: 0, skipped: 0 };
-  let left = MAX_EXPIRY_SERIES;
+  const samples = [`pull_secret_updater_build_info{version="${VERSION}"} 1`];
+  for (const [series, value] of counters) samples.push(`${series} ${value}`);
   for (const secret of secrets) {
     const { namespace, name, token } = secret;
     states[stateOf(secret, now)]++;
-    if (!token || left-- <= 0) continue;
+    if (!token || samples.length > MAX_SAMPLES) continue;
     const labels = `namespace=${quote(namespace)},name=${quote(name)}`;
-    samples.set(`token_expiry_timestamp_seconds{${labels}}`, token.expiresAt / 1000);
+    samples.push(
+      `pull_secret_updater_token_expiry_timestamp_seconds{${labels}} ${token.expiresAt / 1000}`,
+    );
   }
   for (const [state, size] of Object.entries(states)) {
-    samples.set(`secrets{state="${state}"}`, size);
+    samples.push(`pull_secret_updater_secrets{state="${state}"} ${size}`);
   }
-  const text = METRICS.map(([name = "", type, help]) => {
-    const own = [...samples].filter(([series]) => series.startsWith(name));
-    const lines = own.map(([series, value]) => `${METRIC_PREFIX}${series} ${value}\n`);
-    return `# HELP ${METRIC_PREFIX}${name} ${help}\n# TYPE ${METRIC_PREFIX}${name} ${type}\n${
-      lines.join("")
-    }`;
+  const lines = linesOf(METRICS).flatMap((line) => {
+    const [, kind, name = ""] = line.split(" ");
+    return kind === "TYPE"
+      ? [line, ...samples.filter((sample) => sample.startsWith(name))]
+      : [line];
   });
-  return text.join("");
+  return `${lines.join("\n")}\n`;
 }
 
 // ───── The controller ─────
@@ -787,12 +741,6 @@ class Source extends TokenSource {
   failure?: Report;
 }
 
-type Step = { do: "exchange" | "write"; decision: string } | {
-  do: "sleep";
-  ms: number;
-  report?: Report;
-};
-
 /**
  * What is next for a Secret. The cached token is written if it outlives what the Secret has. If it is
  * to be renewed itself, or a new one is requested, it is exchanged first; while that fails it still
@@ -804,13 +752,18 @@ function nextStep(
   source: Source,
   now: number,
   tick: number,
-): Step {
-  const { problem, warning, token } = secret;
+) {
+  const { problem, token } = secret;
   const decision = decide(secret, now, fraction);
-  const sleep = (ms: number, report?: Report): Step => ({ do: "sleep", ms, report });
-  if (decision === "skip") return sleep(MAX_SLEEP_MS, secret.isGone ? undefined : problem);
-  if (decision === "wait") return sleep(renewalTime(token!, fraction) - now, warning);
-  if (backoff.retryAt > tick) return sleep(backoff.retryAt - tick);
+  const next = (step: "sleep" | "exchange" | "write", ms = 0, report?: Report) => ({
+    do: step,
+    decision,
+    ms,
+    report,
+  });
+  if (decision === "skip") return next("sleep", MAX_SLEEP_MS, problem);
+  if (decision === "wait") return next("sleep", renewalTime(token!, fraction) - now, problem);
+  if (backoff.retryAt > tick) return next("sleep", backoff.retryAt - tick);
 
   const { expiresAt = 0, renewAt = 0 } = source.token ?? {};
   const isRequested = decision === "requested";
@@ -819,298 +772,309 @@ function nextStep(
   const isFresh = isRequested ? hasJustRenewed : renewAt > now;
   const outlives = expiresAt > (decision === "due" ? token!.expiresAt : now);
   const hasToServe = askInMs > 0 && !isRequested;
-  if (outlives && (isFresh || hasToServe)) return { do: "write", decision };
-  if (!isFresh && askInMs <= 0) return { do: "exchange", decision };
-  return sleep(Math.max(askInMs, isFresh ? renewAt - now : 0), source.failure);
+  if (outlives && (isFresh || hasToServe)) return next("write");
+  if (!isFresh && askInMs <= 0) return next("exchange");
+  return next("sleep", Math.max(askInMs, isFresh ? renewAt - now : 0), source.failure);
 }
 
-/** The whole controller: lists, watches and refreshes from `start` to `stop`. */
+/** The tokens that Secrets share, and the exchanges that renew them. */
+function createTokens(config: Config, deps: Dependencies, { within }: Requests, count: Count) {
+  const { clock, exchange } = deps;
+  /** By identity and subject. */
+  const sources = new Map<string, Source>();
+  const turns = createTurns(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE);
+
+  /** Gets a subject token that the issuer can take: of a service account, or the controller's own. */
+  async function getSubjectToken(signal: AbortSignal, namespace = "", account?: string) {
+    const { issuerHost } = config;
+    const token = account === undefined
+      ? deps.readSubjectToken()
+      : await deps.api.requestToken(namespace, account, issuerHost, SUBJECT_TOKEN_LIFE_S, signal);
+    const flaw = findSubjectTokenFlaw(token, issuerHost, clock.now());
+    if (flaw) throw new StsError(`the subject token ${flaw}`);
+    return token;
+  }
+
+  /** It must not fail. */
+  async function renew(source: Source, requester: Requester) {
+    const { namespace, account, identity } = requester;
+    const startedAt = clock.monotonic();
+    let subjectToken = "";
+    try {
+      const jwt = await within(EXCHANGE_TIMEOUT_MS, async (signal) => {
+        subjectToken = await getSubjectToken(signal, namespace, account);
+        return await exchange(subjectToken, identity, signal);
+      });
+      const leftMs = source.store(jwt, identity, config.audience, clock.now());
+      source.failure = undefined;
+      source.backoff.failures = 0;
+      source.backoff.space(deps, leftMs);
+    } catch (error) {
+      source.backoff.fail(deps, error);
+      source.failure = {
+        reason: "ExchangeFailed",
+        message: explain(error, requester, subjectToken, config),
+      };
+      count(
+        `pull_secret_updater_refreshes_total{result="${isRefusal(error) ? "refused" : "failed"}"}`,
+      );
+    }
+    count("pull_secret_updater_exchange_duration_seconds_count");
+    count(
+      "pull_secret_updater_exchange_duration_seconds_sum",
+      (clock.monotonic() - startedAt) / 1000,
+    );
+  }
+
+  function sourceOf({ namespace, identity, account }: Requester) {
+    const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;
+    const source = sources.get(key) ?? new Source();
+    sources.set(key, source);
+    return source;
+  }
+
+  return {
+    getSubjectToken,
+    sourceOf,
+    /** Waits for the exchange that is under way, or makes one in its turn for who needs it then. */
+    renew(secret: PullSecret, whoNeeds: () => PullSecret | undefined) {
+      const { pending, failure } = sourceOf(secret);
+      return pending ?? turns.run(secret.namespace, failure !== undefined, () => {
+        const requester = whoNeeds();
+        const source = requester && sourceOf(requester);
+        if (source && !source.pending) return source.renew(() => renew(source, requester));
+      });
+    },
+    /** Drops what is used no more. */
+    sweep(used: Set<Source>) {
+      for (const [key, source] of sources) {
+        const isBusy = source.pending || source.backoff.retryAt > clock.monotonic();
+        if (!used.has(source) && !isBusy) sources.delete(key);
+      }
+    },
+  };
+}
+
+/** The whole controller: lists, watches and refreshes from `start` to the end of the process. */
 export class Controller {
   #config: Config;
   #deps: Dependencies;
   #requests: Requests;
   #report: Reporter;
-  #counters = new Map(COUNTERS.map((series) => [series, 0]));
-  #exchanges = createTurns(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE);
+  #tokens: ReturnType<typeof createTokens>;
+  #counters = new Map(linesOf(COUNTERS).map((series) => [series, 0]));
   #writes = createTurns(MAX_WRITES, MAX_WRITES_OF_NAMESPACE);
   #entries = new Map<string, Entry>();
-  /** By identity and subject. */
-  #sources = new Map<string, Source>();
   /** The namespaces whose first list was not answered yet. */
   #unanswered: Set<string | undefined>;
-  #isListed = false;
-  #sweepTimer: unknown;
 
   constructor(config: Config, deps: Dependencies) {
     this.#config = config;
     this.#deps = deps;
-    this.#requests = new Requests(deps);
+    this.#requests = createRequests(deps);
     this.#report = createReporter(deps, this.#requests, this.#count);
+    this.#tokens = createTokens(config, deps, this.#requests, this.#count);
     this.#unanswered = new Set(config.namespaces);
   }
 
   /** Starts to list and watch. */
   start() {
-    const { api, issuer, namespaces } = this.#config;
+    const { api: { url }, issuer, namespaces } = this.#config;
     const { log } = this.#deps;
-    log("info", "started", { version: VERSION, api: api.url, issuer });
-    try {
-      this.#readSubjectToken();
-    } catch (error) {
-      log("warn", "no subject token", { error: (error as Error).message });
-    }
+    log("info", "started", { version: VERSION, api: url, issuer });
+    this.#tokens.getSubjectToken(AbortSignal.any([]))
+      .catch((error) =>
+        log("warn", "no subject token", { error: explain(error, NOBODY, "", this.#config) })
+      );
     for (const namespace of namespaces) this.#follow(namespace);
     this.#sweep();
   }
 
-  /** Ends all requests and timers. */
-  stop() {
-    this.#requests.stop();
-    for (const key of this.#entries.keys()) this.#remove(key);
-    this.#deps.clock.clearTimeout(this.#sweepTimer);
-  }
-
   /** Says what /readyz waits for, if anything. */
-  readinessError = () =>
-    this.#isListed && this.#unanswered.size === 0 ? undefined : "the first list is not done";
+  readinessError = () => this.#unanswered.size === 0 ? undefined : "the first list is not done";
 
   /** Says why this process is stuck, if it is; that others are down, slow or hang is no reason. */
   livenessError = () =>
     this.#requests.isStuck() ? "a request goes on, though it was given up a minute ago" : undefined;
 
   /** The metrics, in Prometheus' text format. */
-  renderMetrics = () =>
-    renderMetrics(
-      this.#counters,
-      this.#entries.values().map(({ secret }) => secret),
-      this.#deps.clock.now(),
-    );
+  renderMetrics = () => renderMetrics(this.#counters, this.#secrets(), this.#deps.clock.now());
 
   /** To be called for each response of the API server. */
   countResponse = (verb: string, code: string) =>
-    this.#count(`api_requests_total{verb="${verb}",code="${code}"}`);
+    this.#count(`pull_secret_updater_api_requests_total{verb="${verb}",code="${code}"}`);
+
+  #secrets = () => this.#entries.values().map(({ secret }) => secret);
 
   #count = (series: string, by = 1) =>
     void this.#counters.set(series, (this.#counters.get(series) ?? 0) + by);
 
-  #follow(namespace: string | undefined) {
-    const { api, clock: { monotonic }, random, log } = this.#deps;
-    const { within } = this.#requests;
+  /** Lists and watches, round after round, with a back-off after whatever goes wrong. */
+  async #follow(namespace: string | undefined) {
+    const { monotonic } = this.#deps.clock;
     const backoff = new Backoff();
-    let lastError = "";
-    const listed = (keys: Set<string>) => {
-      for (const [key, { secret }] of this.#entries) {
-        if (!keys.has(key) && [undefined, secret.namespace].includes(namespace)) this.#remove(key);
+    let version = "";
+    for (;;) {
+      const watchedFrom = version ? monotonic() : Infinity;
+      try {
+        version = await this.#requests.within(
+          LIST_WATCH_TIMEOUT_MS,
+          (signal) => this.#listAndWatch(namespace, version, signal),
+        );
+        if (watchedFrom === Infinity) continue;
+        if (monotonic() < watchedFrom + WATCH_SHORT_MS) {
+          throw new ApiError("watch: it ended at once");
+        }
+        backoff.failures = 0;
+        this.#count('pull_secret_updater_watch_restarts_total{reason="ended"}');
+      } catch (error) {
+        version = "";
+        const hasLived = monotonic() > watchedFrom + WATCH_GOOD_MS;
+        if (hasLived) backoff.failures = 0;
+        await this.#pause(namespace, error, backoff, hasLived);
       }
-      this.#isListed = true;
-      this.#unanswered.delete(namespace);
-      log("info", "listed", { namespace, secrets: keys.size });
-    };
-    const ended = async (error: ApiError | undefined, isFailure: boolean) => {
-      if (this.#requests.isStopped) return false;
-      const { status, message = "" } = error ?? {};
-      const isRefused = status === 403 || status === 404;
-      // It was answered, and must not hold up the others.
-      if (isRefused) this.#unanswered.delete(namespace);
-      const reason = status === 410
-        ? "gone"
-        : isRefused
-        ? "forbidden"
-        : isFailure
-        ? "error"
-        : "ended";
-      this.#count(`watch_restarts_total{reason="${reason}"}`);
-      if (!isFailure) backoff.failures = 0;
-      // The same failure over and over is logged once.
-      else if (message !== lastError) {
-        log("warn", "list or watch failed", { namespace, error: message });
-      }
-      lastError = isFailure ? message : "";
-      if (error) await this.#requests.sleep(backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS));
-      return !this.#requests.isStopped;
-    };
-    return listAndWatch(namespace, {
-      api,
-      monotonic,
-      random,
-      within,
-      upsert: this.#upsert,
-      remove: this.#remove,
-      listed,
-      ended,
-    });
+    }
   }
 
-  #upsert = (object: Secret) => {
+  #pause(namespace: string | undefined, error: ApiError, backoff: Backoff, hasLived: boolean) {
+    const { status = 0, message } = error;
+    const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);
+    const reason = hasLived ? "ended" : { 403: "forbidden", 410: "gone" }[status] ?? "error";
+    this.#count(`pull_secret_updater_watch_restarts_total{reason="${reason}"}`);
+    // It was answered, and must not hold up the others.
+    if (namespace && status === 403) this.#unanswered.delete(namespace);
+    // Of many failures in a row the first, second, fourth and so on are logged.
+    const isLogged = !hasLived && Math.log2(backoff.failures) % 1 === 0;
+    if (isLogged) this.#deps.log("warn", "list or watch failed", { namespace, error: message });
+    return sleep(this.#deps, ms);
+  }
+
+  /** Returns the version to go on from. */
+  async #listAndWatch(namespace: string | undefined, version: string, signal: AbortSignal) {
+    const { api, random } = this.#deps;
+    for await (const event of listAndWatch(api, namespace, version, random, signal)) {
+      version = event.resourceVersion;
+      if (event.type === "LISTED") this.#listed(namespace, event.keys);
+      else if (event.type === "DELETED") this.#remove(keyOf(event.secret.metadata));
+      else if (event.type !== "BOOKMARK") this.#upsert(event.secret);
+    }
+    return version;
+  }
+
+  /** Others than these are gone, though their DELETED was missed. */
+  #listed(namespace: string | undefined, keys: Set<string>) {
+    for (const secret of this.#secrets()) {
+      const isListed = keys.has(keyOf(secret)) ||
+        (namespace ?? secret.namespace) !== secret.namespace;
+      if (!isListed) this.#remove(keyOf(secret));
+    }
+    this.#unanswered.delete(namespace);
+    this.#deps.log("info", "listed", { namespace, secrets: keys.size });
+  }
+
+  #upsert(object: Secret) {
     const { clock, random } = this.#deps;
-    const now = clock.now();
+    const [now, tick] = [clock.now(), clock.monotonic()];
     const key = keyOf(object.metadata);
     const secret = parseSecret(object, this.#config, now);
-    let entry = this.#entries.get(key);
-    if (entry?.secret.uid !== secret.uid) {
-      // Another Secret of the same name starts afresh.
-      this.#remove(key);
-      entry = {
-        secret,
-        fraction: RENEW_FRACTION + random() * RENEW_SPREAD,
-        backoff: new Backoff(),
-      };
-      this.#entries.set(key, entry);
-    }
-    const { secret: before, backoff } = entry!;
-    entry!.secret = secret;
-    const isSpaced = backoff.failures === 0 && backoff.retryAt > clock.monotonic();
-    const isBlanked = before.token && !secret.token && before.identity === secret.identity;
-    if (isBlanked && isSpaced && !secret.problem) this.#reportOverwritten(entry!);
+    // Another Secret of the same name starts afresh.
+    if (this.#entries.get(key)?.secret.uid !== secret.uid) this.#remove(key);
+    const fraction = RENEW_FRACTION + random() * RENEW_SPREAD;
+    const entry: Entry = this.#entries.get(key) ?? { secret, fraction, backoff: new Backoff() };
+    const { secret: before, backoff } = entry;
+    const isBlanked = before.token && !secret.token && before.identity === secret.identity &&
+      !secret.isSkipped;
+    const isSpaced = backoff.failures === 0 && backoff.retryAt > tick;
+    if (isBlanked && isSpaced) this.#report(secret, overwritten(backoff.retryAt - tick));
     // Whoever wrote it, a replica or this one: the next write keeps its distance.
     const { expiresAt = 0 } = secret.token ?? {};
     if (expiresAt > now && expiresAt !== before.token?.expiresAt) {
-      backoff.succeed(this.#deps, expiresAt - now);
+      backoff.space(this.#deps, expiresAt - now);
     }
-    this.#reconcile(entry!);
-  };
+    entry.secret = secret;
+    this.#entries.set(key, entry);
+    this.#reconcile(entry);
+  }
 
-  #remove = (key: string) => {
+  #remove(key: string) {
     this.#deps.clock.clearTimeout(this.#entries.get(key)?.timer);
     this.#entries.delete(key);
-  };
+  }
 
-  #isCurrent = (entry: Entry) =>
-    !this.#requests.isStopped && this.#entries.get(keyOf(entry.secret)) === entry;
+  #isCurrent = (entry: Entry) => this.#entries.get(keyOf(entry.secret)) === entry;
+
+  #stepOf(entry: Entry, secret = entry.secret) {
+    const { clock } = this.#deps;
+    return nextStep(secret, entry, this.#tokens.sourceOf(secret), clock.now(), clock.monotonic());
+  }
 
   /** Does for a Secret one step after another, until there is nothing more to be done for now. */
   async #reconcile(entry: Entry) {
     const { clock } = this.#deps;
     clock.clearTimeout(entry.timer);
     while (!entry.isBusy && this.#isCurrent(entry)) {
-      const step = this.#nextStep(entry, entry.secret);
+      const { secret, backoff } = entry;
+      const step = this.#stepOf(entry);
       if (step.do === "sleep") {
-        if (step.report) this.#report(entry.secret, step.report);
+        if (step.report) this.#report(secret, step.report);
         entry.timer = clock.setTimeout(
           () => this.#reconcile(entry),
           Math.min(step.ms, MAX_SLEEP_MS),
         );
         return;
       }
+      const whoNeeds = () =>
+        this.#isCurrent(entry) && this.#stepOf(entry).do === step.do ? entry.secret : undefined;
       entry.isBusy = true;
-      await (step.do === "exchange" ? this.#getToken(entry) : this.#write(entry));
+      await (step.do === "exchange"
+        ? this.#tokens.renew(secret, whoNeeds)
+        : this.#writes.run(secret.namespace, backoff.failures > 0, () =>
+          whoNeeds() && this.#write(entry)));
       entry.isBusy = false;
     }
   }
 
-  #nextStep(entry: Entry, secret: PullSecret) {
-    const { clock } = this.#deps;
-    return nextStep(secret, entry, this.#sourceOf(secret), clock.now(), clock.monotonic());
-  }
-
-  #needs = (entry: Entry, what: string) =>
-    this.#isCurrent(entry) && this.#nextStep(entry, entry.secret).do === what;
-
-  #sourceOf({ namespace, identity, account }: Requester) {
-    const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;
-    const source = this.#sources.get(key) ?? new Source();
-    this.#sources.set(key, source);
-    return source;
-  }
-
-  /** Waits for the exchange that is under way, or begins one in its turn. */
-  #getToken(entry: Entry) {
-    const { secret } = entry;
-    const { pending, backoff } = this.#sourceOf(secret);
-    return pending ?? this.#exchanges.run(secret.namespace, backoff.failures > 0, () => {
-      const source = this.#sourceOf(entry.secret);
-      if (!source.pending && this.#needs(entry, "exchange")) {
-        return source.renew(() => this.#exchange(source, entry.secret));
-      }
-    });
-  }
-
-  async #exchange(source: Source, requester: Requester) {
-    const { clock, exchange } = this.#deps;
-    const { identity } = requester;
-    const startedAt = clock.monotonic();
-    let subjectToken = "";
-    try {
-      const jwt = await this.#requests.within(EXCHANGE_TIMEOUT_MS, async (signal) => {
-        subjectToken = await this.#getSubjectToken(requester, signal);
-        return await exchange(subjectToken, identity, signal);
-      });
-      source.backoff.succeed(
-        this.#deps,
-        source.store(jwt, identity, this.#config.audience, clock.now()),
-      );
-      source.failure = undefined;
-    } catch (caught) {
-      const error = caught as StsError;
-      source.backoff.fail(this.#deps, error);
-      source.failure = {
-        reason: "ExchangeFailed",
-        message: explain(error, requester, subjectToken, this.#config),
-      };
-      this.#count(`refreshes_total{result="${error.refused ? "refused" : "failed"}"}`);
-    }
-    this.#count("exchange_duration_seconds_count");
-    this.#count("exchange_duration_seconds_sum", (clock.monotonic() - startedAt) / 1000);
-  }
-
-  async #getSubjectToken({ namespace, account }: Requester, signal: AbortSignal) {
-    const { api, clock } = this.#deps;
-    const { issuerHost } = this.#config;
-    if (account === undefined) return this.#readSubjectToken();
-    const token = await api.requestToken(
-      namespace,
-      account,
-      issuerHost,
-      SUBJECT_TOKEN_LIFE_S,
-      signal,
-    );
-    const flaw = findSubjectTokenFlaw(token, issuerHost, clock.now());
-    if (flaw) throw new StsError(`the token of service account ${namespace}/${account} ${flaw}`);
-    return token;
-  }
-
-  #readSubjectToken() {
-    const { ownNamespace, issuerHost, subjectTokenFile } = this.#config;
-    let flaw: string | undefined;
-    try {
-      const token = this.#deps.readSubjectToken();
-      flaw = findSubjectTokenFlaw(token, issuerHost, this.#deps.clock.now());
-      if (!flaw) return token;
-    } catch (error) {
-      flaw = `cannot be read: ${(error as Error).message}`;
-    }
-    throw new StsError(
-      `the subject token in SUBJECT_TOKEN_FILE=${subjectTokenFile} ${flaw}. In a Pod the kubelet renews it; elsewhere: ` +
-        `kubectl create token controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`,
-    );
-  }
-
-  /** Writes the cached token in its turn. */
+  /** Writes the cached token; reports what goes wrong. */
   #write(entry: Entry) {
-    const { secret: { namespace }, backoff } = entry;
-    return this.#writes.run(namespace, backoff.failures > 0, () => {
-      if (!this.#needs(entry, "write")) return;
-      return this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => this.#patch(entry, signal))
-        .catch((error) => this.#writeFailed(entry, error));
-    });
+    const { secret, backoff } = entry;
+    return this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => this.#patch(entry, signal)).catch(
+      (error) => {
+        const waitMs = backoff.fail(this.#deps, error);
+        const isConflict = error.status === 409 || error.status === 404;
+        const result = isConflict ? "conflict" : isRefusal(error) ? "refused" : "failed";
+        this.#count(`pull_secret_updater_refreshes_total{result="${result}"}`);
+        if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CHANCE)) return;
+        const reason = error instanceof ApiError ? "ExchangeFailed" : "InvalidDockerConfig";
+        const failure = { reason, message: `the token could not be written: ${error.message}` };
+        this.#report(secret, error.status === 409 ? overwritten(waitMs) : failure);
+      },
+    );
   }
 
-  /** A docker config with more than our entries is read first, and decided on anew. */
+  /**
+   * A docker config with more than our entries is read first, and decided on anew. So is a Secret whose
+   * last write failed: what the watch said may be from before etcd was restored.
+   */
   async #patch(entry: Entry, signal: AbortSignal) {
     const { api, clock, log } = this.#deps;
     const { namespace, name, isPlain } = entry.secret;
-    const source = this.#sourceOf(entry.secret);
-    const found = isPlain ? undefined : await api.get(namespace, name, signal);
+    const source = this.#tokens.sourceOf(entry.secret);
+    const found = isPlain && entry.backoff.failures === 0
+      ? undefined
+      : await api.get(namespace, name, signal);
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
-    const step = this.#nextStep(entry, secret);
-    if (step.do !== "write" || this.#sourceOf(secret) !== source) {
+    const step = this.#stepOf(entry, secret);
+    if (step.do !== "write" || this.#tokens.sourceOf(secret) !== source) {
       throw new ApiError("the Secret has changed", { status: 409 });
     }
     const { uid, resourceVersion, identity, refresh } = secret;
     const { jwt, expiresAt } = source.token!;
     const expires = new Date(expiresAt).toISOString();
-    const served = refresh === undefined ? {} : { [REFRESHED_KEY]: refresh };
-    const annotations = { [TOKEN_IDENTITY_KEY]: identity, [TOKEN_EXPIRES_KEY]: expires, ...served };
+    const annotations = {
+      [TOKEN_IDENTITY_KEY]: identity,
+      [TOKEN_EXPIRES_KEY]: expires,
+      [REFRESHED_KEY]: refresh,
+    };
     const config = withToken(
       found ? decodeConfig(found.data?.[DATA_KEY]) : "{}",
       this.#config.registries,
@@ -1124,78 +1088,68 @@ export class Controller {
       { metadata: { uid, resourceVersion, annotations }, data },
       signal,
     );
-    entry.backoff.succeed(this.#deps, expiresAt - clock.now());
-    this.#count('refreshes_total{result="success"}');
-    log("info", "token written", { namespace, name, identity, reason: step.decision, expires });
+    entry.backoff.failures = 0;
+    entry.backoff.space(this.#deps, expiresAt - clock.now());
+    const { decision: reason } = step;
+    log("info", "token written", { namespace, name, identity, reason, expires });
     const message = `the Secret holds a token of ${identity} until ${expires}`;
-    if (step.decision !== "due") this.#report(secret, { reason: "TokenIssued", message });
+    if (reason !== "due") this.#report(secret, { reason: "TokenIssued", message });
   }
 
-  #writeFailed(entry: Entry, error: Partial<ApiError>) {
-    const { backoff, secret } = entry;
-    const { status, refused } = error;
-    const isConflict = status === 409 || status === 404;
-    backoff.fail(this.#deps, error);
-    this.#count(
-      `refreshes_total{result="${isConflict ? "conflict" : refused ? "refused" : "failed"}"}`,
-    );
-    if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CHANCE)) return;
-    if (status === 409) return this.#reportOverwritten(entry);
-    const reason = error instanceof ApiError ? "ExchangeFailed" : "InvalidDockerConfig";
-    this.#report(secret, { reason, message: `the token could not be written: ${error.message}` });
-  }
-
-  #reportOverwritten({ secret, backoff }: Entry) {
-    const seconds = Math.ceil((backoff.retryAt - this.#deps.clock.monotonic()) / 1000);
-    const message =
-      "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
-      `${seconds} s. Leave data out of what is applied: see GitOps in the README`;
-    this.#report(secret, { reason: "Overwritten", message });
-  }
-
-  /** Drops what no Secret uses any more. */
+  /** Drops the tokens that no Secret uses any more. */
   #sweep = () => {
-    const { clock } = this.#deps;
-    const used = new Set(this.#entries.values().map(({ secret }) => this.#sourceOf(secret)));
-    for (const [key, source] of this.#sources) {
-      const isBusy = source.pending || source.backoff.retryAt > clock.monotonic();
-      if (!used.has(source) && !isBusy) this.#sources.delete(key);
-    }
-    this.#sweepTimer = clock.setTimeout(this.#sweep, SWEEP_MS);
+    this.#tokens.sweep(new Set(this.#secrets().map(this.#tokens.sourceOf)));
+    this.#deps.clock.setTimeout(this.#sweep, SWEEP_MS);
   };
 }
+
+const overwritten = (ms: number): Report => ({
+  reason: "Overwritten",
+  message:
+    "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
+    `${Math.ceil(ms / 1000)} s. Leave data out of what is applied: see GitOps in the README`,
+});
+
+/** Who needs the controller's own subject token. */
+const NOBODY: Requester = { namespace: "", identity: "" };
 
 /** The message of a failed exchange, and what it takes to fix it. */
 function explain(
   error: StsError,
-  { namespace, account, identity }: Requester,
+  { namespace, identity, account }: Requester,
   subjectToken: string,
   config: Config,
 ) {
-  const { message, status, code, refused } = error;
+  const { message, status = 0, code } = error;
+  const { issuerHost, subjectTokenFile, ownNamespace } = config;
   const { issuer, subject, audiences } = decode(subjectToken) ?? {};
   const parent = identity.replace(/\/[^/]*$/, "");
-  const about = `The subject token has iss=${issuer} sub=${subject} aud=${audiences}`;
-  const role = `pull-secret-updater-token -n ${namespace}`;
-  const advice: Record<number, string> = {
-    401: `${about}. What the identity expects: chainctl iam identities describe ${identity}`,
+  const about = `the subject token has iss=${issuer} sub=${subject} aud=${audiences}`;
+  const hints = {
+    401: `${about}; what the identity expects: chainctl iam identities describe ${identity}`,
     403:
-      `${about}. Bind the identity to it, or another by: chainctl iam identities create pull-secret-updater ` +
+      `${about}; bind the identity to it, or another by: chainctl iam identities create pull-secret-updater ` +
       `--identity-issuer=${issuer} --subject=${subject} --parent=${parent} --role=registry.pull`,
-    404: `There is no identity ${identity}: chainctl iam identities list --parent=${parent}`,
+    404: `there is no identity ${identity}: chainctl iam identities list --parent=${parent}`,
   };
-  let what = (code === undefined ? undefined : advice[status ?? 0]) ?? "";
-  if (refused && code === undefined) {
-    what = error instanceof ApiError
-      ? `Allow it: kubectl create role ${role} --verb=create --resource=serviceaccounts/token --resource-name=${account} && ` +
-        `kubectl create rolebinding ${role} --role=pull-secret-updater-token --serviceaccount=${config.ownNamespace}:controller`
-      : `That is not a response of an STS: is ISSUER_URL=${config.issuer} right, or does a proxy answer in its place?`;
+  let hint = hints[status as 401];
+  if (code === undefined) {
+    hint = `that is no STS: is ISSUER_URL=${config.issuer} right, or does a proxy answer?`;
   }
-  return what ? `${message}. ${what}` : message;
+  if (!isRefusal(error)) hint = "";
+  if (subjectToken === "") {
+    hint = account === undefined
+      ? `SUBJECT_TOKEN_FILE is "${subjectTokenFile}"; in a Pod the kubelet renews it, elsewhere: kubectl create token ` +
+        `controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`
+      : `is there a service account ${namespace}/${account}, and the Role of "One service account per tenant" in the README?`;
+  }
+  return hint ? `${message}; ${hint}` : message;
 }
 
 // ───── The program ─────
 
+/** Of a table's columns but the last; an identity under an organisation has 57 characters. */
+const WIDTHS = [20, 24, 57, 7, 10, 0];
 const HELP = `Keeps image pull Secrets filled with registry tokens that have not expired.
 
 Usage: main.ts [--status | --status=json | --version | --help]
@@ -1226,50 +1180,47 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) 
   let isComplete = true;
   for (const namespace of config.namespaces) {
     try {
-      for await (const { items } of api.list(namespace, AbortSignal.timeout(STATUS_TIMEOUT_MS))) {
-        for (const item of items) rows.push(statusOf(parseSecret(item, config, Date.now())));
+      for await (
+        const { items } of api.list(namespace, AbortSignal.timeout(LIST_WATCH_TIMEOUT_MS))
+      ) {
+        for (const item of items) {
+          rows.push(statusOf(parseSecret(item, config, Date.now()), Date.now()));
+        }
       }
     } catch (error) {
       isComplete = false;
-      process.stderr.write(
-        `${clean(`${namespace ?? "all namespaces"}: ${(error as Error).message}`)}\n`,
-      );
+      process.stderr.write(`${clean(`${namespace ?? "all namespaces"}: ${error.message}`)}\n`);
     }
   }
-  const table = () =>
-    rows.length === 0
-      ? `no Secret has the label ${IDENTITY_KEY}`
-      : tableOf(rows.map(Object.values));
-  if (isComplete || rows.length > 0) {
-    process.stdout.write(`${asJson ? JSON.stringify(rows, null, 2) : table()}\n`);
-  }
-  return !isComplete ? 3 : rows.some(({ state }) => state !== "valid") ? 1 : 0;
+  const table = rows.length > 0
+    ? tableOf(rows.map(Object.values))
+    : `no Secret has the label ${IDENTITY_KEY}`;
+  process.stdout.write(`${asJson ? JSON.stringify(rows, null, 2) : table}\n`);
+  return isComplete ? +rows.some(({ state }) => state !== "valid") : 3;
 }
 
-function statusOf(secret: PullSecret) {
-  const { namespace, name, identity, token, problem, warning } = secret;
-  const now = Date.now();
+function statusOf(secret: PullSecret, now: number) {
+  const { namespace, name, token, problem } = secret;
   const state = stateOf(secret, now);
   const expiresIn = token ? `${Math.round((token.expiresAt - now) / 1000)}s` : "";
   const why = state === "valid" ? "" : `kubectl events -n ${namespace} --for secret/${name}`;
   return {
     namespace,
     name,
-    identity: clean(identity),
+    identity: clean(secret.identity),
     state,
     expiresIn,
-    problem: clean((problem ?? warning)?.message ?? why),
+    problem: clean(problem?.message ?? why),
   };
 }
 
+/** One line for each row, in columns. */
 function tableOf(rows: string[][]) {
-  const table = [["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"], ...rows];
-  const widths = table[0]!.map((_, column) =>
-    table.reduce((most, row) => Math.max(most, row[column]!.length), 0)
+  const header = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
+  const lines = [header, ...rows].map((row) =>
+    row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ")
   );
-  return table.map((row) =>
-    row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()
-  ).join("\n");
+  return lines.join("\n");
 }
 
 /** Serves the probes and the metrics. */
@@ -1306,62 +1257,51 @@ async function main([flag = "", ...others]: string[]) {
   if (flag === "--help") return void process.stdout.write(HELP);
   if (flag === "--version") return void process.stdout.write(`${VERSION}\n`);
   const config = readConfig((name) => process.env[name]);
+  const { issuer, audience, subjectTokenFile, httpsProxy, noProxy, port } = config;
   setDefaultAutoSelectFamilyAttemptTimeout(ADDRESS_TIMEOUT_MS);
-  let controller: Controller | undefined;
+  const onResponse = (verb: string, code: string) => controller.countResponse(verb, code);
   const api = new KubernetesClient({
     ...config.api,
     labelSelector: IDENTITY_KEY,
     userAgent: USER_AGENT,
-    onResponse: (verb, code) => controller?.countResponse(verb, code),
+    onResponse,
   });
-  if (flag !== "") {
-    return await printStatus(api, config, flag === "--status=json").finally(() => api.close());
-  }
+  const dispatcher = issuerAgent(issuer, httpsProxy, noProxy);
   const log = createLog(
     Date.now,
     (level, line) => process[level === "info" ? "stdout" : "stderr"].write(line),
   );
-  controller = new Controller(config, {
+  const controller = new Controller(config, {
     api,
     clock: systemClock,
     random: Math.random,
     log,
-    ...issuerOf(config),
-  });
-  serve(controller, config.port).on("listening", () => controller.start()).on(
-    "error",
-    ({ message }) => {
-      process.stderr.write(`PORT="${config.port}": must be a port that is free: ${message}\n`);
-      process.exit(2);
-    },
-  );
-  const stop = (signal: string) => {
-    log("info", "stopped", { signal });
-    controller.stop();
-    process.exit(0);
-  };
-  process.on("SIGTERM", stop).on("SIGINT", stop);
-}
-
-function issuerOf({ issuer, audience, subjectTokenFile, httpsProxy, noProxy }: Config) {
-  const dispatcher = issuerAgent(issuer, httpsProxy, noProxy);
-  return {
-    readSubjectToken: () => readFileSync(subjectTokenFile, "utf8").trim(),
-    exchange: (subjectToken: string, identity: string, signal: AbortSignal) =>
+    readSubjectToken: () => readMounted(subjectTokenFile),
+    exchange: (subjectToken, identity, signal) =>
       exchange(issuer, subjectToken, { aud: audience, identity }, {
         dispatcher,
         signal,
         userAgent: USER_AGENT,
       }),
+  });
+  if (flag !== "") {
+    return await printStatus(api, config, flag === "--status=json").finally(() => api.close());
+  }
+  serve(controller, port).on("listening", () => controller.start()).on("error", ({ message }) => {
+    process.stderr.write(`PORT="${port}": must be a port that is free: ${message}\n`);
+    process.exit(2);
+  });
+  const stop = (signal: string) => {
+    log("info", "stopped", { signal });
+    process.exit(0);
   };
+  process.on("SIGTERM", stop).on("SIGINT", stop);
 }
 
-// Node before 24.2 does not know import.meta.main.
-if (import.meta.main ?? process.argv[1] === import.meta.filename) {
+if (import.meta.main) {
   main(process.argv.slice(2)).then((status) => process.exitCode = status, (error) => {
-    process.stderr.write(
-      `${error instanceof ConfigError ? error.message : clean(error.message)}\n`,
-    );
-    process.exitCode = error instanceof ConfigError ? 2 : 3;
+    const isConfig = error instanceof ConfigError;
+    process.stderr.write(`${isConfig ? error.message : clean(error.message)}\n`);
+    process.exitCode = isConfig ? 2 : 3;
   });
 }

@@ -7,7 +7,7 @@
  */
 import { BlockList, isIP } from "node:net";
 import { decodeJwt } from "jose/jwt/decode";
-import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from "undici";
+import { Agent, buildConnector, type Dispatcher, EnvHttpProxyAgent, Pool, request } from "undici";
 
 /** A token beyond this is not one of ours: real ones have 1 to 2 KiB. */
 const MAX_TOKEN_CHARS = 16 * 1024;
@@ -31,8 +31,6 @@ const ASSUMED_LIFE_MS = 3600_000;
 export const RENEW_FRACTION = 0.67;
 /** The codes of gRPC end with UNAUTHENTICATED. */
 const MAX_GRPC_CODE = 16;
-/** Client errors that pass by themselves: a proxy's time-out, ABORTED, too early, throttled, CANCELLED. */
-const TRANSIENT_STATUSES = [408, 409, 425, 429, 499];
 
 /** The UID of an identity (Chainguard: UIDP), of any depth. */
 export const IDENTITY = /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/;
@@ -47,10 +45,8 @@ export class StsError extends Error {
   code?: number;
   /** The response's `Retry-After` header, as it came. */
   retryAfter?: string;
-  /** Whether a person has to fix something; otherwise it may pass by itself. */
-  refused?: boolean;
 
-  constructor(message: string, fields: Omit<Partial<StsError>, "name" | "message"> = {}) {
+  constructor(message: string, fields: Partial<StsError> = {}) {
     super(message);
     Object.assign(this, fields);
   }
@@ -112,10 +108,7 @@ export function verify(token: string, identity: string, audience: string, now: n
     ? findFlaw(claims, identity, audience, now)
     : "it is not a JWT with a subject and an expiry";
   if (claims && flaw === undefined) return claims;
-  throw new StsError(`the issuer gave a token that is no good: ${flaw}`, {
-    code: 0,
-    refused: true,
-  });
+  throw new StsError(`the issuer gave a token that is no good: ${flaw}`, { status: 200, code: 0 });
 }
 
 function findFlaw(
@@ -159,12 +152,18 @@ const cut = (text: string) =>
  */
 export function issuerAgent(issuer: string, httpsProxy = "", noProxy = ""): Dispatcher {
   // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
-  const connect = { timeout: CONNECT_TIMEOUT_MS, allowPartialTrustChain: true };
+  const connect = { timeout: CONNECT_TIMEOUT_MS, allowH2: false, allowPartialTrustChain: true };
   const options = { allowH2: false, maxResponseSize: MAX_RESPONSE_BYTES, connect };
   if (httpsProxy === "" || isInSubnet(bareHost(issuer), noProxy)) return new Agent(options);
-  // undici would keep the brackets of an IPv6 address, which no certificate has.
-  const proxyTls = { ...connect, servername: bareHost(httpsProxy) };
-  const proxies = { httpProxy: "", httpsProxy, noProxy, requestTls: connect, proxyTls };
+  const isAddress = isIP(bareHost(httpsProxy)) !== 0;
+  const connectToProxy = buildConnector(connect);
+  const clientFactory = (proxy: URL) =>
+    new Pool(proxy, {
+      // undici would give the address of a proxy as its name in the handshake, where none may stand.
+      connect: (to, callback) =>
+        connectToProxy(isAddress ? { ...to, servername: undefined } : to, callback),
+    });
+  const proxies = { httpProxy: "", httpsProxy, noProxy, requestTls: connect, clientFactory };
   return new EnvHttpProxyAgent({ ...options, ...proxies });
 }
 
@@ -213,7 +212,7 @@ export async function exchange(
   } catch (cause) {
     if (cause instanceof StsError) throw cause;
     throw new StsError(
-      `no response from the issuer at ISSUER_URL=${issuer}: ${(cause as Error).message}`,
+      `no response from the issuer at ISSUER_URL=${issuer}: ${cause.message}`,
       { cause },
     );
   }
@@ -231,8 +230,7 @@ export function readResponse(status: number, text: string, retryAfter: string) {
   if (status === 200 && typeof token === "string" && token !== "") return token;
   const isOfSts = typeof message === "string" && Number.isInteger(code) &&
     (code as number) <= MAX_GRPC_CODE;
-  const refused = status < 500 && !TRANSIENT_STATUSES.includes(status);
-  const fields = { status, retryAfter, refused, ...(isOfSts && { code: code as number }) };
+  const fields = { status, retryAfter, code: isOfSts ? code as number : undefined };
   throw new StsError(`the issuer answered ${status}: ${describe(status, message)}`, fields);
 }
 

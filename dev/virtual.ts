@@ -120,6 +120,11 @@ export class VirtualClock {
         this.clearTimeout(timer);
       },
       pending: () => own.size,
+      /** As the process ends. */
+      kill: () => {
+        view.loseTimers();
+        view.setTimeout = () => undefined;
+      },
       loseTimers: () => own.forEach((timer) => this.clearTimeout(timer)),
     };
     return view;
@@ -158,6 +163,8 @@ export interface ApiRequest {
   verb: "list" | "watch" | "get" | "patch" | "event" | "token";
   namespace?: string;
   name?: string;
+  /** The version that a watch is to begin from. */
+  from?: number;
   body?: unknown;
   /** What it ended with; 0 is no answer. */
   status: number;
@@ -230,6 +237,8 @@ export class VirtualCluster {
   watchLife = Infinity;
   /** Watches from an older version than this are refused. */
   compactedTo = 0;
+  /** Watches from an older version than this end at once. */
+  emptyTo = 0;
   #version = 1000;
   #uid = 0;
   /** How many changes the history has forgotten. */
@@ -376,10 +385,12 @@ export class VirtualCluster {
       this.requests.push(request);
       const fault = this.fault(request);
       if (fault === "wedged") return never;
+      const isDead = () => this.#world.dead.has(replica);
       const cuts = this.#cuts;
       try {
         const ms = fault === "hang" ? SILENCE_MS : delayOf(fault);
         await clock.sleep(ms, signal);
+        if (isDead()) return never;
         if (cuts !== this.#cuts) {
           throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
         }
@@ -388,6 +399,7 @@ export class VirtualCluster {
         const result = work();
         if (typeof fault === "object") {
           await clock.sleep(fault.answerMs ?? 0, signal);
+          if (isDead()) return never;
           if (fault.after) throw fault.after;
           if (cuts !== this.#cuts) {
             throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
@@ -409,13 +421,16 @@ export class VirtualCluster {
     return {
       list: (namespace, signal) => this.#list(send, namespace, signal),
       watch: (namespace, from, seconds, signal) =>
-        this.#watch(send, namespace, +from, seconds * 1000, signal),
+        this.#watch(send, replica, namespace, +from, seconds * 1000, signal),
       get: (namespace, name, signal) =>
         send({ verb: "get", namespace, name }, signal, () => this.get(`${namespace}/${name}`)),
-      patch: (namespace, name, body, signal) =>
-        send({ verb: "patch", namespace, name, body }, signal, () => {
+      patch: (namespace, name, patch, signal) => {
+        // As it comes over the wire.
+        const body = JSON.parse(JSON.stringify(patch));
+        return send({ verb: "patch", namespace, name, body }, signal, () => {
           this.#patch(`${namespace}/${name}`, body, replica);
-        }),
+        });
+      },
       createEvent: (namespace, body, signal) =>
         send(
           { verb: "event", namespace, body },
@@ -450,18 +465,19 @@ export class VirtualCluster {
 
   async *#watch(
     send: Send,
+    replica: string,
     namespace: string | undefined,
     from: number,
     ms: number,
     signal: AbortSignal,
   ) {
-    await send({ verb: "watch", namespace }, signal, () => {
+    await send({ verb: "watch", namespace, from }, signal, () => {
       if (from < this.compactedTo) {
         throw new ApiError("too old", { status: 410, reason: "Expired" });
       }
     });
     const { clock } = this.#world;
-    const endsAt = clock.tick + Math.min(ms, this.watchLife);
+    const endsAt = clock.tick + (from < this.emptyTo ? 0 : Math.min(ms, this.watchLife));
     const deafUntil = clock.tick + ms + WATCH_GRACE_MS;
     const bookmarks = [clock.tick + BOOKMARK_MS, endsAt - LAST_BOOKMARK_MS].filter((at) =>
       at > clock.tick
@@ -492,6 +508,9 @@ export class VirtualCluster {
         }
         const until = Math.min(bookmarks[0] ?? Infinity, watch.isDeaf ? deafUntil : endsAt);
         await clock.wait(watch, until - clock.tick, signal);
+        if (!this.#world.dead.has(replica)) continue;
+        this.#watches.delete(watch);
+        await never;
       }
     } finally {
       this.#watches.delete(watch);
@@ -509,6 +528,8 @@ export interface ExchangeRequest {
   subject: string;
   /** What it was answered with. */
   token?: string;
+  /** Whether the answer arrived. */
+  isAnswered?: boolean;
 }
 
 /** The issuer. */
@@ -547,10 +568,12 @@ export class VirtualIssuer {
       if (fault === "wedged") return never;
       try {
         await clock.sleep(fault === "hang" ? Infinity : delayOf(fault), signal);
+        if (this.#world.dead.has(replica)) return never;
         if (fault instanceof Error) throw fault;
         request.token = typeof fault === "string" ? fault : this.#issue(request, act);
         this.#world.secrets.add(request.token);
         if (typeof fault === "object" && fault.after) throw fault.after;
+        request.isAnswered = true;
         return request.token;
       } finally {
         request.endedAt = clock.tick;
@@ -581,6 +604,8 @@ export class VirtualIssuer {
 
 /** A process of the controller. */
 export interface Replica extends Controller {
+  /** Kills it, as a SIGKILL does. */
+  stop: () => void;
   name: string;
   clock: ReturnType<VirtualClock["view"]>;
   config: Config;
@@ -602,6 +627,8 @@ export class VirtualWorld {
   /** What was written, or asked for, that must not be. */
   readonly broken: string[] = [];
   readonly replicas: Replica[] = [];
+  /** The names of those that were killed. */
+  readonly dead = new Set<string>();
   #started = 0;
   readSubjectToken = () => this.subjectToken(CONTROLLER, "issuer.enforce.dev", 600);
 
@@ -622,7 +649,11 @@ export class VirtualWorld {
       random: seeded(Math.floor(this.random() * 2 ** 32)),
       log: createLog(clock.now, (_level, line) => this.lines.push(line)),
     });
-    const replica = Object.assign(controller, { name, clock, config });
+    const stop = () => {
+      this.dead.add(name);
+      clock.kill();
+    };
+    const replica = Object.assign(controller, { name, clock, config, stop });
     this.replicas.push(replica);
     replica.start();
     return replica;
