@@ -2,7 +2,8 @@
 import type { Secret } from "../../k8s.ts";
 import { keyOf, LABEL } from "../virtual.ts";
 import type { Begin } from "./actions.ts";
-import { DATA_KEY, encode, PREFIX } from "./judge.ts";
+import { DATA_KEY, encode, identityOf, PREFIX } from "./judge.ts";
+import { WATCHES } from "./watches.ts";
 import type { Action } from "./plan.ts";
 import type { Run } from "./run.ts";
 
@@ -18,6 +19,16 @@ const ASKED_AGAIN_MS = 1_000;
 const LIVES = 5;
 /** A forged token claims to live as long as is believed, a day; or longer. */
 const FORGED_LIVES_S = [80_000, 10 * 86_400, 1e12];
+/** A moment, seconds, hours. */
+const PLANTED_LIVES_S = [0.2, 3, 8, 7_200];
+/** Neither text nor JSON, as base64; and Latin-1. */
+const NO_JSON = ["", "AAAA", "eyJh", Buffer.from('{"x":"\xe4"}', "latin1").toString("base64")];
+/** What clients take instead of the token. */
+const SHADOWS = [
+  { auths: { "https://cgr.dev": { auth: "eDp5" }, "cgr.dev/org": { auth: "eDp5" } } },
+  { auths: { "cgr.dev": { username: "x", password: "y" } }, credHelpers: { "cgr.dev": "x" } },
+  { auths: {}, credsStore: "desktop" },
+];
 
 /** Another writer's change of one Secret. */
 const change =
@@ -31,8 +42,10 @@ const annotation = (name: string, value: string | null) => ({
 });
 const annotate = (name: string, value: (run: Run, action: Action) => string | null) =>
   change((_secret, run, action) => annotation(name, value(run, action)));
-const label = (value: (run: Run, action: Action) => string | null) =>
-  change((_secret, run, action) => ({ metadata: { labels: { [LABEL]: value(run, action) } } }));
+/** Names an identity in label and annotation. */
+const name = (labelled: string, annotated: string | null) => ({
+  metadata: { labels: { [LABEL]: labelOf(labelled) }, annotations: { [LABEL]: annotated } },
+});
 const configure = (config: (run: Run, action: Action) => unknown) =>
   change((_secret, run, action) => ({
     data: { [DATA_KEY]: encode(JSON.stringify(config(run, action))) },
@@ -46,6 +59,14 @@ const spoil = (begin: Begin): Begin => (run, action) => {
   return () => run.mend(keyOf(secret.metadata), action);
 };
 
+/** A docker config with a token that the issuer never gave, for each registry. */
+function forged({ world, registries, pick }: Run, sub: string, life: number): object {
+  const now = world.clock.now() / 1000;
+  const iat = pick([now, now + 100, now - 100, undefined]);
+  const token = world.jwt({ aud: "cgr.dev", sub, iat, exp: now + life });
+  return { auths: Object.fromEntries(registries.map((host) => [host, entryOf(token)])) };
+}
+
 /** Another writer's change, made again and again. */
 const fight = (patch: (run: Run) => object): Begin => (run, action) => {
   const secret = run.secretAt(action.target);
@@ -58,33 +79,49 @@ const fight = (patch: (run: Run) => object): Begin => (run, action) => {
 };
 
 const EMPTY = { auths: {} };
+/** Nobody approved of it for any Secret. */
+const STRANGER = "e".repeat(40);
 const labelOf = (identity: string) => identity.replaceAll("/", ".");
 const entryOf = (jwt: string) => ({ auth: encode(`_token:${jwt}`) });
 /** A value that was not there before. */
 const newValue = (run: Run) => `${run.world.clock.tick}`;
 
 export const CHANGES: Record<string, Begin> = {
+  ...WATCHES,
   "refresh asked for": annotate("refresh", newValue),
+  "refresh asked for by a long value": annotate(
+    "refresh",
+    (run) => `${newValue(run)}${"€".repeat(10_000)}`,
+  ),
   "refresh asked for all the time": fight((run) => annotation("refresh", newValue(run))),
-  "identity changed": label((run, { amount }) => labelOf(run.identityAt(amount))),
-  "identity in an annotation": annotate("identity", (run, { amount }) => run.identityAt(amount)),
-  "identity's annotation taken off": annotate("identity", () => null),
-  "identity invalid": spoil(label(() => "nobody")),
-  "identity flipped all the time": fight((run) => ({
-    metadata: { labels: { [LABEL]: labelOf(run.identityAt(run.random())) } },
-  })),
+  "identity changed": change((_secret, run, { amount }) => name(run.identityAt(amount), null)),
+  "identity in an annotation": change((_secret, run, { amount }) =>
+    name("", run.identityAt(amount))
+  ),
+  "identity in label and annotation": change((_secret, run, { amount }) =>
+    name(run.identityAt(amount), run.identityAt(amount))
+  ),
+  "label and annotation disagree": spoil(
+    change((_secret, run, { amount }) => name(run.identityAt(amount), STRANGER)),
+  ),
+  "identity invalid": spoil(change(() => name("nobody", null))),
+  "identity empty": spoil(change(() => name("", ""))),
+  "identity flipped all the time": fight((run) => name(run.identityAt(run.random()), null)),
+  "identity's annotation flipped all the time": fight((run) =>
+    name("", run.identityAt(run.random()))
+  ),
   "account named": annotate(
     "service-account",
     (_run, { amount }) => amount < 0.5 ? "puller" : "other",
   ),
   "account invalid": spoil(
-    annotate("service-account", (_run, { amount }) => amount < 0.5 ? "../x" : ""),
+    annotate("service-account", (run) => run.pick(["../x", "", "puller ", "x".repeat(100_000)])),
   ),
   "account taken off": annotate("service-account", () => null),
   "account flipped all the time": fight((run) =>
     annotation("service-account", run.pick([null, "puller", "other"]))
   ),
-  "unlabelled": spoil(label(() => null)),
+  "unlabelled": spoil(change(() => ({ metadata: { labels: { [LABEL]: null } } }))),
   "blanked": configure(() => EMPTY),
   "blanked all the time": fight(() => ({ data: { [DATA_KEY]: encode(JSON.stringify(EMPTY)) } })),
   "another registry added": configure((_run, { amount }) => ({
@@ -92,17 +129,21 @@ export const CHANGES: Record<string, Begin> = {
     credHelpers: { "x.example": "y" },
     n: 1.5,
   })),
-  "malformed": spoil(configure((run) => run.pick([["nothing"], "text", { auths: [] }, null]))),
-  "a forged token": configure((run, { amount }) => {
-    const now = run.world.clock.now() / 1000;
-    const claims = {
-      aud: "cgr.dev",
-      sub: run.identityAt(amount),
-      iat: now,
-      exp: now + run.pick(FORGED_LIVES_S),
-    };
-    return { auths: { "cgr.dev": entryOf(run.world.jwt(claims)) } };
-  }),
+  "malformed": spoil(configure((run) => run.pick([["nothing"], "text", { auths: [] }, 7]))),
+  "no JSON": spoil(change((_secret, run) => ({ data: { [DATA_KEY]: run.pick(NO_JSON) } }))),
+  "empty in another way": configure((run) => run.pick([null, { auths: null }, {}])),
+  "shadowed": configure((run) => run.pick(SHADOWS)),
+  "a forged token": configure((run, { amount }) =>
+    forged(run, run.identityAt(amount), run.pick(FORGED_LIVES_S))
+  ),
+  "tokens planted all the time": (run, action) => {
+    const secret = run.secretAt(action.target);
+    const identity = secret && identityOf(secret);
+    return fight((run) => {
+      const config = forged(run, identity!, run.pick(PLANTED_LIVES_S));
+      return { data: { [DATA_KEY]: encode(JSON.stringify(config)) } };
+    })(run, action);
+  },
   "another's token": change((secret, run, { amount }) => {
     const other = run.secretAt(Math.floor(amount * 1000)) ?? secret;
     return { data: { [DATA_KEY]: other.data?.[DATA_KEY] ?? null } };

@@ -1,32 +1,39 @@
 /** What befalls the API server, the issuer, clocks, machines and replicas. While one lasts, no Secret is promised a token. */
 import { ApiError } from "../../k8s.ts";
-import { StsError } from "../../sts.ts";
+import { readResponse, StsError } from "../../sts.ts";
 import { type ApiRequest, CONTROLLER, type ExchangeRequest, type Fault } from "../virtual.ts";
 import type { Begin } from "./actions.ts";
 import type { Action } from "./plan.ts";
 import type { Run } from "./run.ts";
 
 /** The longest `Retry-After` that is sent: beyond what the controller heeds. */
-const RETRY_AFTER_S = 400;
+export const RETRY_AFTER_S = 400;
 /** Slower than any time-out of the controller would be an outage. */
 const SLOW_API_MS = 8_000;
 const SLOW_ISSUER_MS = 9_000;
 const STATUSES = [401, 403, 404, 409, 410, 422, 429, 500, 503];
 const HOUR_S = 3600;
 /** The API server is stopped while etcd is restored. */
-const RESTORE_MS = 10_000;
+export const RESTORE_MS = 10_000;
+/** Of what stands between it and the controller: a redirect, time-outs, conflicts, too early, cancelled. */
+const PROXY_STATUSES = [302, 408, 409, 425, 499];
 
-const noAnswer = (reason: string) => new ApiError("no answer", { reason });
-const answer = (status: number, retryAfter?: number) =>
+export const noAnswer = (reason: string) => new ApiError("no answer", { reason });
+export const answer = (status: number, retryAfter?: number) =>
   new ApiError(`answered ${status}`, { status, retryAfter: `${retryAfter ?? ""}` });
 
-function refusal(status: number, retryAfter?: number): StsError {
-  const refused = status < 500 && status !== 429;
-  return new StsError(`answered ${status}`, { status, retryAfter: `${retryAfter ?? ""}`, refused });
+/** What the client makes of such an answer of the issuer. */
+export function refusal(status: number, retryAfter?: number, body = ""): StsError {
+  try {
+    readResponse(status, body, `${retryAfter ?? ""}`);
+  } catch (error) {
+    return error as StsError;
+  }
+  throw new Error(`${status} is no refusal`);
 }
 
 /** What happens to each request to the API server while it lasts. */
-const api =
+export const api =
   (fault: (request: ApiRequest, run: Run, action: Action) => Fault): Begin => (run, action) => {
     const own = (request: ApiRequest) => fault(request, run, action);
     run.apiFaults.add(own);
@@ -34,7 +41,7 @@ const api =
   };
 
 /** The same of the issuer. */
-const issuer =
+export const issuer =
   (fault: (request: ExchangeRequest, run: Run, action: Action) => Fault | string): Begin =>
   (run, action) => {
     const own = (request: ExchangeRequest) => fault(request, run, action);
@@ -98,20 +105,6 @@ export const FAULTS: Record<string, Begin> = {
     cluster.deafen();
     return () => cluster.isDeaf = false;
   },
-  "watches cut": ({ world: { cluster } }) => cluster.endWatches(noAnswer("ECONNRESET")),
-  "watches end at once": ({ world: { cluster } }, { amount }) => {
-    cluster.watchLife = Math.floor(amount * 2_000);
-    cluster.endWatches();
-    return () => cluster.watchLife = Infinity;
-  },
-  "every version is too old": (run, action) => {
-    run.world.cluster.endWatches(answer(410));
-    return api(({ verb }) => verb === "watch" ? answer(410) : undefined)(run, action);
-  },
-  "history compacted": ({ world: { cluster } }) => {
-    cluster.compact(cluster.version);
-    cluster.endWatches(answer(410));
-  },
   "a Secret is deleted unseen": (run, { target }) => {
     const { cluster } = run.world;
     cluster.deafen();
@@ -136,6 +129,9 @@ export const FAULTS: Record<string, Begin> = {
   "issuer throttles": issuer((_request, _run, { amount }) =>
     refusal(429, Math.floor(amount * RETRY_AFTER_S))
   ),
+  "issuer answers as a proxy does": issuer((_request, run) =>
+    refusal(run.pick(PROXY_STATUSES), undefined, run.pick(["<html>", '{"code":10,"message":"no"}']))
+  ),
   "issuer's answers are lost": issuer((_request, run) =>
     run.random() < 0.5
       ? { after: new StsError("no answer of the issuer: other side closed") }
@@ -146,6 +142,12 @@ export const FAULTS: Record<string, Begin> = {
   "issuer gives another identity's": badToken(() => ({ sub: "f".repeat(40) })),
   "issuer gives expired tokens": badToken((now) => ({ iat: now - HOUR_S, exp: now - 60 })),
   "issuer gives tokens of 6 s": badToken((now) => ({ exp: now + 6 })),
+  "issuer gives tokens of 4 s": badToken((now) => ({ exp: now + 4 })),
+  "issuer gives tokens of a moment": badToken((now) => ({ iat: now + 55, exp: now + 55.001 })),
+  "issuer gives tokens of tomorrow": badToken((now) => ({
+    iat: now + 23 * HOUR_S,
+    exp: now + 24 * HOUR_S,
+  })),
   "issuer gives endless tokens": badToken((now) => ({ exp: now + 10 * 24 * HOUR_S })),
   "issuer's clock off": ({ world }, { amount }) => {
     world.issuer.skew = Math.floor((amount - 0.5) * 100) * 1000;

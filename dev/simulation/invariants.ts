@@ -7,7 +7,10 @@
  * - (d) nothing is kept of a Secret that is gone
  * - (e) after the last fault all is well
  * - (f) no token is told
- * - (g) `/healthz` is right
+ * - (g) `/healthz` and `/readyz` are right
+ * - (h) a Secret that cannot be filled is reported
+ *
+ * What befalls some of the Secrets only excuses these; all of this holds for the others.
  */
 import type { Secret } from "../../k8s.ts";
 import {
@@ -19,36 +22,45 @@ import {
   keyOf,
   type Replica,
 } from "../virtual.ts";
-import { Budgets } from "./budgets.ts";
+import { Budgets, spacingFor } from "./budgets.ts";
 import {
   accountOf,
+  dueAt,
   encode,
   goodUntil,
   identityOf,
   isEligible,
   isLabelled,
+  lifeOf,
   othersOf,
   refreshOf,
   tokensOf,
 } from "./judge.ts";
-import { HOUR_MS, MINUTE_MS, SECOND_MS } from "./plan.ts";
+import { HOUR_MS, MINUTE_MS, type Plan, SECOND_MS } from "./plan.ts";
 import type { Run } from "./run.ts";
 
-/** After the last fault: a pause that was asked for (5 min), or a refusal's back-off (5 min), and a failed try's after it. */
-const RECOVERY_MS = 11 * MINUTE_MS;
-/** After another writer's last change: a back-off of conflicts (1 min), the spacing of writes (30 s), slow answers. */
-const SETTLING_MS = 3 * MINUTE_MS;
-/** A replica that is stuck says so: 5 min after its watch last did anything, which a pause of 5 min may precede. */
-const STUCK_MS = 11 * MINUTE_MS;
-/** A token that is due is not replaced by one that ends sooner; by a clock that is off by 10 s. */
-const CLOCK_OFF_MS = 11 * SECOND_MS;
+/** After another writer's last change: the back-off of failed writes (1 min), that of watches (5 s), slow answers. */
+const SETTLING_MS = 80 * SECOND_MS;
+/** A request that was given up goes on for a minute; a list or watch is given up after 2 min. */
+const STUCK_MS = 3 * MINUTE_MS + SECOND_MS;
+/** A list or watch that fails is tried again after 5 s at most. */
+const LISTING_MS = 10 * SECOND_MS;
+/** What a Secret needs is reported within this time, once the API server takes events again. */
+const REPORTING_MS = 30 * SECOND_MS;
+/** One reason for one Secret is reported every 5 min at most; each Secret is looked at every minute at least. */
+const EVENT_SPACING_MS = 5 * MINUTE_MS;
+const REPORTING_AGAIN_MS = EVENT_SPACING_MS + MINUTE_MS + REPORTING_MS;
+/** So many events may be under way, each of a request and a place that it takes for 5 s. */
+const MAX_EVENT_TIMERS = 50;
+/** A clock shows whole seconds in a token. */
+const ROUNDING_MS = 1 * SECOND_MS;
 /**
  * Of one replica between two looks, half a minute at most: one each time that it is woken (300, as they are 100 ms apart),
  * and a few for each request.
  */
 const MAX_TIMERS = 1_000;
-/** Once all Secrets are gone: longer than any request and back-off under way. */
-const LETTING_GO_MS = 2 * MINUTE_MS;
+/** Once all Secrets are gone: longer than any request under way. */
+const LETTING_GO_MS = 70 * SECOND_MS;
 /** Longer than any token lives, and any clock is off. */
 const REMEMBERED_MS = 6 * HOUR_MS;
 
@@ -71,10 +83,12 @@ interface Standing {
   isEligible: boolean;
   /** Until when it holds a good token, in true time. */
   goodUntil: number;
-  /** Somebody has put a token into it that the issuer never gave: nothing is promised until that is replaced. */
-  isForged: boolean;
   /** From then on it has to be well. */
   settledAt: number;
+  /** Since when nothing can be done for it, if nothing can. */
+  idleFrom: number;
+  /** When each replica wrote it last, and how far the next write of that one has to be apart. */
+  wrote: Map<string, { at: number; spacing: number }>;
   /** It asks for a refresh, and must not from then on. */
   servedAt: number;
 }
@@ -103,8 +117,19 @@ export class Invariants {
   #seenVersion = 0;
   #faults = 0;
   #calmAt = 0;
-  /** When a fault began or ended last. */
-  #changedAt = 0;
+  /** Which Secrets nothing is promised for, though it is for the others. */
+  readonly #excuses = new Set<(secret: Secret) => boolean>();
+  /** Until then some were. */
+  #excusedUntil = 0;
+  /** How much lets tokens, as a replica sees them, live for seconds; and until when one did. */
+  #shorteners = 0;
+  #shortLivedUntil = 0;
+  /** When a Secret came or went last. */
+  #cameOrWentAt = 0;
+  /** When the last Warning was written, by UID of the Secret. */
+  readonly #reportedAt = new Map<string, number>();
+  /** When a replica was seen first. */
+  readonly #startedAt = new Map<string, number>();
 
   constructor(run: Run) {
     this.#run = run;
@@ -112,13 +137,35 @@ export class Invariants {
 
   beginFault(): void {
     this.#faults++;
-    this.#changedAt = this.#run.world.clock.tick;
   }
 
-  endFault(): void {
+  /** Everything is well again so much later. */
+  endFault(recoveryMs: number): void {
     this.#faults--;
-    this.#changedAt = this.#run.world.clock.tick;
-    this.#calmAt = this.#run.world.clock.tick + RECOVERY_MS;
+    this.#calmAt = Math.max(this.#calmAt, this.#run.world.clock.tick + recoveryMs);
+  }
+
+  /** Nothing is promised for these Secrets; returns what ends it, to be well again so much later. */
+  excuse(isExcused: (secret: Secret) => boolean, recoveryMs: number): () => void {
+    const own = (secret: Secret) => isExcused(secret);
+    this.#excuses.add(own);
+    return () => {
+      this.#excuses.delete(own);
+      const until = this.#run.world.clock.tick + recoveryMs;
+      this.#excusedUntil = Math.max(this.#excusedUntil, until);
+      for (const standing of this.#standings.values()) {
+        if (isExcused(standing.secret)) standing.settledAt = Math.max(standing.settledAt, until);
+      }
+    };
+  }
+
+  /** Tokens live for seconds, as a replica sees them: exchanges and writes may be a second apart. */
+  shortenLives(): () => void {
+    this.#shorteners++;
+    return () => {
+      this.#shorteners--;
+      this.#shortLivedUntil = this.#run.world.clock.tick + 2 * MINUTE_MS;
+    };
   }
 
   /** Throws a {@linkcode Breach} if anything does not hold. */
@@ -136,6 +183,7 @@ export class Invariants {
     }
     for (const replica of replicas) {
       this.#judgeHealth(replica, tick);
+      this.#judgePending(replica);
       const { armed } = replica.clock;
       replica.clock.armed = 0;
       if (armed > MAX_TIMERS) throw new Breach(`(b) ${replica.name} set ${armed} timers`);
@@ -146,10 +194,9 @@ export class Invariants {
   /** What a replica knows of, once all has been well for a while: this many Secrets. */
   checkKnown(): void {
     const { world, replicas } = this.#run;
-    const isSettled = [...this.#standings.values()].every(({ settledAt }) =>
-      settledAt <= world.clock.tick
-    );
-    if (!this.#isCalm() || !isSettled) return;
+    const { tick } = world.clock;
+    const isExcused = this.#excuses.size > 0 || tick < this.#excusedUntil;
+    if (!this.#isCalm() || isExcused || tick < this.#cameOrWentAt + LISTING_MS) return;
     const expected = [...world.cluster.secrets.values()].filter(isLabelled).length;
     for (const replica of replicas) compareKnown(replica, expected);
   }
@@ -162,7 +209,7 @@ export class Invariants {
     for (const key of [...world.cluster.secrets.keys()]) world.cluster.delete(key);
     await world.clock.advance(LETTING_GO_MS);
     this.check();
-    // One timer for all Secrets, and one for each watch.
+    // One to drop what no Secret uses any more, and one for each watch.
     const timers = 1 + scopes;
     for (const replica of replicas) {
       compareKnown(replica, 0);
@@ -179,7 +226,7 @@ export class Invariants {
     this.#seenVersion = cluster.version;
     this.#standings.clear();
     for (const secret of cluster.secrets.values()) {
-      this.#take(secret, clock.tick + SETTLING_MS, Infinity);
+      this.#take(secret, clock.tick, clock.tick + SETTLING_MS, Infinity);
     }
   }
 
@@ -189,8 +236,9 @@ export class Invariants {
       this.#run.onLine(line);
       if (isLeak(line)) throw new Breach(`(f) a part of a token in the log: ${line}`);
     }
-    for (const { note } of events.splice(0)) {
+    for (const { note, type, regarding, at } of events.splice(0)) {
       if (isLeak(note)) throw new Breach(`(f) a part of a token in an event: ${note}`);
+      if (type === "Warning") this.#reportedAt.set(regarding.uid, at);
     }
   }
 
@@ -218,16 +266,30 @@ export class Invariants {
   #judgeExchange(request: ExchangeRequest): void {
     const { identity, subject } = request;
     this.figures.exchanges++;
-    const excess = this.#budgets.spendExchange(request);
+    const excess = this.#budgets.spendExchange(
+      request,
+      this.#isShortLived(),
+      (token, at) => this.#leftOf(token, request.replica, at),
+    );
     if (excess) throw new Breach(`(b) ${excess}`);
     if (!this.#named.has(`${identity} ${subject}`)) {
       throw new Breach(`(c) ${subject} never asked for ${identity}`);
     }
   }
 
+  #isShortLived = () => this.#shorteners > 0 || this.#run.world.clock.tick < this.#shortLivedUntil;
+
+  /** What a token had left for a replica, at a time since which no clock was set; undefined if one may have been. */
+  #leftOf(token: string, name: string, at: number): number | undefined {
+    const { clock } = this.#run.world;
+    const skew = this.#run.replicas.find((replica) => replica.name === name)?.clock.skew;
+    const isKnown = this.#isCalm() && at >= this.#calmAt && skew !== undefined;
+    return isKnown ? lifeOf(token).expiresAt - (clock.now() - clock.tick + at + skew) : undefined;
+  }
+
   #judgeRequest(request: ApiRequest): void {
     this.figures.requests++;
-    const excess = this.#budgets.spendApi(request);
+    const excess = this.#budgets.spendApi(request, this.#isShortLived());
     if (excess) throw new Breach(`(b) ${excess}`);
     const account = `system:serviceaccount:${request.namespace}:${request.name}`;
     if (request.verb === "token" && !this.#named.has(account)) {
@@ -242,36 +304,39 @@ export class Invariants {
     this.#seenVersion = history.at(-1)?.version ?? this.#seenVersion;
   }
 
-  #readChange({ at, now, type, secret, by }: Change): void {
+  #readChange({ at, now, type, secret, by, seen }: Change): void {
     const key = keyOf(secret.metadata);
     const before = this.#standings.get(key);
     if (before) this.#judge(key, before, at, now);
-    if (type === "DELETED") return void this.#standings.delete(key);
-    if (by) this.#judgeWrite(before!, secret, by, now);
+    if (seen === "ADDED" || seen === "DELETED") this.#cameOrWentAt = at;
+    if (type === "DELETED") {
+      this.#reportedAt.delete(secret.metadata.uid);
+      return void this.#standings.delete(key);
+    }
+    if (by) this.#judgeWrite(before!, secret, by, at, now);
     const settledAt = by ? before!.settledAt : at + SETTLING_MS;
     const isServed = refreshOf(secret) === undefined;
     this.#take(
       secret,
+      at,
       settledAt,
       isServed ? Infinity : Math.min(before?.servedAt ?? Infinity, settledAt),
     );
   }
 
-  #take(secret: Secret, settledAt: number, servedAt: number): void {
-    const { registries } = this.#run;
+  #take(secret: Secret, at: number, settledAt: number, servedAt: number): void {
     const eligible = isEligible(secret);
-    const until = eligible ? goodUntil(secret, registries) : 0;
-    const isForged = until > 0 &&
-      tokensOf(secret, registries).some((token) => !this.#issued.has(token));
-    const standing = {
+    const before = this.#standings.get(keyOf(secret.metadata));
+    const isIdle = isLabelled(secret) && !eligible && !secret.metadata.deletionTimestamp;
+    this.#standings.set(keyOf(secret.metadata), {
       secret,
       isEligible: eligible,
-      goodUntil: until,
-      isForged,
+      goodUntil: eligible ? goodUntil(secret, this.#run.registries) : 0,
       settledAt,
       servedAt,
-    };
-    this.#standings.set(keyOf(secret.metadata), standing);
+      idleFrom: isIdle ? Math.min(before?.idleFrom ?? Infinity, at) : Infinity,
+      wrote: before?.wrote ?? new Map(),
+    });
     const subject = subjectOf(secret);
     if (subject !== undefined) this.#named.add(subject).add(`${identityOf(secret)} ${subject}`);
   }
@@ -282,9 +347,10 @@ export class Invariants {
   /** (a), and (e) at the end: it holds a good token, if it had the time; and no wish is left. */
   #judge(key: string, standing: Standing, at: number, now: number): void {
     const { secret, goodUntil } = standing;
-    if (!standing.isEligible || standing.isForged || !this.#isCalm() || at < standing.settledAt) {
-      return;
-    }
+    const isExcused = [...this.#excuses].some((isExcused) => isExcused(secret));
+    if (!this.#isCalm() || isExcused) return;
+    this.#judgeReports(key, standing, at);
+    if (!standing.isEligible || at < standing.settledAt) return;
     if (goodUntil === 0) {
       throw new Breach(`(a) ${key} holds no token of its own: ${JSON.stringify(secret.metadata)}`);
     }
@@ -294,10 +360,19 @@ export class Invariants {
     if (at >= standing.servedAt) throw new Breach(`(a) ${key} asks for a refresh in vain`);
   }
 
+  /** (h): what cannot be filled is reported soon; and from time to time, as long as it cannot. */
+  #judgeReports(key: string, { secret, idleFrom, settledAt }: Standing, at: number): void {
+    const reportedAt = this.#reportedAt.get(secret.metadata.uid) ?? -Infinity;
+    const since = Math.max(idleFrom, this.#calmAt + EVENT_SPACING_MS, settledAt);
+    const isNew = at >= since + REPORTING_MS && reportedAt < idleFrom - EVENT_SPACING_MS;
+    const isOld = at >= since + REPORTING_AGAIN_MS && reportedAt < at - REPORTING_AGAIN_MS;
+    if (isNew || isOld) throw new Breach(`(h) ${key} cannot be filled, which is not reported`);
+  }
+
   /** (c): a write of the controller brings a good token to a Secret that asks for it, and changes nothing else. */
-  #judgeWrite(before: Standing, secret: Secret, by: string, now: number): void {
+  #judgeWrite(before: Standing, secret: Secret, by: string, at: number, now: number): void {
     this.figures.writes++;
-    const { registries } = this.#run;
+    const { registries, plan } = this.#run;
     const key = keyOf(secret.metadata);
     const fail = (what: string) => {
       throw new Breach(`(c) ${key} ${what}`);
@@ -313,38 +388,61 @@ export class Invariants {
         fail(`gets a token that ${issued?.subject} was given`);
       }
     }
-    if (!this.#isCalm()) return;
     const until = goodUntil(secret, registries);
-    if (until <= now) fail("gets a token that is no good");
-    const isSooner = before.goodUntil > until && before.goodUntil > now + CLOCK_OFF_MS;
-    if (isSooner && refreshOf(before.secret) === undefined) {
-      fail("gets a token that ends sooner than the one it had");
+    if (until === 0) fail("gets a token that is no good");
+    const wrote = before.wrote.get(by);
+    before.wrote.set(by, { at, spacing: spacingFor(until - now - clockOff(plan)) });
+    if (!this.#isCalm()) return;
+    if (until <= now) fail("gets a token that has expired");
+    if (wrote && at < wrote.at + wrote.spacing && wrote.at >= this.#calmAt) {
+      fail(`is written again after ${at - wrote.at} ms, not ${wrote.spacing}`);
+    }
+    if (refreshOf(before.secret) !== undefined || before.goodUntil <= now + clockOff(plan)) return;
+    if (before.goodUntil > until) fail("gets a token that ends sooner than the one it had");
+    if (dueAt(before.secret, registries) > now + clockOff(plan)) {
+      fail("gets a token before that which it had is due");
+    }
+  }
+
+  /** (d): a timer for each Secret at most, and for what is under way. */
+  #judgePending({ name, clock }: Replica): void {
+    const { scopes, plan } = this.#run;
+    const pending = clock.pending();
+    if (pending > plan.secrets + 1 + scopes + MAX_EVENT_TIMERS) {
+      throw new Breach(`(d) ${name} has ${pending} timers`);
     }
   }
 
   /** (g): a process that works says so, and one that is stuck says that. */
-  #judgeHealth({ name, livenessError }: Replica, tick: number): void {
+  #judgeHealth({ name, livenessError, readinessError }: Replica, tick: number): void {
     const stuck = livenessError();
     const since = this.#run.wedgedAt(name);
     if (stuck && since === undefined) throw new Breach(`(g) /healthz of ${name} fails: ${stuck}`);
-    // While something else fails, that counts as work that is done.
-    const isAlone = this.#faults === 1 && tick > this.#changedAt + STUCK_MS;
-    if (!stuck && isAlone && since !== undefined && tick > since + STUCK_MS) {
+    if (!stuck && since !== undefined && tick > since + STUCK_MS) {
       throw new Breach(`(g) ${name} is stuck and well`);
+    }
+    const startedAt = this.#startedAt.get(name) ?? tick;
+    this.#startedAt.set(name, startedAt);
+    const unready = readinessError();
+    if (unready && this.#isCalm() && tick > startedAt + LISTING_MS) {
+      throw new Breach(`(g) /readyz of ${name} fails: ${unready}`);
     }
     // As the kubelet does.
     if (stuck) this.#run.restart(name);
   }
 }
 
-/** Whom a Secret names to be exchanged for; undefined if that is no valid account. */
+/** Whom a Secret names to be exchanged for; undefined if nothing is to be exchanged for it. */
 function subjectOf(secret: Secret): string | undefined {
   const account = accountOf(secret);
-  if (account === undefined) return CONTROLLER;
-  return isEligible(secret)
-    ? `system:serviceaccount:${secret.metadata.namespace}:${account}`
-    : undefined;
+  if (!isEligible(secret)) return undefined;
+  return account === undefined
+    ? CONTROLLER
+    : `system:serviceaccount:${secret.metadata.namespace}:${account}`;
 }
+
+/** What a replica's clock is off by at most, and what is lost where a token shows whole seconds. */
+const clockOff = ({ skew }: Plan) => skew / 2 + ROUNDING_MS;
 
 /** (d) */
 function compareKnown({ name, renderMetrics }: Replica, expected: number): void {

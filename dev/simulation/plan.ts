@@ -90,7 +90,8 @@ export function makePlan(seed: number, days: number): Plan {
     isNarrow: random() < 0.2,
     life: pick([10 * MINUTE_MS, 30 * MINUTE_MS, HOUR_MS, HOUR_MS, HOUR_MS]),
     latency: { api: pick([5, 50, 1_000]), issuer: pick([20, 200, 3_000]) },
-    skew: pick([0, 0, 2_000, 20_000]),
+    // The last is a clock that is a minute behind, or ahead: tokens were issued in what it takes for the future.
+    skew: pick([0, 0, 2_000, 20_000, 124_000]),
     length: end + QUIET_MS,
     actions: actions.sort((a, b) => a.at - b.at).map((action, id) => ({ id, ...action })),
   };

@@ -12,7 +12,7 @@ import {
   seeded,
   VirtualWorld,
 } from "../virtual.ts";
-import { begin, isFault } from "./actions.ts";
+import { begin, isFault, isShortening, recoveryFrom } from "./actions.ts";
 import { Breach, Invariants } from "./invariants.ts";
 import { DATA_KEY, encode, OWN_NAMESPACE, PREFIX } from "./judge.ts";
 import { type Action, MINUTE_MS, type Plan, SECOND_MS } from "./plan.ts";
@@ -239,7 +239,7 @@ export class Run {
       this.make(target);
     } else {
       const labels = { [LABEL]: this.identityAt(amount).replaceAll("/", ".") };
-      const annotations = { [`${PREFIX}/service-account`]: null };
+      const annotations = { [`${PREFIX}/service-account`]: null, [LABEL]: null };
       this.disturb(key, { metadata: { labels, annotations }, data: { [DATA_KEY]: encode("{}") } });
     }
   }
@@ -359,12 +359,17 @@ function beginAction(run: Run, action: Action): Ending {
   invariants.checkKnown();
   run.say(`begins: ${action.kind} (${action.id})`);
   if (isFault(action)) invariants.beginFault();
+  const endShort = isShortening(action) ? invariants.shortenLives() : undefined;
   const end = begin(run, action);
-  return { at: action.at + (end ? action.lasts : 0), action, end: end ?? (() => {}) };
+  const endAll = () => {
+    end?.();
+    endShort?.();
+  };
+  return { at: action.at + (end ? action.lasts : 0), action, end: endAll };
 }
 
 function endAction(run: Run, { action, end }: Ending): void {
   run.say(`ends: ${action.kind} (${action.id})`);
   end();
-  if (isFault(action)) run.invariants.endFault();
+  if (isFault(action)) run.invariants.endFault(recoveryFrom(action));
 }
