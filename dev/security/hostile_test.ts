@@ -452,11 +452,16 @@ rule(
   }),
 );
 
-/** What the program answers to a request as it is, until it closes the connection. */
+/** What the program answers to a request as it is, until its end or that of the connection. */
 async function send({ port }: World, request: string): Promise<string> {
   const socket = connect(Number(port), "127.0.0.1");
   let text = "";
-  socket.on("data", (data) => text += data).on("error", () => {});
+  socket.on("data", (data) => {
+    text += data;
+    const [head = "", ...body] = text.split("\r\n\r\n");
+    const [, length = "Infinity"] = /^content-length: (\d+)/im.exec(head) ?? [];
+    if (Buffer.byteLength(body.join("\r\n\r\n")) >= Number(length)) socket.destroy();
+  }).on("error", () => {});
   socket.write(request);
   await Promise.race([
     once(socket, "close").catch(() => {}),
