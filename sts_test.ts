@@ -12,12 +12,11 @@ import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer as createHttpServer } from "node:http";
-import { type AddressInfo, connect as connectTcp, createServer, type Socket } from "node:net";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { after, afterEach, before, describe, test } from "node:test";
-import { createServer as createTlsServer } from "node:tls";
 import { pathToFileURL } from "node:url";
 import { inspect } from "node:util";
 import { Agent, type Dispatcher } from "undici";
@@ -27,6 +26,7 @@ import { bundleModule } from "./dev/program.ts";
 import { type Certificate, makeAuthority } from "./dev/server/certificates.ts";
 import { type IssuerFault, startIssuer } from "./dev/server/issuer.ts";
 import { makeSigningKey } from "./dev/server/keys.ts";
+import { basic, type ProxyOptions, startProxy as startProxyServer } from "./dev/server/proxy.ts";
 
 const MIB = 1024 * 1024;
 const ORG = "0123456789abcdef0123456789abcdef01234567";
@@ -445,66 +445,11 @@ async function askInProcess(
   return outcomes;
 }
 
-const basic = (credentials: string) => `Basic ${Buffer.from(credentials).toString("base64")}`;
-
-interface ProxyOptions {
-  /** `tunnel`, or else hangs or refuses. */
-  mode?: "tunnel" | "hang" | "refuse";
-  /** Whom it lets through; undefined: anybody. */
-  user?: string;
-  certificate?: Certificate;
-  host?: string;
-}
-
-/** A proxy that tunnels (CONNECT), whatever the host is called: it is on this machine. */
-async function startProxy(
-  { mode = "tunnel", user, certificate, host = "127.0.0.1" }: ProxyOptions = {},
-) {
-  const requests: { line: string; authorization?: string }[] = [];
-  const sockets = new Set<Socket>();
-  const serve = (socket: Socket) => {
-    sockets.add(socket);
-    socket.on("error", () => {}).on("close", () => sockets.delete(socket));
-    let head = "";
-    const onData = (chunk: Buffer) => {
-      head += chunk.toString("latin1");
-      if (!head.includes("\r\n\r\n")) return;
-      socket.off("data", onData);
-      const line = head.split("\r\n")[0]!;
-      const authorization = /^proxy-authorization: (.*)$/im.exec(head)?.[1];
-      requests.push({ line, authorization });
-      if (mode === "hang") return;
-      if (mode === "refuse") {
-        return void socket.end("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n");
-      }
-      if (user !== undefined && authorization !== basic(user)) {
-        return void socket.end(
-          "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n",
-        );
-      }
-      const [, to = "", port = ""] = /^CONNECT (.*):(\d+) /.exec(line) ?? [];
-      const upstream = connectTcp(+port, to === "[::1]" ? "::1" : "127.0.0.1", () => {
-        socket.write("HTTP/1.1 200 Connection established\r\n\r\n");
-        socket.pipe(upstream).pipe(socket);
-      });
-      upstream.on("error", () => socket.destroy());
-      socket.on("close", () => upstream.destroy());
-    };
-    socket.on("data", onData);
-  };
-  const server = certificate ? createTlsServer(certificate, serve) : createServer(serve);
-  await once(server.listen(0, host), "listening");
-  cleanups.push(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  const { port } = server.address() as AddressInfo;
-  const scheme = certificate ? "https" : "http";
-  return {
-    url: (credentials = "", as = host.includes(":") ? `[${host}]` : host) =>
-      `${scheme}://${credentials}${as}:${port}`,
-    requests,
-  };
+/** A proxy for one test. */
+async function startProxy(options: ProxyOptions = {}) {
+  const proxy = await startProxyServer(options);
+  cleanups.push(() => proxy.close());
+  return proxy;
 }
 
 /** An issuer with a certificate of its own. */

@@ -250,7 +250,7 @@ export async function startProgram(
 }
 
 /** Repeats a check until it holds; fails after so long. Returns how long (ms) that took. */
-export async function until(isSo: () => boolean, what: string, ms = 5_000): Promise<number> {
+export async function until(isSo: () => boolean, what: string, ms = 30_000): Promise<number> {
   const startedAt = performance.now();
   while (!isSo()) {
     assert(
