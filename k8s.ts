@@ -81,8 +81,7 @@ export interface ClientOptions {
   onResponse: (verb: string, code: string) => void;
 }
 
-type List = { items: unknown[]; metadata: { resourceVersion: string; continue?: string } };
-type TokenRequest = { status?: { token?: unknown } };
+type List = { items: Secret[]; metadata: { resourceVersion: string; continue?: string } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
 /** Reads a mounted file; an empty token or CA would mean none to who takes it. */
@@ -139,11 +138,11 @@ export class KubernetesClient {
       onResponse(verb, "error");
       throw noResponse(verb, cause);
     }
-    const { statusCode: status, headers: { "retry-after": retryAfter } } = response;
+    const { statusCode: status, headers: { "retry-after": retryAfter = "" } } = response;
     onResponse(verb, `${status}`);
     if (status < 300) return response;
     const { message, reason } = parseStatus(await readText(verb, response.body));
-    const fields = { status, reason, retryAfter: `${retryAfter ?? ""}` };
+    const fields = { status, reason, retryAfter: `${retryAfter}` };
     throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, fields);
   }
 
@@ -155,12 +154,6 @@ export class KubernetesClient {
   ) {
     const { body } = await this.#send(verb, path, options);
     return parseJson(await readText(verb, body, maxBytes), `${verb}: the response`);
-  }
-
-  /** For what says nothing that matters but its status. */
-  async #write(verb: string, path: string, options: RequestOptions) {
-    const { body } = await this.#send(verb, path, options);
-    await body.dump().catch(() => {});
   }
 
   /**
@@ -175,17 +168,18 @@ export class KubernetesClient {
       try {
         const query = { labelSelector, limit, ...next && { continue: next } };
         const maxBytes = limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES;
-        const list = await this.#json(
+        const list: List = await this.#json(
           "list",
           secretsPath(namespace),
           { query, signal },
           maxBytes,
-        ) as List | null;
-        const isList = Array.isArray(list?.items) &&
-          typeof list.metadata?.resourceVersion === "string";
-        if (!isList) throw invalid("list: not a list");
-        yield { items: list.items.map(asSecret), resourceVersion: list.metadata.resourceVersion };
-        next = list.metadata.continue || undefined;
+        );
+        const { items, metadata } = list ?? {};
+        if (!Array.isArray(items) || typeof metadata?.resourceVersion !== "string") {
+          throw invalid("list: not a list");
+        }
+        yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
+        next = metadata.continue || undefined;
         limit = Math.min(limit * 2, PAGE_LIMIT);
       } catch (error) {
         if (error.reason !== "BodyTooLarge" || limit === 1) throw error;
@@ -221,22 +215,17 @@ export class KubernetesClient {
   }
 
   /** Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs is a 409. */
-  patch(namespace: string, name: string, patch: object, signal: AbortSignal) {
+  async patch(namespace: string, name: string, patch: object, signal: AbortSignal) {
     const query = { fieldManager: "pull-secret-updater" };
-    const body = JSON.stringify(patch);
-    return this.#write("patch", secretsPath(namespace, name), {
-      method: "PATCH",
-      query,
-      body,
-      signal,
-    });
+    const options = { method: "PATCH", query, body: JSON.stringify(patch), signal } as const;
+    asSecret(await this.#json("patch", secretsPath(namespace, name), options));
   }
 
   /** Creates an Event of events.k8s.io/v1. */
-  createEvent(namespace: string, event: object, signal: AbortSignal) {
-    const path = resourcePath("apis", "events.k8s.io", "v1", "namespaces", namespace, "events");
+  async createEvent(namespace: string, event: object, signal: AbortSignal) {
+    const path = `/apis/events.k8s.io/v1/namespaces/${namespace}/events`;
     const body = JSON.stringify({ apiVersion: "events.k8s.io/v1", kind: "Event", ...event });
-    return this.#write("create", path, { method: "POST", body, signal });
+    await this.#json("create", path, { method: "POST", body, signal });
   }
 
   /** Requests a token of a service account (TokenRequest) for one audience, to live so many seconds. */
@@ -247,28 +236,17 @@ export class KubernetesClient {
     seconds: number,
     signal: AbortSignal,
   ) {
-    const path = resourcePath(
-      "api",
-      "v1",
-      "namespaces",
-      namespace,
-      "serviceaccounts",
-      account,
-      "token",
-    );
+    const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`;
     const spec = { audiences: [audience], expirationSeconds: seconds };
     const body = JSON.stringify({
       apiVersion: "authentication.k8s.io/v1",
       kind: "TokenRequest",
       spec,
     });
-    const response = await this.#json("create", path, { method: "POST", body, signal }) as
-      | TokenRequest
-      | null;
-    if (typeof response?.status?.token !== "string") {
-      throw invalid("create: the response has no token");
-    }
-    return response.status.token;
+    const token = (await this.#json("create", path, { method: "POST", body, signal }))?.status
+      ?.token;
+    if (typeof token === "string") return token;
+    throw invalid("create: the response has no token");
   }
 
   /** Ends all connections, and what is under way on them. */
@@ -308,7 +286,7 @@ export async function* listAndWatch(
   yield { type: "LISTED", keys, resourceVersion: version } as const;
 }
 
-function parseJson(text: string, what: string): unknown {
+function parseJson(text: string, what: string) {
   try {
     return JSON.parse(text);
   } catch {
@@ -318,13 +296,8 @@ function parseJson(text: string, what: string): unknown {
 
 const invalid = (message: string) => new ApiError(message, { reason: "InvalidResponse" });
 
-function noResponse(verb: string, cause: unknown) {
-  const { code, message } = cause as NodeJS.ErrnoException;
-  return new ApiError(`${verb}: no response from the API server: ${message}`, {
-    reason: code,
-    cause,
-  });
-}
+const noResponse = (verb: string, { code, message }: NodeJS.ErrnoException) =>
+  new ApiError(`${verb}: no response from the API server: ${message}`, { reason: code });
 
 async function readText(
   verb: string,
@@ -350,27 +323,27 @@ async function readText(
 }
 
 /** The fields of a Status, where the text is one. */
-function parseStatus(text: string): { code?: number; message: string; reason?: string } {
+function parseStatus(text: string) {
+  let status;
   try {
-    const { code, message, reason } = JSON.parse(text);
-    return { code, message: `${message}`, reason };
+    status = JSON.parse(text);
   } catch {
-    return { message: "not a response of the API server" };
+    // A proxy in between may answer with HTML.
   }
+  const { code, message = "not a response of the API server", reason } = status ?? {};
+  return { code, message: `${message}`, reason };
 }
 
-function secretsPath(namespace?: string, name?: string) {
-  const scope = namespace === undefined ? [] : ["namespaces", namespace];
-  return resourcePath("api", "v1", ...scope, "secrets", ...(name === undefined ? [] : [name]));
-}
+const secretsPath = (namespace?: string, name?: string) =>
+  `/api/v1${namespace ? `/namespaces/${namespace}` : ""}/secrets${name ? `/${name}` : ""}`;
 
-/** Joins the parts of a path. None is `.` or `..`: names come from the API server, or were judged before. */
-const resourcePath = (...parts: string[]) => `/${parts.map(encodeURIComponent).join("/")}`;
-
-function asSecret(value: unknown): Secret {
-  const { namespace, name, uid, resourceVersion } = (value as Partial<Secret> | null)?.metadata ??
-    {};
-  if ([namespace, name, uid, resourceVersion].every((field) => typeof field === "string")) {
+/** Names are judged here, as they become parts of paths: none reaches beyond its place. */
+function asSecret(value: Partial<Secret> | null): Secret {
+  const { namespace, name, uid, resourceVersion } = value?.metadata ?? {};
+  const isWhole = [namespace, name, uid, resourceVersion].every((field) =>
+    typeof field === "string"
+  );
+  if (isWhole && /^[a-z0-9][-.a-z0-9]*[a-z0-9]$/.test(`${namespace}.${name}`)) {
     return value as Secret;
   }
   throw invalid("an object lacks the metadata of a Secret");
@@ -398,10 +371,7 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
 }
 
 function parseWatchEvent(line: string): WatchEvent {
-  const { type, object } = (parseJson(line, "watch: a line") ?? {}) as {
-    type?: unknown;
-    object?: Partial<Secret>;
-  };
+  const { type, object } = parseJson(line, "watch: a line") ?? {};
   if (type === "ERROR") {
     const { code: status, message, reason } = parseStatus(JSON.stringify(object));
     throw new ApiError(`watch: the API server sent an error: ${message}`, { status, reason });

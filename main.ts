@@ -48,6 +48,7 @@ const TOKEN_IDENTITY_KEY = `${PREFIX}/token-identity`;
 const TOKEN_EXPIRES_KEY = `${PREFIX}/token-expires`;
 const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
 const DATA_KEY = ".dockerconfigjson";
+const INVALID_CONFIG = "InvalidDockerConfig";
 
 /** Each Secret is renewed after another part of a token's life, up to so much later: writes are spread. */
 const RENEW_SPREAD = 0.1;
@@ -80,15 +81,12 @@ const REQUEST_TIMEOUT_MS = 30_000;
 const ADDRESS_TIMEOUT_MS = 2_500;
 /** At a second each, a thousand identities take a minute; one namespace leaves half of the places to others. */
 const MAX_EXCHANGES = 16;
-const MAX_EXCHANGES_OF_NAMESPACE = 8;
 /** Gentle with the API server, and still hundreds a second. */
 const MAX_WRITES = 16;
-const MAX_WRITES_OF_NAMESPACE = 8;
 /** The shortest life that a token request may ask for. */
 const SUBJECT_TOKEN_LIFE_S = 600;
 /** A request that goes on so long after it was given up is a fault of ours. */
 const STUCK_MS = 60_000;
-const SWEEP_MS = 60_000;
 
 /** As client-go: one reason for one Secret every 5 min. */
 const EVENT_SPACING_MS = 5 * 60_000;
@@ -151,7 +149,7 @@ export function readConfig(env: (name: string) => string | undefined) {
   const issuer = readUrl("ISSUER_URL", BASE_URL, "https://issuer.enforce.dev");
   const proxy = env("HTTPS_PROXY") ? "HTTPS_PROXY" : "https_proxy";
   const namespaceFile = join(dir, "namespace");
-  return Object.freeze({
+  return {
     api: {
       url,
       tokenFile: ifUsed(join(dir, "token")),
@@ -179,7 +177,7 @@ export function readConfig(env: (name: string) => string | undefined) {
       ),
     noProxy: env("NO_PROXY") || env("no_proxy"),
     port: +read("PORT", PORT, "a port from 1 to 65535", "8080"),
-  });
+  };
 }
 
 const splitList = (text: string) => [...new Set(text.split(",").map((part) => part.trim()))];
@@ -188,13 +186,9 @@ const splitList = (text: string) => [...new Set(text.split(",").map((part) => pa
 const withoutPassword = (text: string) =>
   text.replace(/.*@/s, "…@").replace(/([?#]|:(?!\/\/|\d{1,5}(\/|$))).*/s, "$1…");
 
-function isBaseUrl(text: string) {
-  const [, secure] = /^http(s?):\/\/[^@?#\s\p{C}]+$/u.exec(text) ?? [];
-  const { hostname = "" } = URL.parse(text) ?? {};
-  return secure === "s"
-    ? hostname !== ""
-    : secure === "" && /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
-}
+const isBaseUrl = (text: string) =>
+  /^(https:\/\/|http:\/\/(localhost|127(\.\d+){3}|\[::1\])(?=[:/]|$))[^@?#\s\p{C}]*$/u.test(text) &&
+  URL.canParse(text);
 
 function isProxyUrl(text: string) {
   try {
@@ -244,11 +238,9 @@ export type Log = (level: Level, msg: string, fields: object) => void;
 export const createLog =
   (now: () => number, write: (level: Level, line: string) => void): Log => (level, msg, fields) => {
     const record = { time: new Date(now()).toISOString(), level, msg, ...fields };
-    const line = JSON.stringify(
-      record,
-      (_key, value) => typeof value === "string" ? toNote(value) : value,
-    );
-    write(level, `${line}\n`);
+    const tidy = (_key: string, value: unknown) =>
+      typeof value === "string" ? toNote(value) : value;
+    write(level, `${JSON.stringify(record, tidy)}\n`);
   };
 
 // ───── The Secret ─────
@@ -288,7 +280,9 @@ export function parseSecret(
       : undefined;
   });
   const isGone = !!deletionTimestamp || label === undefined;
-  const problem = isGone ? undefined : findProblem(secret, label, identity, account, ownNamespace);
+  const problem = isGone
+    ? undefined
+    : findProblem(secret, label, identity, account, ownNamespace, flaw);
   return {
     namespace,
     name,
@@ -298,9 +292,10 @@ export function parseSecret(
     /** The service account to exchange as; undefined is the controller itself. */
     account,
     /** Whether nothing can be done for it. */
-    isSkipped: isGone || !!problem || passwords.length === 0,
+    isSkipped: isGone || passwords.length === 0 ||
+      (problem?.reason ?? INVALID_CONFIG) !== INVALID_CONFIG,
     /** Why, or what keeps clients from the token though it is there. */
-    problem: problem ?? (flaw && !isGone ? fixConfig(secret, flaw) : undefined),
+    problem,
     /** Its value, if a refresh is requested that was not served yet. */
     refresh: refresh === annotation(REFRESHED_KEY) ? undefined : refresh,
     /** The life of the token that expires first, if each registry has one that is ours. */
@@ -317,23 +312,17 @@ function findProblem(
   identity: string,
   account: string | undefined,
   ownNamespace: string,
-): Report | undefined {
+  flaw: string | undefined,
+) {
   const it = `secret ${name} -n ${namespace}`;
   const lower = identity.toLowerCase();
-  const fix =
-    `to set it: kubectl label ${it} --overwrite ${IDENTITY_KEY}= && kubectl annotate ${it} --overwrite ` +
-    `${IDENTITY_KEY}=${
-      IDENTITY.test(lower) ? lower : "UID"
-    } (chainctl iam identities list has the UIDs)`;
+  const uid = IDENTITY.test(lower) ? lower : "UID (see chainctl iam identities list)";
   const invalid = (message: string) => ({ reason: "InvalidIdentity", message });
-  if (label !== "" && label !== identity) {
+  if (!IDENTITY.test(identity) || !["", identity].includes(label)) {
     return invalid(
-      `the label names the identity "${label}", but the annotation "${identity}"; ${fix}`,
-    );
-  }
-  if (!IDENTITY.test(identity)) {
-    return invalid(
-      `the identity "${identity}" in label or annotation is not a UID (40 hexadecimal digits in lower case, then / and 16 for each level); ${fix}`,
+      `the identity "${identity}" is not a UID (40 hexadecimal digits in lower case, then / and 16 for each level), or not ` +
+        `that of the label, "${label}"; to set it: kubectl label ${it} --overwrite ${IDENTITY_KEY}= && ` +
+        `kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
     );
   }
   if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === ownNamespace)) {
@@ -342,26 +331,24 @@ function findProblem(
         `${ownNamespace}; to do without: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
     );
   }
-  if (type === SECRET_TYPE && !immutable) return undefined;
-  const message =
-    `the Secret is ${
-      immutable ? "immutable" : `of type "${textOf(type)}"`
-    }, which no write can change; ` +
-    `kubectl delete ${it} && kubectl create secret generic ${name} -n ${namespace} --type=${SECRET_TYPE} ` +
-    `--from-literal=${DATA_KEY}={}, and label it again`;
-  return { reason: "UnsupportedSecret", message };
+  if (type !== SECRET_TYPE || immutable) {
+    const what = immutable ? "immutable" : `of type "${textOf(type)}"`;
+    return {
+      reason: "UnsupportedSecret",
+      message:
+        `the Secret is ${what}, which no write can change; kubectl delete ${it} && kubectl create secret generic ` +
+        `${name} -n ${namespace} --type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}, and label it again`,
+    };
+  }
+  const message = `${DATA_KEY} ${flaw}; if nothing in it is needed: kubectl patch ${it} ` +
+    `-p '{"stringData":{"${DATA_KEY}":"{}"}}'`;
+  return flaw ? { reason: INVALID_CONFIG, message } : undefined;
 }
-
-const fixConfig = ({ metadata: { namespace, name } }: Secret, flaw: string) => ({
-  reason: "InvalidDockerConfig",
-  message:
-    `${DATA_KEY} ${flaw}; if nothing in it is needed: kubectl patch secret ${name} -n ${namespace} ` +
-    `-p '{"stringData":{"${DATA_KEY}":"{}"}}'`,
-});
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
+const toBase64 = (text: string) => Buffer.from(text).toString("base64");
 const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** Throws where the text is not UTF-8, which would not survive. */
@@ -371,16 +358,14 @@ const decodeConfig = (data: unknown) =>
 /** The passwords of the registries' entries, where the user is ours; none if nothing can be done with the config. */
 function parseDockerConfig(data: unknown, registries: string[]) {
   const unusable = (flaw: string) => ({ passwords: [], isPlain: false, flaw });
-  let config: unknown;
+  let config;
   try {
     config = JSON.parse(decodeConfig(data)) ?? {};
   } catch (error) {
     return unusable(error instanceof SyntaxError ? "is not JSON" : "is not UTF-8 text");
   }
   const auths = isObject(config) && (config.auths ?? {});
-  if (!isObject(config) || !isObject(auths)) {
-    return unusable("is not a JSON object whose auths is one too");
-  }
+  if (!isObject(auths)) return unusable("is not a JSON object whose auths is one too");
   const others = Object.keys(auths).filter((key) => !registries.includes(key));
   // The kubelet tries longer keys first; docker, crane and kaniko ask a helper first.
   const isRival = (key: string) =>
@@ -405,7 +390,7 @@ export function withToken(config: string, registries: string[], token: string) {
     // @ts-ignore: ES2026, not yet in the types
     typeof value === "number" ? JSON.rawJSON(context!.source) : value;
   const { auths, ...rest } = JSON.parse(config, keepDigits) ?? {};
-  const auth = Buffer.from(`_token:${token}`).toString("base64");
+  const auth = toBase64(`_token:${token}`);
   const ours = Object.fromEntries(registries.map((host) => [host, { auth }]));
   return JSON.stringify({ ...rest, auths: { ...auths, ...ours } });
 }
@@ -493,7 +478,7 @@ type Start = () => Promise<unknown> | void;
  * Runs a limited number of jobs at once. Turns go round the namespaces that wait, so that nobody waits
  * for all that one namespace has. Within one, what failed before comes after what did not, the oldest first.
  */
-function createTurns(limit: number, limitOfNamespace: number) {
+function createTurns(limit: number, limitOfNamespace = limit / 2) {
   /** The namespaces in the order of their turns; of each what did not fail before, and what did. */
   const waiting = new Map<string, Set<Start>[]>();
   /** The namespaces of the jobs that run. */
@@ -605,13 +590,13 @@ function createReporter(
       reportedAt.delete(oldest);
     }
     if (reportedAt.has(key)) return;
-    reportedAt.set(key, tick);
     const isWarning = reason !== "TokenIssued";
     if (isWarning) log("warn", reason, { namespace, name, message });
     const hasPlace = isWarning
       ? turns.sizeOf(namespace) < MAX_WAITING_EVENTS
       : turns.hasRoom(namespace, NORMAL_EVENTS_PART);
     if (!hasPlace) return count("pull_secret_updater_events_dropped_total");
+    reportedAt.set(key, tick);
     const event = {
       metadata: { generateName: "pull-secret-updater-", namespace },
       // A MicroTime of Kubernetes has six digits.
@@ -649,10 +634,9 @@ const METRICS = `# HELP pull_secret_updater_build_info The version that runs.
 # HELP pull_secret_updater_watch_restarts_total Lists and watches that ended, by reason.
 # TYPE pull_secret_updater_watch_restarts_total counter
 # HELP pull_secret_updater_events_dropped_total Events not written, being too many.
-# TYPE pull_secret_updater_events_dropped_total counter`;
+# TYPE pull_secret_updater_events_dropped_total counter`.split("\n");
 /** What can be foreseen is there from the start, with 0, so that its first increase is seen as one. */
-const COUNTERS = `
-pull_secret_updater_refreshes_total{result="success"}
+const COUNTERS = `pull_secret_updater_refreshes_total{result="success"}
 pull_secret_updater_refreshes_total{result="failed"}
 pull_secret_updater_refreshes_total{result="refused"}
 pull_secret_updater_refreshes_total{result="conflict"}
@@ -677,12 +661,7 @@ pull_secret_updater_watch_restarts_total{reason="ended"}
 pull_secret_updater_watch_restarts_total{reason="gone"}
 pull_secret_updater_watch_restarts_total{reason="forbidden"}
 pull_secret_updater_watch_restarts_total{reason="error"}
-pull_secret_updater_events_dropped_total`;
-
-const linesOf = (text: string) => text.trim().split("\n");
-
-/** For a label's value. Of JSON's escapes Prometheus knows those of quotes, backslashes and line feeds only. */
-const quote = (text: string) => JSON.stringify(text.replace(/\p{C}/gu, "?"));
+pull_secret_updater_events_dropped_total`.split("\n");
 
 /** Renders the metrics in Prometheus' text format. */
 function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecret>, now: number) {
@@ -693,7 +672,7 @@ function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecr
     const { namespace, name, token } = secret;
     states[stateOf(secret, now)]++;
     if (!token || samples.length > MAX_SAMPLES) continue;
-    const labels = `namespace=${quote(namespace)},name=${quote(name)}`;
+    const labels = `namespace="${namespace}",name="${name}"`;
     samples.push(
       `pull_secret_updater_token_expiry_timestamp_seconds{${labels}} ${token.expiresAt / 1000}`,
     );
@@ -701,7 +680,7 @@ function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecr
   for (const [state, size] of Object.entries(states)) {
     samples.push(`pull_secret_updater_secrets{state="${state}"} ${size}`);
   }
-  const lines = linesOf(METRICS).flatMap((line) => {
+  const lines = METRICS.flatMap((line) => {
     const [, kind, name = ""] = line.split(" ");
     return kind === "TYPE"
       ? [line, ...samples.filter((sample) => sample.startsWith(name))]
@@ -777,23 +756,37 @@ function nextStep(
   return next("sleep", Math.max(askInMs, isFresh ? renewAt - now : 0), source.failure);
 }
 
+/** Gets a subject token that the issuer can take: of a service account, or the controller's own. */
+async function getSubjectToken(
+  { issuerHost, ownNamespace, subjectTokenFile }: Config,
+  { api, clock, readSubjectToken }: Dependencies,
+  signal: AbortSignal,
+  namespace = "",
+  account?: string,
+) {
+  const isOwn = account === undefined;
+  try {
+    const token = isOwn
+      ? readSubjectToken()
+      : await api.requestToken(namespace, account, issuerHost, SUBJECT_TOKEN_LIFE_S, signal);
+    const flaw = findSubjectTokenFlaw(token, issuerHost, clock.now());
+    if (!flaw) return token;
+    throw new StsError(`the subject token ${flaw}`);
+  } catch (error) {
+    error.message += isOwn
+      ? `; SUBJECT_TOKEN_FILE is "${subjectTokenFile}"; in a Pod the kubelet renews it, elsewhere: kubectl create token ` +
+        `controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`
+      : `; is there a service account ${namespace}/${account}, and the Role of "One service account per tenant" in the README?`;
+    throw error;
+  }
+}
+
 /** The tokens that Secrets share, and the exchanges that renew them. */
 function createTokens(config: Config, deps: Dependencies, { within }: Requests, count: Count) {
   const { clock, exchange } = deps;
   /** By identity and subject. */
   const sources = new Map<string, Source>();
-  const turns = createTurns(MAX_EXCHANGES, MAX_EXCHANGES_OF_NAMESPACE);
-
-  /** Gets a subject token that the issuer can take: of a service account, or the controller's own. */
-  async function getSubjectToken(signal: AbortSignal, namespace = "", account?: string) {
-    const { issuerHost } = config;
-    const token = account === undefined
-      ? deps.readSubjectToken()
-      : await deps.api.requestToken(namespace, account, issuerHost, SUBJECT_TOKEN_LIFE_S, signal);
-    const flaw = findSubjectTokenFlaw(token, issuerHost, clock.now());
-    if (flaw) throw new StsError(`the subject token ${flaw}`);
-    return token;
-  }
+  const turns = createTurns(MAX_EXCHANGES);
 
   /** It must not fail. */
   async function renew(source: Source, requester: Requester) {
@@ -802,28 +795,22 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
     let subjectToken = "";
     try {
       const jwt = await within(EXCHANGE_TIMEOUT_MS, async (signal) => {
-        subjectToken = await getSubjectToken(signal, namespace, account);
+        subjectToken = await getSubjectToken(config, deps, signal, namespace, account);
         return await exchange(subjectToken, identity, signal);
       });
-      const leftMs = source.store(jwt, identity, config.audience, clock.now());
-      source.failure = undefined;
+      source.backoff.space(deps, source.store(jwt, identity, config.audience, clock.now()));
       source.backoff.failures = 0;
-      source.backoff.space(deps, leftMs);
+      source.failure = undefined;
     } catch (error) {
       source.backoff.fail(deps, error);
-      source.failure = {
-        reason: "ExchangeFailed",
-        message: explain(error, requester, subjectToken, config),
-      };
-      count(
-        `pull_secret_updater_refreshes_total{result="${isRefusal(error) ? "refused" : "failed"}"}`,
-      );
+      const message = explain(error, identity, subjectToken, config.issuer);
+      source.failure = { reason: "ExchangeFailed", message };
+      const result = isRefusal(error) ? "refused" : "failed";
+      count(`pull_secret_updater_refreshes_total{result="${result}"}`);
     }
+    const seconds = (clock.monotonic() - startedAt) / 1000;
     count("pull_secret_updater_exchange_duration_seconds_count");
-    count(
-      "pull_secret_updater_exchange_duration_seconds_sum",
-      (clock.monotonic() - startedAt) / 1000,
-    );
+    count("pull_secret_updater_exchange_duration_seconds_sum", seconds);
   }
 
   function sourceOf({ namespace, identity, account }: Requester) {
@@ -834,7 +821,6 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
   }
 
   return {
-    getSubjectToken,
     sourceOf,
     /** Waits for the exchange that is under way, or makes one in its turn for who needs it then. */
     renew(secret: PullSecret, whoNeeds: () => PullSecret | undefined) {
@@ -862,8 +848,8 @@ export class Controller {
   #requests: Requests;
   #report: Reporter;
   #tokens: ReturnType<typeof createTokens>;
-  #counters = new Map(linesOf(COUNTERS).map((series) => [series, 0]));
-  #writes = createTurns(MAX_WRITES, MAX_WRITES_OF_NAMESPACE);
+  #counters = new Map(COUNTERS.map((series) => [series, 0]));
+  #writes = createTurns(MAX_WRITES);
   #entries = new Map<string, Entry>();
   /** The namespaces whose first list was not answered yet. */
   #unanswered: Set<string | undefined>;
@@ -882,12 +868,9 @@ export class Controller {
     const { api: { url }, issuer, namespaces } = this.#config;
     const { log } = this.#deps;
     log("info", "started", { version: VERSION, api: url, issuer });
-    this.#tokens.getSubjectToken(AbortSignal.any([]))
-      .catch((error) =>
-        log("warn", "no subject token", { error: explain(error, NOBODY, "", this.#config) })
-      );
+    getSubjectToken(this.#config, this.#deps, AbortSignal.any([]))
+      .catch(({ message }) => log("warn", "no subject token", { error: message }));
     for (const namespace of namespaces) this.#follow(namespace);
-    this.#sweep();
   }
 
   /** Says what /readyz waits for, if anything. */
@@ -916,6 +899,7 @@ export class Controller {
     let version = "";
     for (;;) {
       const watchedFrom = version ? monotonic() : Infinity;
+      this.#tokens.sweep(new Set(this.#secrets().map(this.#tokens.sourceOf)));
       try {
         version = await this.#requests.within(
           LIST_WATCH_TIMEOUT_MS,
@@ -943,9 +927,10 @@ export class Controller {
     this.#count(`pull_secret_updater_watch_restarts_total{reason="${reason}"}`);
     // It was answered, and must not hold up the others.
     if (namespace && status === 403) this.#unanswered.delete(namespace);
-    // Of many failures in a row the first, second, fourth and so on are logged.
-    const isLogged = !hasLived && Math.log2(backoff.failures) % 1 === 0;
-    if (isLogged) this.#deps.log("warn", "list or watch failed", { namespace, error: message });
+    // Of many failures in a row the first is logged.
+    if (!hasLived && backoff.failures === 1) {
+      this.#deps.log("warn", "list or watch failed", { namespace, error: message });
+    }
     return sleep(this.#deps, ms);
   }
 
@@ -1039,14 +1024,16 @@ export class Controller {
     const { secret, backoff } = entry;
     return this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => this.#patch(entry, signal)).catch(
       (error) => {
-        const waitMs = backoff.fail(this.#deps, error);
+        backoff.fail(this.#deps, error);
         const isConflict = error.status === 409 || error.status === 404;
         const result = isConflict ? "conflict" : isRefusal(error) ? "refused" : "failed";
         this.#count(`pull_secret_updater_refreshes_total{result="${result}"}`);
         if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CHANCE)) return;
-        const reason = error instanceof ApiError ? "ExchangeFailed" : "InvalidDockerConfig";
-        const failure = { reason, message: `the token could not be written: ${error.message}` };
-        this.#report(secret, error.status === 409 ? overwritten(waitMs) : failure);
+        const reason = error instanceof ApiError ? "ExchangeFailed" : INVALID_CONFIG;
+        this.#report(secret, {
+          reason,
+          message: `the token could not be written: ${error.message}`,
+        });
       },
     );
   }
@@ -1080,7 +1067,7 @@ export class Controller {
       this.#config.registries,
       jwt,
     );
-    const data = { [DATA_KEY]: Buffer.from(config).toString("base64") };
+    const data = { [DATA_KEY]: toBase64(config) };
     // A Secret that is not the one that was decided on, or not as it was, is a conflict.
     await api.patch(
       namespace,
@@ -1091,16 +1078,11 @@ export class Controller {
     entry.backoff.failures = 0;
     entry.backoff.space(this.#deps, expiresAt - clock.now());
     const { decision: reason } = step;
+    this.#count('pull_secret_updater_refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason, expires });
     const message = `the Secret holds a token of ${identity} until ${expires}`;
     if (reason !== "due") this.#report(secret, { reason: "TokenIssued", message });
   }
-
-  /** Drops the tokens that no Secret uses any more. */
-  #sweep = () => {
-    this.#tokens.sweep(new Set(this.#secrets().map(this.#tokens.sourceOf)));
-    this.#deps.clock.setTimeout(this.#sweep, SWEEP_MS);
-  };
 }
 
 const overwritten = (ms: number): Report => ({
@@ -1110,39 +1092,23 @@ const overwritten = (ms: number): Report => ({
     `${Math.ceil(ms / 1000)} s. Leave data out of what is applied: see GitOps in the README`,
 });
 
-/** Who needs the controller's own subject token. */
-const NOBODY: Requester = { namespace: "", identity: "" };
-
 /** The message of a failed exchange, and what it takes to fix it. */
-function explain(
-  error: StsError,
-  { namespace, identity, account }: Requester,
-  subjectToken: string,
-  config: Config,
-) {
+function explain(error: StsError, identity: string, subjectToken: string, url: string) {
   const { message, status = 0, code } = error;
-  const { issuerHost, subjectTokenFile, ownNamespace } = config;
   const { issuer, subject, audiences } = decode(subjectToken) ?? {};
   const parent = identity.replace(/\/[^/]*$/, "");
   const about = `the subject token has iss=${issuer} sub=${subject} aud=${audiences}`;
-  const hints = {
+  if (!isRefusal(error) || subjectToken === "") return message;
+  if (code === undefined) {
+    return `${message}; that is no STS: is ISSUER_URL=${url} right, or does a proxy answer?`;
+  }
+  const hint = {
     401: `${about}; what the identity expects: chainctl iam identities describe ${identity}`,
     403:
       `${about}; bind the identity to it, or another by: chainctl iam identities create pull-secret-updater ` +
       `--identity-issuer=${issuer} --subject=${subject} --parent=${parent} --role=registry.pull`,
     404: `there is no identity ${identity}: chainctl iam identities list --parent=${parent}`,
-  };
-  let hint = hints[status as 401];
-  if (code === undefined) {
-    hint = `that is no STS: is ISSUER_URL=${config.issuer} right, or does a proxy answer?`;
-  }
-  if (!isRefusal(error)) hint = "";
-  if (subjectToken === "") {
-    hint = account === undefined
-      ? `SUBJECT_TOKEN_FILE is "${subjectTokenFile}"; in a Pod the kubelet renews it, elsewhere: kubectl create token ` +
-        `controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`
-      : `is there a service account ${namespace}/${account}, and the Role of "One service account per tenant" in the README?`;
-  }
+  }[status];
   return hint ? `${message}; ${hint}` : message;
 }
 
@@ -1171,8 +1137,7 @@ Environment:
   KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT
                            the API server in a Pod (each Pod is given them)
   SERVICE_ACCOUNT_DIR      token, ca.crt and namespace (/var/run/secrets/kubernetes.io/serviceaccount)
-  PORT                     of /healthz, /readyz and /metrics (8080)
-`;
+  PORT                     of /healthz, /readyz and /metrics (8080)`;
 
 /** Prints what state the labelled Secrets are in; returns the exit status. */
 async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) {
@@ -1189,13 +1154,13 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) 
       }
     } catch (error) {
       isComplete = false;
-      process.stderr.write(`${clean(`${namespace ?? "all namespaces"}: ${error.message}`)}\n`);
+      console.error(clean(`${namespace ?? "all namespaces"}: ${error.message}`));
     }
   }
   const table = rows.length > 0
     ? tableOf(rows.map(Object.values))
     : `no Secret has the label ${IDENTITY_KEY}`;
-  process.stdout.write(`${asJson ? JSON.stringify(rows, null, 2) : table}\n`);
+  if (isComplete || rows.length > 0) console.log(asJson ? JSON.stringify(rows, null, 2) : table);
   return isComplete ? +rows.some(({ state }) => state !== "valid") : 3;
 }
 
@@ -1217,10 +1182,9 @@ function statusOf(secret: PullSecret, now: number) {
 /** One line for each row, in columns. */
 function tableOf(rows: string[][]) {
   const header = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
-  const lines = [header, ...rows].map((row) =>
-    row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ")
-  );
-  return lines.join("\n");
+  const lineOf = (row: string[]) =>
+    row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd();
+  return [header, ...rows].map(lineOf).join("\n");
 }
 
 /** Serves the probes and the metrics. */
@@ -1245,17 +1209,15 @@ function serve(controller: Controller, port: number): Server {
 }
 
 /** The program: returns the exit status, or nothing while it runs. */
-async function main([flag = "", ...others]: string[]) {
-  if (
-    !["", "--help", "--version", "--status", "--status=json"].includes(flag) || others.length > 0
-  ) {
-    const given = clean([flag, ...others].join(" "));
+async function main(args: string[]) {
+  const flag = args.join(" ");
+  if (!/^(--(help|version|status(=json)?))?$/.test(flag)) {
     throw new ConfigError(
-      `unknown argument "${given}": must be --status, --status=json, --version or --help`,
+      `unknown argument "${clean(flag)}": must be --status, --status=json, --version or --help`,
     );
   }
-  if (flag === "--help") return void process.stdout.write(HELP);
-  if (flag === "--version") return void process.stdout.write(`${VERSION}\n`);
+  if (flag === "--help") return void console.log(HELP);
+  if (flag === "--version") return void console.log(VERSION);
   const config = readConfig((name) => process.env[name]);
   const { issuer, audience, subjectTokenFile, httpsProxy, noProxy, port } = config;
   setDefaultAutoSelectFamilyAttemptTimeout(ADDRESS_TIMEOUT_MS);
@@ -1288,7 +1250,7 @@ async function main([flag = "", ...others]: string[]) {
     return await printStatus(api, config, flag === "--status=json").finally(() => api.close());
   }
   serve(controller, port).on("listening", () => controller.start()).on("error", ({ message }) => {
-    process.stderr.write(`PORT="${port}": must be a port that is free: ${message}\n`);
+    console.error(`PORT="${port}": must be a port that is free: ${message}`);
     process.exit(2);
   });
   const stop = (signal: string) => {
@@ -1299,9 +1261,9 @@ async function main([flag = "", ...others]: string[]) {
 }
 
 if (import.meta.main) {
-  main(process.argv.slice(2)).then((status) => process.exitCode = status, (error) => {
+  main(process.argv.slice(2)).catch((error) => {
     const isConfig = error instanceof ConfigError;
-    process.stderr.write(`${isConfig ? error.message : clean(error.message)}\n`);
-    process.exitCode = isConfig ? 2 : 3;
-  });
+    console.error(isConfig ? error.message : clean(error.message));
+    return isConfig ? 2 : 3;
+  }).then((status) => process.exitCode = status);
 }

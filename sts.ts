@@ -129,7 +129,6 @@ function findFlaw(
 
 /** Says why a subject token cannot be exchanged at an issuer of this host name, if it cannot. */
 export function findSubjectTokenFlaw(token: string, issuerHost: string, now: number) {
-  if (token === "") return "is empty";
   const claims = decode(token);
   if (!claims) return "is not a JWT with a subject and an expiry";
   const { audiences, expiresAt } = claims;
@@ -163,21 +162,24 @@ export function issuerAgent(issuer: string, httpsProxy = "", noProxy = ""): Disp
       connect: (to, callback) =>
         connectToProxy(isAddress ? { ...to, servername: undefined } : to, callback),
     });
-  const proxies = { httpProxy: "", httpsProxy, noProxy, requestTls: connect, clientFactory };
-  return new EnvHttpProxyAgent({ ...options, ...proxies });
+  const proxies = { httpProxy: "", httpsProxy, noProxy };
+  return new EnvHttpProxyAgent({ ...options, ...proxies, requestTls: connect, clientFactory });
 }
 
 const bareHost = (url: string) => new URL(url).hostname.replace(/^\[|\]$/g, "");
 
 /** Whether an address is in one of the subnets of NO_PROXY, which Go heeds and undici does not. */
 function isInSubnet(address: string, noProxy: string) {
+  const familyOf = (text: string) => isIP(text) === 6 ? "ipv6" : "ipv4";
   const subnets = new BlockList();
-  for (const [, network = "", prefix] of noProxy.matchAll(/([\da-f.:]+)\/(\d{1,3})/gi)) {
-    const isIPv6 = isIP(network) === 6;
-    if (isIP(network) === 0 || +prefix! > (isIPv6 ? 128 : 32)) continue;
-    subnets.addSubnet(network, +prefix!, isIPv6 ? "ipv6" : "ipv4");
+  for (const [, network = "", prefix = ""] of noProxy.matchAll(/([\da-f.:]+)\/(\d+)/gi)) {
+    try {
+      subnets.addSubnet(network, +prefix, familyOf(network));
+    } catch {
+      // What is no subnet exempts nobody.
+    }
   }
-  return isIP(address) !== 0 && subnets.check(address, isIP(address) === 6 ? "ipv6" : "ipv4");
+  return isIP(address) !== 0 && subnets.check(address, familyOf(address));
 }
 
 /**
@@ -189,38 +191,33 @@ export async function exchange(
   issuer: string,
   subjectToken: string,
   form: { aud: string; identity: string },
-  options: { dispatcher: Dispatcher; signal: AbortSignal; userAgent: string },
+  { userAgent, ...options }: { dispatcher: Dispatcher; signal: AbortSignal; userAgent: string },
 ) {
   const headers = {
     authorization: `Bearer ${subjectToken}`,
     "content-type": "application/x-www-form-urlencoded",
-    "user-agent": options.userAgent,
+    "user-agent": userAgent,
   };
   // In the body, so that the identity stands in nobody's log of URLs.
   const body = new URLSearchParams(form).toString();
-  const { dispatcher, signal } = options;
   try {
     const response = await request(`${issuer}/sts/exchange`, {
       method: "POST",
       headers,
       body,
-      dispatcher,
-      signal,
+      ...options,
     });
-    const { statusCode, headers: { "retry-after": retryAfter } } = response;
-    return readResponse(statusCode, await response.body.text(), `${retryAfter ?? ""}`);
-  } catch (cause) {
-    if (cause instanceof StsError) throw cause;
-    throw new StsError(
-      `no response from the issuer at ISSUER_URL=${issuer}: ${cause.message}`,
-      { cause },
-    );
+    const { statusCode, headers: { "retry-after": retryAfter = "" } } = response;
+    return readResponse(statusCode, await response.body.text(), `${retryAfter}`);
+  } catch (error) {
+    if (error instanceof StsError) throw error;
+    throw new StsError(`no response from the issuer at ISSUER_URL=${issuer}: ${error.message}`);
   }
 }
 
 /** Interprets the STS's response: returns the token, or throws a {@linkcode StsError}. */
-export function readResponse(status: number, text: string, retryAfter: string) {
-  let response: { token?: unknown; message?: unknown; code?: unknown } | null = null;
+export function readResponse(status: number, text: string, retryAfter: string): string {
+  let response;
   try {
     response = JSON.parse(text);
   } catch {
@@ -228,16 +225,15 @@ export function readResponse(status: number, text: string, retryAfter: string) {
   }
   const { token, message, code } = response ?? {};
   if (status === 200 && typeof token === "string" && token !== "") return token;
-  const isOfSts = typeof message === "string" && Number.isInteger(code) &&
-    (code as number) <= MAX_GRPC_CODE;
-  const fields = { status, retryAfter, code: isOfSts ? code as number : undefined };
+  const isOfSts = typeof message === "string" && typeof code === "number" && code <= MAX_GRPC_CODE;
+  const fields = { status, retryAfter, code: isOfSts ? code : undefined };
   throw new StsError(`the issuer answered ${status}: ${describe(status, message)}`, fields);
 }
 
 function describe(status: number, message: unknown) {
   if (status < 300) return "no token";
   if (status < 400) return "a redirect, which is not followed";
-  return typeof message === "string" ? cut(message) : "no message";
+  return typeof message === "string" ? cut(message) : "not a response of an STS";
 }
 
 /** Who a token is for: an identity, and the service account that it is exchanged as, if not the controller's. */

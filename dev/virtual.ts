@@ -150,7 +150,8 @@ export type Fault = Error | "hang" | "wedged" | number | {
   answerMs?: number;
 } | undefined;
 
-const never = new Promise<never>(() => {});
+/** One each: what waits for it is kept by nothing else. */
+const never = () => new Promise<never>(() => {});
 
 const delayOf = (fault: Fault | string) =>
   typeof fault === "number" ? fault : (fault as { ms?: number } | undefined)?.ms ?? LATENCY_MS;
@@ -384,13 +385,13 @@ export class VirtualCluster {
       };
       this.requests.push(request);
       const fault = this.fault(request);
-      if (fault === "wedged") return never;
+      if (fault === "wedged") return never();
       const isDead = () => this.#world.dead.has(replica);
       const cuts = this.#cuts;
       try {
         const ms = fault === "hang" ? SILENCE_MS : delayOf(fault);
         await clock.sleep(ms, signal);
-        if (isDead()) return never;
+        if (isDead()) return never();
         if (cuts !== this.#cuts) {
           throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
         }
@@ -399,7 +400,7 @@ export class VirtualCluster {
         const result = work();
         if (typeof fault === "object") {
           await clock.sleep(fault.answerMs ?? 0, signal);
-          if (isDead()) return never;
+          if (isDead()) return never();
           if (fault.after) throw fault.after;
           if (cuts !== this.#cuts) {
             throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
@@ -510,7 +511,7 @@ export class VirtualCluster {
         await clock.wait(watch, until - clock.tick, signal);
         if (!this.#world.dead.has(replica)) continue;
         this.#watches.delete(watch);
-        await never;
+        await never();
       }
     } finally {
       this.#watches.delete(watch);
@@ -565,10 +566,10 @@ export class VirtualIssuer {
       };
       this.requests.push(request);
       const fault = this.fault(request);
-      if (fault === "wedged") return never;
+      if (fault === "wedged") return never();
       try {
         await clock.sleep(fault === "hang" ? Infinity : delayOf(fault), signal);
-        if (this.#world.dead.has(replica)) return never;
+        if (this.#world.dead.has(replica)) return never();
         if (fault instanceof Error) throw fault;
         request.token = typeof fault === "string" ? fault : this.#issue(request, act);
         this.#world.secrets.add(request.token);
