@@ -90,6 +90,8 @@ const TOO_MUCH =
   /pull-secret-updater-controller.*at most 96 KiB of .* 30\d characters of an annotation/;
 const BAD_ACCOUNT =
   /pull-secret-updater-identity.*service-account must be the name of a service account of this name/;
+const NOT_APPLIED =
+  /pull-secret-updater-identity.*service-account is changed by an apply that does not name the identity/;
 const TOO_LARGE = /pull-secret-updater-identity.*at most 16 keys of at most 96 KiB/;
 const TOO_MANY = /pull-secret-updater-identity.*at most 100 labels and 100 annotations/;
 const TOO_LONG = /pull-secret-updater-identity.*has at most 300 characters/;
@@ -1069,6 +1071,50 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
   await step("`service-account` can be taken off by whoever may use the identity", async () => {
     await annotate(bob, "of-account", `${SERVICE_ACCOUNT}-`);
   });
+
+  await step(
+    "an apply that takes `service-account` off approves only an identity that it names",
+    () => {
+      const account = { [SERVICE_ACCOUNT]: "puller" };
+      const plain = (name: string) => {
+        const secret = applied(name);
+        delete secret.metadata.labels;
+        return secret;
+      };
+      /** Whoever may create that account's tokens names an identity, and plants the account in another's name. */
+      const plant = async (name: string, plantAccount: () => Promise<unknown>) => {
+        await create(alice, unlabelled(name));
+        await plantAccount();
+        await label(carol, name, `${IDENTITY}=${OTHER_NAME}`);
+      };
+      const withAccount = (name: string) => {
+        const secret = plain(name);
+        return { ...secret, metadata: { ...secret.metadata, annotations: account } };
+      };
+      return each({
+        "server-side": async () => {
+          const name = "planted-server-side";
+          await plant(name, () => apply(carol, withAccount(name)));
+          await refused(apply(dave, plain(name)), NOT_APPLIED);
+          await apply(dave, {
+            ...plain(name),
+            metadata: labelled(name, {}, {}, OTHER_UID).metadata,
+          });
+        },
+        "client-side": async () => {
+          const name = "planted-client-side";
+          const clientSide = (who: Kubectl, secret: Json) =>
+            who(["apply", "-f", "-"], JSON.stringify(secret));
+          await plant(name, () => clientSide(carol, withAccount(name)));
+          await refused(clientSide(dave, plain(name)), NOT_APPLIED);
+          await clientSide(dave, {
+            ...plain(name),
+            metadata: labelled(name, {}, {}, OTHER_UID).metadata,
+          });
+        },
+      });
+    },
+  );
 
   await step("all else of an approved Secret is its users' to write", async () => {
     // One after another: they are about one Secret.
