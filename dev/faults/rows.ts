@@ -80,21 +80,26 @@ const ofApi = (...faults: Fault[]) =>
 const ofIssuer = (fault: IssuerFault) =>
   each(({ issuer }) => issuer.faults.add({ times: Infinity, ...fault }).remove);
 
-/** So many versions are below N still: others write a few each second, so that it is some time until a list is beyond. */
-const VERSIONS_AHEAD = 60;
+/** So many versions after the first that is watched are below N too: others write a few each second. */
+const OLD_VERSIONS = 10;
 
 /** For ever, as of a store whose past is damaged: a list is well, and what is watched from later versions. */
 const ofOldVersions = (fault: Fault) =>
-  each(async (trial) => {
-    const { metadata } = await trial.ground.admin.get("/api/v1/secrets?limit=1");
-    const firstGood = Number(metadata.resourceVersion) + VERSIONS_AHEAD;
-    trial.proxy.faults.add({
+  each(async ({ proxy, apiWire }) => {
+    /** By namespace. */
+    const firstGood = new Map<string, number>();
+    const isOld = (path: string, version: number) => {
+      const from = firstGood.get(path) ?? version + OLD_VERSIONS;
+      firstGood.set(path, from);
+      return version < from;
+    };
+    proxy.faults.add({
       verb: "watch",
-      match: ({ query }) => Number(query.get("resourceVersion")) < firstGood,
+      match: ({ path, query }) => isOld(path, Number(query.get("resourceVersion"))),
       times: Infinity,
       ...fault,
     });
-    await dropConnections(trial.apiWire);
+    await dropConnections(apiWire);
     return () => {};
   });
 
