@@ -923,10 +923,12 @@ export class Controller {
   #pause(namespace: string | undefined, error: ApiError, backoff: Backoff, hasLived: boolean) {
     const { status = 0, message } = error;
     const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);
-    const reason = hasLived ? "ended" : { 403: "forbidden", 410: "gone" }[status] ?? "error";
+    const reason = hasLived
+      ? "ended"
+      : { 403: "forbidden", 404: "forbidden", 410: "gone" }[status] ?? "error";
     this.#count(`pull_secret_updater_watch_restarts_total{reason="${reason}"}`);
     // It was answered, and must not hold up the others.
-    if (namespace && status === 403) this.#unanswered.delete(namespace);
+    if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);
     // Of many failures in a row the first is logged.
     if (!hasLived && backoff.failures === 1) {
       this.#deps.log("warn", "list or watch failed", { namespace, error: message });
@@ -970,7 +972,11 @@ export class Controller {
     const isBlanked = before.token && !secret.token && before.identity === secret.identity &&
       !secret.isSkipped;
     const isSpaced = backoff.failures === 0 && backoff.retryAt > tick;
-    if (isBlanked && isSpaced) this.#report(secret, overwritten(backoff.retryAt - tick));
+    const seconds = Math.ceil((backoff.retryAt - tick) / 1000);
+    const message =
+      "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
+      `${seconds} s. Leave data out of what is applied: see GitOps in the README`;
+    if (isBlanked && isSpaced) this.#report(secret, { reason: "Overwritten", message });
     // Whoever wrote it, a replica or this one: the next write keeps its distance.
     const { expiresAt = 0 } = secret.token ?? {};
     if (expiresAt > now && expiresAt !== before.token?.expiresAt) {
@@ -1084,13 +1090,6 @@ export class Controller {
     if (reason !== "due") this.#report(secret, { reason: "TokenIssued", message });
   }
 }
-
-const overwritten = (ms: number): Report => ({
-  reason: "Overwritten",
-  message:
-    "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
-    `${Math.ceil(ms / 1000)} s. Leave data out of what is applied: see GitOps in the README`,
-});
 
 /** The message of a failed exchange, and what it takes to fix it. */
 function explain(error: StsError, identity: string, subjectToken: string, url: string) {

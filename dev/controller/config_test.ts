@@ -15,6 +15,7 @@ test("Every variable has the default that the README names", () => {
       url: "https://10.0.0.1:443",
       tokenFile: "/var/run/secrets/kubernetes.io/serviceaccount/token",
       caFile: "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+      servername: undefined,
     },
     namespaces: [undefined],
     ownNamespace: "pull-secret-updater",
@@ -27,6 +28,9 @@ test("Every variable has the default that the README names", () => {
     noProxy: undefined,
     port: 8080,
   });
+});
+
+test("The configuration is frozen", () => {
   assert(Object.isFrozen(configure({})));
 });
 
@@ -58,6 +62,7 @@ test("A variable that is set is taken; an empty one counts as unset", () => {
     url: "http://127.0.0.1:8001",
     tokenFile: undefined,
     caFile: undefined,
+    servername: undefined,
   });
 });
 

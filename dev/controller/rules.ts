@@ -100,6 +100,16 @@ export function rule(title: string, run: (world: VirtualWorld) => Promise<void>,
   });
 }
 
+/** The same where so many tokens are issued that to look for each of them everywhere takes minutes. */
+export function largeRule(title: string, run: (world: VirtualWorld) => Promise<void>): void {
+  test(title, async () => {
+    const world = new VirtualWorld(1);
+    await run(world);
+    for (const replica of world.replicas) replica.stop();
+    assertEquals(world.broken, []);
+  });
+}
+
 /** The patches that were taken. */
 export const written = (world: VirtualWorld, name?: string) =>
   world.cluster.requests.filter(({ verb, status, ...own }) =>

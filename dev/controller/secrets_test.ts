@@ -294,18 +294,3 @@ rule(
   },
 );
 
-rule("A stopped replica sends nothing more, and leaves no timer", async (world) => {
-  for (let number = 0; number < 20; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number) }));
-  }
-  world.issuer.fault = ({ identity }) => identity === identityOf(3) ? "hang" : undefined;
-  world.cluster.fault = ({ verb, name }) => verb === "patch" && name === "s-1" ? "hang" : undefined;
-  const replica = world.start();
-  await world.clock.advance(3 * S);
-  replica.stop();
-  await world.clock.advance(1);
-  assertEquals(replica.clock.pending(), 0);
-  const before = [world.issuer.requests.length, world.cluster.requests.length];
-  await world.clock.advance(2 * HOUR);
-  assertEquals([world.issuer.requests.length, world.cluster.requests.length], before);
-});

@@ -254,6 +254,19 @@ rule(
   },
 );
 
+rule("An outage that begins with a cut is logged, once", async (world) => {
+  world.start();
+  for (const [index, status] of [500, 403].entries()) {
+    await world.clock.advance(5 * MIN);
+    world.cluster.fault = () => apiAnswer(status);
+    world.cluster.endWatches(new ApiError("cut", { reason: "UND_ERR_SOCKET" }));
+    await world.clock.advance(10 * MIN);
+    const lines = logged(world, "list or watch failed");
+    assertEquals(lines.map(({ error }) => error).slice(index), [`answered ${status}`]);
+    world.cluster.fault = () => undefined;
+  }
+});
+
 rule("The same failure over and over is logged once, another one anew", async (world) => {
   world.cluster.fault = () => new ApiError("connect ECONNREFUSED", { reason: "ECONNREFUSED" });
   world.start();
@@ -352,6 +365,7 @@ rule(
     world.cluster.fault = () => undefined;
     await world.clock.advance(6 * S);
     assertNotEquals(held(world, "c"), undefined);
+    await world.clock.advance(6 * S);
     assertEquals(metric(replica, 'secrets{state="valid"}'), 1);
     world.cluster.delete("apps/c");
     world.cluster.compactedTo = 0;

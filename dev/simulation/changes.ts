@@ -115,8 +115,13 @@ export const CHANGES: Record<string, Begin> = {
     (_run, { amount }) => amount < 0.5 ? "puller" : "other",
   ),
   "account invalid": spoil(
-    annotate("service-account", (run) => run.pick(["../x", "", "puller ", "x".repeat(100_000)])),
+    annotate("service-account", (run) => run.pick(["../x", "puller ", "x".repeat(100_000)])),
   ),
+  "account empty": spoil(change((_secret, run) => ({
+    metadata: {
+      annotations: { [`${PREFIX}/service-account`]: "", [`${PREFIX}/refresh`]: newValue(run) },
+    },
+  }))),
   "account taken off": annotate("service-account", () => null),
   "account flipped all the time": fight((run) =>
     annotation("service-account", run.pick([null, "puller", "other"]))

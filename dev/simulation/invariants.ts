@@ -50,8 +50,10 @@ const REPORTING_MS = 30 * SECOND_MS;
 /** One reason for one Secret is reported every 5 min at most; each Secret is looked at every minute at least. */
 const EVENT_SPACING_MS = 5 * MINUTE_MS;
 const REPORTING_AGAIN_MS = EVENT_SPACING_MS + MINUTE_MS + REPORTING_MS;
-/** So many events may be under way, each of a request and a place that it takes for 5 s. */
-const MAX_EVENT_TIMERS = 50;
+/** An event takes a place for so long. */
+const EVENT_PLACE_MS = 5 * SECOND_MS;
+/** A refresh is served with a token that was issued since, or just before: exchanges are 10 s apart. */
+const NEW_TOKEN_MS = 11 * SECOND_MS;
 /** A clock shows whole seconds in a token. */
 const ROUNDING_MS = 1 * SECOND_MS;
 /**
@@ -91,14 +93,17 @@ interface Standing {
   wrote: Map<string, { at: number; spacing: number }>;
   /** It asks for a refresh, and must not from then on. */
   servedAt: number;
+  refresh: string | undefined;
+  /** When that was asked for. */
+  askedAt: number;
 }
 
 /** A token that the issuer gave. */
 interface Issued {
   identity: string;
   subject: string;
-  /** The replicas that it was given to. */
-  to: Set<string>;
+  /** The replicas that it was given to, and when each was last. */
+  to: Map<string, number>;
   forgottenAt: number;
 }
 
@@ -126,8 +131,10 @@ export class Invariants {
   #shortLivedUntil = 0;
   /** When a Secret came or went last. */
   #cameOrWentAt = 0;
-  /** When the last Warning was written, by UID of the Secret. */
+  /** When the last Warning was written: that a Secret was made anew is no reason for another. */
   readonly #reportedAt = new Map<string, number>();
+  /** Requests of events, of the last minute. */
+  #events: ApiRequest[] = [];
   /** When a replica was seen first. */
   readonly #startedAt = new Map<string, number>();
 
@@ -178,12 +185,13 @@ export class Invariants {
     this.#readChanges();
     for (const request of exchanges) this.#judgeExchange(request);
     for (const request of world.cluster.requests.splice(0)) this.#judgeRequest(request);
+    this.#events = this.#events.filter(({ at }) => at > tick - MINUTE_MS);
     for (const [key, standing] of this.#standings) {
       this.#judge(key, standing, tick, world.clock.now());
     }
     for (const replica of replicas) {
       this.#judgeHealth(replica, tick);
-      this.#judgePending(replica);
+      this.#judgePending(replica, tick);
       const { armed } = replica.clock;
       replica.clock.armed = 0;
       if (armed > MAX_TIMERS) throw new Breach(`(b) ${replica.name} set ${armed} timers`);
@@ -238,7 +246,7 @@ export class Invariants {
     }
     for (const { note, type, regarding, at } of events.splice(0)) {
       if (isLeak(note)) throw new Breach(`(f) a part of a token in an event: ${note}`);
-      if (type === "Warning") this.#reportedAt.set(regarding.uid, at);
+      if (type === "Warning") this.#reportedAt.set(keyOf(regarding), at);
     }
   }
 
@@ -253,10 +261,10 @@ export class Invariants {
     return asked;
   }
 
-  #note({ identity, subject, replica }: ExchangeRequest, token: string): void {
+  #note({ identity, subject, replica, endedAt }: ExchangeRequest, token: string): void {
     const { clock } = this.#run.world;
-    const issued = this.#issued.get(token) ?? { identity, subject, to: new Set(), forgottenAt: 0 };
-    issued.to.add(replica);
+    const issued = this.#issued.get(token) ?? { identity, subject, to: new Map(), forgottenAt: 0 };
+    issued.to.set(replica, Math.min(endedAt, clock.tick));
     issued.forgottenAt = clock.tick + REMEMBERED_MS;
     this.#issued.set(token, issued);
     const [oldest] = this.#issued;
@@ -289,6 +297,7 @@ export class Invariants {
 
   #judgeRequest(request: ApiRequest): void {
     this.figures.requests++;
+    if (request.verb === "event") this.#events.push(request);
     const excess = this.#budgets.spendApi(request, this.#isShortLived());
     if (excess) throw new Breach(`(b) ${excess}`);
     const account = `system:serviceaccount:${request.namespace}:${request.name}`;
@@ -309,10 +318,7 @@ export class Invariants {
     const before = this.#standings.get(key);
     if (before) this.#judge(key, before, at, now);
     if (seen === "ADDED" || seen === "DELETED") this.#cameOrWentAt = at;
-    if (type === "DELETED") {
-      this.#reportedAt.delete(secret.metadata.uid);
-      return void this.#standings.delete(key);
-    }
+    if (type === "DELETED") return void this.#standings.delete(key);
     if (by) this.#judgeWrite(before!, secret, by, at, now);
     const settledAt = by ? before!.settledAt : at + SETTLING_MS;
     const isServed = refreshOf(secret) === undefined;
@@ -334,6 +340,8 @@ export class Invariants {
       goodUntil: eligible ? goodUntil(secret, this.#run.registries) : 0,
       settledAt,
       servedAt,
+      askedAt: refreshOf(secret) === before?.refresh ? before?.askedAt ?? at : at,
+      refresh: refreshOf(secret),
       idleFrom: isIdle ? Math.min(before?.idleFrom ?? Infinity, at) : Infinity,
       wrote: before?.wrote ?? new Map(),
     });
@@ -361,8 +369,8 @@ export class Invariants {
   }
 
   /** (h): what cannot be filled is reported soon; and from time to time, as long as it cannot. */
-  #judgeReports(key: string, { secret, idleFrom, settledAt }: Standing, at: number): void {
-    const reportedAt = this.#reportedAt.get(secret.metadata.uid) ?? -Infinity;
+  #judgeReports(key: string, { idleFrom, settledAt }: Standing, at: number): void {
+    const reportedAt = this.#reportedAt.get(key) ?? -Infinity;
     const since = Math.max(idleFrom, this.#calmAt + EVENT_SPACING_MS, settledAt);
     const isNew = at >= since + REPORTING_MS && reportedAt < idleFrom - EVENT_SPACING_MS;
     const isOld = at >= since + REPORTING_AGAIN_MS && reportedAt < at - REPORTING_AGAIN_MS;
@@ -387,6 +395,10 @@ export class Invariants {
       if (issued?.subject !== subjectOf(secret)) {
         fail(`gets a token that ${issued?.subject} was given`);
       }
+      const isRefreshed = before.refresh !== undefined && refreshOf(secret) === undefined;
+      if (isRefreshed && issued!.to.get(by)! < before.askedAt - NEW_TOKEN_MS) {
+        fail("gets a token from before a refresh was asked for");
+      }
     }
     const until = goodUntil(secret, registries);
     if (until === 0) fail("gets a token that is no good");
@@ -405,12 +417,14 @@ export class Invariants {
   }
 
   /** (d): a timer for each Secret at most, and for what is under way. */
-  #judgePending({ name, clock }: Replica): void {
+  #judgePending({ name, clock }: Replica, tick: number): void {
     const { scopes, plan } = this.#run;
+    const events = this.#events.filter(({ replica, at, endedAt }) =>
+      replica === name && (endedAt === Infinity || at > tick - EVENT_PLACE_MS)
+    );
+    const most = plan.secrets + 1 + scopes + 2 * events.length;
     const pending = clock.pending();
-    if (pending > plan.secrets + 1 + scopes + MAX_EVENT_TIMERS) {
-      throw new Breach(`(d) ${name} has ${pending} timers`);
-    }
+    if (pending > most) throw new Breach(`(d) ${name} has ${pending} timers, not ${most}`);
   }
 
   /** (g): a process that works says so, and one that is stuck says that. */

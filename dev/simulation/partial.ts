@@ -52,9 +52,7 @@ export const PARTIAL_FAULTS: Record<string, Begin> = {
   "issuer hangs for one identity": ofIdentity(() => "hang"),
   "issuer is down for one identity": ofIdentity(() => new StsError("no answer of the issuer")),
   // As the namespace and its Role are gone; where the whole cluster is watched, all but its lists and watches.
-  "a namespace is forbidden": ofNamespace((_request, _run, { amount }) =>
-    answer(amount < 0.5 ? 403 : 404)
-  ),
+  "a namespace is forbidden": ofNamespace(() => answer(403)),
   "a namespace's writes are refused": ofNamespace(({ verb }, _run, { amount }) =>
     verb === "patch" ? answer(amount < 0.5 ? 403 : 422) : undefined
   ),

@@ -3,7 +3,7 @@
 export interface Variant {
   /** What is wrong with it. */
   name: string;
-  file: "main.ts" | "sts.ts";
+  file: "main.ts" | "k8s.ts" | "sts.ts";
   /** This text, which stands there once, … */
   text: string;
   /** … is replaced by this one. */
@@ -12,26 +12,32 @@ export interface Variant {
   breaks: RegExp;
 }
 
+const SHARED_BY =
+  "const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;";
+const SPACING = "const ms = Math.min(Math.max(leftMs / 2, MIN_SPACING_MS), MAX_SPACING_MS);";
+const SLEEP = "Math.min(step.ms, MAX_SLEEP_MS),";
+const STUCK = "at < clock.monotonic() - STUCK_MS";
+
 export const VARIANTS: Variant[] = [
   {
     name: "a failed exchange is tried again at once",
     file: "main.ts",
-    text: "retryAt: now + drawDelay(range, failures),",
-    by: "retryAt: now,",
+    text: "source.backoff.fail(deps, error);",
+    by: "",
     breaks: /^\(b\)/,
   },
   {
     name: "the back-off of lists and watches is left out",
     file: "main.ts",
-    text: "const delay = Math.max(drawDelay(WATCH, failures), retryAfter(error));",
-    by: "const delay = 1;",
+    text: "const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);",
+    by: "const ms = 1;",
     breaks: /^\(b\)/,
   },
   {
     name: "a back-off grows without end",
     file: "main.ts",
-    text: "Math.min(capMs, baseMs * 2 ** (failures - 1))",
-    by: "baseMs * 2 ** (failures - 1)",
+    text: "Math.min(MIN_BACKOFF_MS * 2 ** this.failures++, maxMs)",
+    by: "Math.min(MIN_BACKOFF_MS * 2 ** this.failures++, 100 * maxMs)",
     breaks: /^\(a\)/,
   },
   {
@@ -42,99 +48,146 @@ export const VARIANTS: Variant[] = [
     breaks: /^\(a\)/,
   },
   {
-    name: "writes have no spacing",
+    name: "Retry-After for one identity holds the others",
     file: "main.ts",
-    text:
-      "const writableAt = entry.wroteAt + Math.min(spacing, isHurried ? SHORT_SPACING_MS : Infinity);",
-    by: "const writableAt = Math.min(spacing, 0);",
-    breaks: /^\(b\)/,
+    text: "const source = sources.get(key) ?? new Source();",
+    by: "const backoff = sources.values().next().value?.backoff ?? new Backoff();\n" +
+      "const source = sources.get(key) ?? Object.assign(new Source(), { backoff });",
+    breaks: /^\((a|b|g)\)/,
   },
   {
-    name: "each Secret has an exchange of its own",
+    name: "writes and exchanges have no spacing",
     file: "main.ts",
-    text: "const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;",
-    by: "const key = `${random()}`;",
-    breaks: /^\(b\)/,
+    text: SPACING,
+    by: "const ms = 0;",
+    breaks: /^\((b|c)\)/,
   },
   {
-    name: "a deleted Secret is kept",
+    name: "writes and exchanges are a second apart, however long tokens live",
     file: "main.ts",
-    text:
-      "if (known && !isOlder(event.resourceVersion, known.facts.resourceVersion)) forget(known);",
-    by: "if (known) known.isSettled = false;",
-    breaks: /^\(d\)/,
+    text: SPACING,
+    by: "const ms = MIN_SPACING_MS + 0 * leftMs;",
+    breaks: /^\((b|c)\)/,
   },
   {
-    name: "a Secret whose DELETED was missed is kept",
+    name: "a token that somebody plants shortens the spacing of writes",
     file: "main.ts",
-    text: "if (isInScope && !listed.has(key)) forget(entry);",
-    by: "if (isInScope && !listed.has(key)) entry.isSettled = false;",
-    breaks: /^\(d\)/,
+    text: "this.retryAt = Math.max(this.retryAt, clock.monotonic() + ms);",
+    by: "this.retryAt = clock.monotonic() + ms;",
+    breaks: /^\((b|c)\)/,
   },
   {
-    name: "a 410 does not lead to a new list",
+    name: "each namespace has an exchange of its own",
     file: "main.ts",
-    text: "[undefined, 401, 403, 429].includes(status)",
-    by: "[undefined, 401, 403, 429, 410].includes(status)",
-    breaks: /^\((a|d)\)/,
-  },
-  {
-    name: "a restored etcd goes unnoticed",
-    file: "main.ts",
-    text: 'isUnsure = hasFailed && scope.version !== "";',
-    by: "isUnsure = false;",
-    breaks: /^\((a|d)\)/,
-  },
-  {
-    name: "a deaf watch is believed for ever",
-    file: "main.ts",
-    text: "api.watch(scope.namespace, scope.version, seconds, signal)",
-    by: "api.watch(scope.namespace, scope.version, seconds * 1e6, new AbortController().signal)",
-    breaks: /^\((a|d|g)\)/,
-  },
-  {
-    name: "the delay of a timer overflows at 2^31 ms",
-    file: "main.ts",
-    text: "Math.max(at - monotonic(), ALARM_SPACING_MS))",
-    by: "Math.max(at - monotonic(), ALARM_SPACING_MS) + 2 ** 31)",
-    breaks: /^\(b\)/,
-  },
-  {
-    name: "a conflict drops the Secret",
-    file: "main.ts",
-    text:
-      "const secret = await read.catch(({ status }) => status === 404 ? vanish(entry) : undefined);",
-    by: "return void forget(entry);",
-    breaks: /^\((a|d)\)/,
-  },
-  {
-    name: "conflicts have no back-off",
-    file: "main.ts",
-    text:
-      "entry.backoff = isFirst ? { ...NO_BACKOFF, range: CONFLICT, failures: 1 } : nextBackoff(entry.backoff, error);",
-    by: "",
+    text: SHARED_BY,
+    by: "const key = `${identity} ${namespace}/${account}`;",
     breaks: /^\(b\)/,
   },
   {
     name: "tokens are shared whoever asks",
     file: "main.ts",
-    text: "const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;",
+    text: SHARED_BY,
     by: "const key = identity;",
     breaks: /^\((a|b|c)\)/,
   },
   {
     name: "tokens are shared whatever the identity",
     file: "main.ts",
-    text: "const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;",
+    text: SHARED_BY,
     by: "const key = `${account && namespace}/${account}`;",
     breaks: /^\(c\)/,
   },
   {
+    name: "a deleted Secret is kept",
+    file: "main.ts",
+    text: 'else if (event.type === "DELETED") this.#remove(keyOf(event.secret.metadata));',
+    by: 'else if (event.type === "DELETED") continue;',
+    breaks: /^\(d\)/,
+  },
+  {
+    name: "a Secret whose DELETED was missed is kept",
+    file: "main.ts",
+    text: "if (!isListed) this.#remove(keyOf(secret));",
+    by: "",
+    breaks: /^\(d\)/,
+  },
+  {
+    name: "a failed watch does not lead to a list",
+    file: "main.ts",
+    text: 'version = "";\n        const hasLived',
+    by: "const hasLived",
+    breaks: /^\((a|b|d)\)/,
+  },
+  {
+    name: "a watch that ends at once is no failure",
+    file: "main.ts",
+    text: 'throw new ApiError("watch: it ended at once");',
+    by: "continue;",
+    breaks: /^\((a|b|d)\)/,
+  },
+  {
+    name: "a stalled watch connection is believed for ever",
+    file: "k8s.ts",
+    text: "yield* api.watch(namespace, version, seconds, signal);",
+    by: "yield* api.watch(namespace, version, seconds * 1e6, new AbortController().signal);",
+    breaks: /^\((a|d|g)\)/,
+  },
+  {
+    name: "the delay of a timer overflows at 2^31 ms",
+    file: "main.ts",
+    text: SLEEP,
+    by: "step.ms + 2 ** 31,",
+    breaks: /^\((a|b|c)\)/,
+  },
+  {
+    name: "a timer waits as long as a token lives",
+    file: "main.ts",
+    text: SLEEP,
+    by: "step.ms,",
+    breaks: /^\(a\)/,
+  },
+  {
+    name: "a conflict drops the Secret",
+    file: "main.ts",
+    text: "const isConflict = error.status === 409 || error.status === 404;",
+    by: "const isConflict = error.status === 409 || error.status === 404;\n" +
+      "if (isConflict) this.#remove(keyOf(secret));",
+    breaks: /^\((a|d)\)/,
+  },
+  {
+    name: "failed writes have no back-off",
+    file: "main.ts",
+    text: "const waitMs = backoff.fail(this.#deps, error);",
+    by: "const waitMs = 0;",
+    breaks: /^\((b|c)\)/,
+  },
+  {
+    name: "two steps for a Secret are made at once",
+    file: "main.ts",
+    text: "while (!entry.isBusy && this.#isCurrent(entry)) {",
+    by: "while (this.#isCurrent(entry)) {",
+    breaks: /^\((a|b|c|d)\)/,
+  },
+  {
     name: "an identity that is changed is not noticed",
     file: "main.ts",
-    text: 'if (tokens.some((token) => token!.isForAnother)) return "identity-changed";',
-    by: "",
+    text: "return owner === identity && audiences",
+    by: "return owner && audiences",
     breaks: /^\(a\)/,
+  },
+  {
+    name: "an annotation that the label does not agree with wins",
+    file: "main.ts",
+    text: 'if (label !== "" && label !== identity) {',
+    by: "if (label === identity + identity) {",
+    breaks: /^\((b|c|h)\)/,
+  },
+  {
+    name: "an empty service account is the controller's own",
+    file: "main.ts",
+    text: "const account = annotation(ACCOUNT_KEY);",
+    by: "const account = annotation(ACCOUNT_KEY) || undefined;",
+    breaks: /^\((c|h)\)/,
   },
   {
     name: "other registries' entries are lost",
@@ -146,23 +199,30 @@ export const VARIANTS: Variant[] = [
   {
     name: "a docker config is believed to be empty",
     file: "main.ts",
-    text: "const current = isPlain ?",
-    by: "const current = true ?",
+    text: 'isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),',
+    by: "isPlain: true,",
     breaks: /^\(c\)/,
   },
   {
     name: "the preconditions are left out",
     file: "main.ts",
-    text: "metadata: { uid, resourceVersion, annotations },",
-    by: "metadata: { annotations },",
+    text: "{ metadata: { uid, resourceVersion, annotations }, data },",
+    by: "{ metadata: { annotations }, data },",
     breaks: /^\((a|b|c)\)/,
   },
   {
-    name: "a refresh stays asked for",
+    name: "a refresh stays requested",
     file: "main.ts",
-    text: ", [REFRESH_KEY]: null }",
-    by: " }",
-    breaks: /^\(a\)/,
+    text: "[REFRESHED_KEY]: refresh,",
+    by: "",
+    breaks: /^\((a|b|c)\)/,
+  },
+  {
+    name: "a refresh is served with the cached token",
+    file: "main.ts",
+    text: "const isFresh = isRequested ? hasJustRenewed : renewAt > now;",
+    by: "const isFresh = renewAt > now || (isRequested && hasJustRenewed);",
+    breaks: /^\(c\)/,
   },
   {
     name: "the token is logged",
@@ -172,17 +232,17 @@ export const VARIANTS: Variant[] = [
     breaks: /^\(f\)/,
   },
   {
-    name: "an expired token in hand is written",
+    name: "an expired cached token is written",
     file: "main.ts",
-    text: "if (token && token.claims.expiresAt > now &&",
-    by: "if (token &&",
+    text: 'const outlives = expiresAt > (decision === "due" ? token!.expiresAt : now);',
+    by: "const outlives = expiresAt > 0;",
     breaks: /^\((a|b|c)\)/,
   },
   {
     name: "a token is replaced when it has expired",
     file: "main.ts",
-    text: 'return dueAt <= now ? "due" : "wait";',
-    by: 'return dueAt < 0 ? "due" : "wait";',
+    text: 'return renewalTime(secret.token!, fraction) <= now ? "due" : "wait";',
+    by: 'return "wait";',
     breaks: /^\((a|b|g)\)/,
   },
   {
@@ -193,24 +253,52 @@ export const VARIANTS: Variant[] = [
     breaks: /^\((a|b|c)\)/,
   },
   {
+    name: "tokens that live for a moment are taken",
+    file: "sts.ts",
+    text: 'if (expiresAt - issuedAt < MIN_LIFE_MS) return "it lives less than 5 s";',
+    by: "",
+    breaks: /^\((a|b|c)\)/,
+  },
+  {
+    name: "a clock that is a minute behind finds no token good",
+    file: "sts.ts",
+    text: "const MAX_SKEW_MS = 5 * 60_000;",
+    by: "const MAX_SKEW_MS = 55_000;",
+    breaks: /^\((a|b)\)/,
+  },
+  {
     name: "an immutable Secret is written to",
     file: "main.ts",
     text: "if (type === SECRET_TYPE && !immutable) return undefined;",
     by: "if (type || immutable) return undefined;",
-    breaks: /^\(c\)/,
+    breaks: /^\((c|h)\)/,
+  },
+  {
+    name: "what cannot be filled is not reported",
+    file: "main.ts",
+    text: "if (step.report) this.#report(secret, step.report);",
+    by: "",
+    breaks: /^\(h\)/,
   },
   {
     name: "/healthz never fails",
     file: "main.ts",
-    text: 'return "a watch has neither tried nor received anything for 5 minutes";',
-    by: "return undefined;",
+    text: STUCK,
+    by: "at < -Infinity",
     breaks: /^\(g\)/,
   },
   {
-    name: "/healthz fails when the API server is down",
+    name: "/healthz fails while the issuer is slow",
     file: "main.ts",
-    text: "scope.aliveAt = monotonic() + delay;",
-    by: "scope.aliveAt = -Infinity;",
+    text: STUCK,
+    by: "at < clock.monotonic() + 5_000",
+    breaks: /^\(g\)/,
+  },
+  {
+    name: "a namespace that is forbidden holds up /readyz",
+    file: "main.ts",
+    text: "if (namespace && status === 403) this.#unanswered.delete(namespace);",
+    by: "",
     breaks: /^\(g\)/,
   },
 ];
