@@ -338,14 +338,15 @@ rule(
     for (
       const text of [
         "answered 403: no",
-      "apps/puller",
-      'the Role of "One service account per tenant" in the README',
-    ]
-  ) {
-    assertStringIncludes(note, text);
-  }
-  assert(!note.includes("SUBJECT_TOKEN_FILE"), note);
-});
+        "apps/puller",
+        'the Role of "One service account per tenant" in the README',
+      ]
+    ) {
+      assertStringIncludes(note, text);
+    }
+    assert(!note.includes("SUBJECT_TOKEN_FILE"), note);
+  },
+);
 
 // ───── What the issuer answers ─────
 

@@ -17,7 +17,6 @@ import {
   held,
   HOUR,
   IDENTITY,
-  identityOf,
   listings,
   metric,
   MIN,
@@ -293,4 +292,3 @@ rule(
     assert(claimsOf(held(world)).expiresAt > world.clock.now());
   },
 );
-

@@ -257,7 +257,7 @@ rule(
 rule("An outage that begins with a cut is logged, once", async (world) => {
   world.start();
   for (const [index, status] of [500, 403].entries()) {
-    await world.clock.advance(5 * MIN);
+    await world.clock.advance(20 * S);
     world.cluster.fault = () => apiAnswer(status);
     world.cluster.endWatches(new ApiError("cut", { reason: "UND_ERR_SOCKET" }));
     await world.clock.advance(10 * MIN);

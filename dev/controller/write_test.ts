@@ -1,7 +1,13 @@
 /**
  * Writing the token, as rules: what a failed patch costs, and what happens where others write too.
  */
-import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertNotEquals,
+  assertStringIncludes,
+} from "@std/assert";
 import { ApiError, type Secret } from "../../k8s.ts";
 import { withToken } from "../../main.ts";
 import { VirtualWorld } from "../virtual.ts";
@@ -155,17 +161,20 @@ rule(
   },
 );
 
-rule("Conflicts are reported from the third in a row: another client writes all the time", async (world) => {
-  world.cluster.create(secret("a"));
-  world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(409) : undefined;
-  world.start();
-  await world.clock.advance(1 * S);
-  assertEquals(asked(world, "patch").length, 2);
-  assertEquals(world.cluster.events, []);
-  await world.clock.advance(5 * S);
-  assertEquals(warnings(world).length, 1);
-  assertStringIncludes(warnings(world)[0].note, "409");
-});
+rule(
+  "Conflicts are reported from the third in a row: another client writes all the time",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(409) : undefined;
+    world.start();
+    await world.clock.advance(1 * S);
+    assertEquals(asked(world, "patch").length, 2);
+    assertEquals(world.cluster.events, []);
+    await world.clock.advance(5 * S);
+    assertEquals(warnings(world).length, 1);
+    assertStringIncludes(warnings(world)[0].note, "409");
+  },
+);
 
 rule("Conflicts without end do not spin, and end by themselves", async (world) => {
   world.cluster.create(secret("a"));
