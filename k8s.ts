@@ -27,7 +27,6 @@ const PAGE_SHRINK = 4;
 
 /** A failed request. Its message may quote the API server's. */
 export class ApiError extends Error {
-  override name = "ApiError";
   /** The HTTP status, or the code of a watch's ERROR record; undefined without either. */
   status?: number;
   /** The reason in the response's Status, the error code of the connection or file, or one of ours. */
@@ -217,8 +216,15 @@ export class KubernetesClient {
   /** Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs is a 409. */
   async patch(namespace: string, name: string, patch: object, signal: AbortSignal) {
     const query = { fieldManager: "pull-secret-updater" };
-    const options = { method: "PATCH", query, body: JSON.stringify(patch), signal } as const;
-    asSecret(await this.#json("patch", secretsPath(namespace, name), options));
+    const body = JSON.stringify(patch);
+    asSecret(
+      await this.#json("patch", secretsPath(namespace, name), {
+        method: "PATCH",
+        query,
+        body,
+        signal,
+      }),
+    );
   }
 
   /** Creates an Event of events.k8s.io/v1. */

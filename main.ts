@@ -105,6 +105,10 @@ const NOTE_START_BYTES = 300;
 const NOTE_END_BYTES = 700;
 /** No value that is valid has more: of what tenants write no more is kept. */
 const MAX_FOREIGN_CHARS = 300;
+/** Rendering blocks everything else, for 25 ms with 5,000 Secrets. */
+const METRICS_MAX_AGE_MS = 1_000;
+/** As many connections as the kernel lets wait: who finds no room tries again a second later, probes too. */
+const BACKLOG = 4_096;
 /** Two conflicts in a row are chance: replicas, and a user. */
 const MAX_CHANCE = 2;
 /** Of the expiry of single Secrets no more are given: each scrape would be megabytes. */
@@ -219,7 +223,7 @@ export function clean(text: string) {
 /** The same, as long as an event's note may be. */
 export function toNote(text: string) {
   const bytes = Buffer.from(clean(text));
-  if (bytes.length <= MAX_NOTE_BYTES) return bytes.toString();
+  if (bytes.length <= MAX_NOTE_BYTES) return `${bytes}`;
   return `${bytes.subarray(0, NOTE_START_BYTES)}…${bytes.subarray(-NOTE_END_BYTES)}`;
 }
 
@@ -253,24 +257,21 @@ export interface Report {
 
 /** What is read from a Secret, and all that is kept of it. */
 export type PullSecret = ReturnType<typeof parseSecret>;
-type SecretConfig = Pick<Config, "audience" | "registries" | "ownNamespace">;
 
 /** Reads a Secret, whoever wrote it: nothing in it decides the type of anything, or how much is kept. */
 export function parseSecret(
   secret: Secret,
-  { audience, registries, ownNamespace }: SecretConfig,
+  { audience, registries, ownNamespace }: Pick<Config, "audience" | "registries" | "ownNamespace">,
   now: number,
 ) {
-  const {
-    metadata: { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp },
-    data,
-  } = secret;
+  const { namespace, name, uid, resourceVersion, labels, annotations, deletionTimestamp } =
+    secret.metadata;
   const annotation = (key: string) => textOf(annotations?.[key]);
   const label = textOf(labels?.[IDENTITY_KEY])?.replaceAll(".", "/");
   const identity = annotation(IDENTITY_KEY) || (label ?? "");
   const account = annotation(ACCOUNT_KEY);
   const refresh = annotation(REFRESH_KEY);
-  const { passwords, isPlain, flaw } = parseDockerConfig(data?.[DATA_KEY], registries);
+  const { passwords, isPlain, flaw } = parseDockerConfig(secret.data?.[DATA_KEY], registries);
   const lives = passwords.map((password) => {
     const { audiences = [], subject = "", issuedAt, expiresAt = 0 } = decode(password) ?? {};
     const life = { issuedAt, expiresAt };
@@ -512,7 +513,7 @@ function createTurns(limit: number, limitOfNamespace = limit / 2) {
     sizeOf: (namespace: string) => waiting.get(namespace)?.[0]!.size ?? 0,
     /** Has a job started in its turn; resolves when it is done, or not needed. */
     run: (namespace: string, hasFailed: boolean, start: Start) =>
-      new Promise<unknown>((resolve) => {
+      new Promise((resolve) => {
         const queues = waiting.get(namespace) ?? [new Set(), new Set()];
         queues[+hasFailed]!.add(() => {
           const job = start();
@@ -566,14 +567,13 @@ const sleep = ({ clock }: Time, ms: number) =>
 
 type Count = (series: string, by?: number) => void;
 type Requests = ReturnType<typeof createRequests>;
-type Reporter = (secret: PullSecret, report: Report) => void;
 
 /** Returns what writes events on Secrets. A Warning is logged as well, and waits where there are too many. */
 function createReporter(
   deps: Dependencies,
   { within }: Requests,
   count: Count,
-): Reporter {
+) {
   const { api, clock, random, log } = deps;
   /** Tells the replicas apart. */
   const reportingInstance = `controller-${random().toString(36).slice(2, 10)}`;
@@ -581,7 +581,7 @@ function createReporter(
   /** What was reported lately, the oldest first: when, by "namespace/name reason". */
   const reportedAt = new Map<string, number>();
 
-  return (secret, { reason, message }) => {
+  return (secret: PullSecret, { reason, message }: Report) => {
     const { namespace, name, uid } = secret;
     const key = `${keyOf(secret)} ${reason}`;
     const tick = clock.monotonic();
@@ -846,7 +846,7 @@ export class Controller {
   #config: Config;
   #deps: Dependencies;
   #requests: Requests;
-  #report: Reporter;
+  #report: ReturnType<typeof createReporter>;
   #tokens: ReturnType<typeof createTokens>;
   #counters = new Map(COUNTERS.map((series) => [series, 0]));
   #writes = createTurns(MAX_WRITES);
@@ -921,17 +921,17 @@ export class Controller {
   }
 
   #pause(namespace: string | undefined, error: ApiError, backoff: Backoff, hasLived: boolean) {
-    const { status = 0, message } = error;
     const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);
     const reason = hasLived
       ? "ended"
-      : { 403: "forbidden", 404: "forbidden", 410: "gone" }[status] ?? "error";
+      : { 403: "forbidden", 404: "forbidden", 410: "gone" }[error.status!] ?? "error";
     this.#count(`pull_secret_updater_watch_restarts_total{reason="${reason}"}`);
     // It was answered, and must not hold up the others.
     if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);
     // Of many failures in a row the first is logged.
-    if (!hasLived && backoff.failures === 1) {
-      this.#deps.log("warn", "list or watch failed", { namespace, error: message });
+    const isFirst = !hasLived && backoff.failures === 1;
+    if (isFirst) {
+      this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
     }
     return sleep(this.#deps, ms);
   }
@@ -972,11 +972,13 @@ export class Controller {
     const isBlanked = before.token && !secret.token && before.identity === secret.identity &&
       !secret.isSkipped;
     const isSpaced = backoff.failures === 0 && backoff.retryAt > tick;
-    const seconds = Math.ceil((backoff.retryAt - tick) / 1000);
-    const message =
-      "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
-      `${seconds} s. Leave data out of what is applied: see GitOps in the README`;
-    if (isBlanked && isSpaced) this.#report(secret, { reason: "Overwritten", message });
+    if (isBlanked && isSpaced) {
+      const seconds = Math.ceil((backoff.retryAt - tick) / 1000);
+      const message =
+        "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
+        `${seconds} s. Leave data out of what is applied: see GitOps in the README`;
+      this.#report(secret, { reason: "Overwritten", message });
+    }
     // Whoever wrote it, a replica or this one: the next write keeps its distance.
     const { expiresAt = 0 } = secret.token ?? {};
     if (expiresAt > now && expiresAt !== before.token?.expiresAt) {
@@ -1156,9 +1158,11 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) 
       console.error(clean(`${namespace ?? "all namespaces"}: ${error.message}`));
     }
   }
-  const table = rows.length > 0
-    ? tableOf(rows.map(Object.values))
-    : `no Secret has the label ${IDENTITY_KEY}`;
+  const columns = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
+  const lineOf = (row: string[]) =>
+    row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd();
+  const lines = [columns, ...rows.map(Object.values)].map(lineOf);
+  const table = rows.length > 0 ? lines.join("\n") : `no Secret has the label ${IDENTITY_KEY}`;
   if (isComplete || rows.length > 0) console.log(asJson ? JSON.stringify(rows, null, 2) : table);
   return isComplete ? +rows.some(({ state }) => state !== "valid") : 3;
 }
@@ -1178,33 +1182,26 @@ function statusOf(secret: PullSecret, now: number) {
   };
 }
 
-/** One line for each row, in columns. */
-function tableOf(rows: string[][]) {
-  const header = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
-  const lineOf = (row: string[]) =>
-    row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd();
-  return [header, ...rows].map(lineOf).join("\n");
-}
-
-/** Serves the probes and the metrics. */
+/** Serves the probes and the metrics. Each caller gets one answer: who keeps asking does not keep others from theirs. */
 function serve(controller: Controller, port: number): Server {
+  let [metrics, renderAt] = [Buffer.alloc(0), 0];
+  const pages: Record<string, () => string | undefined> = {
+    "/healthz": controller.livenessError,
+    "/readyz": controller.readinessError,
+    "/metrics": () => {
+      if (performance.now() < renderAt) return;
+      renderAt = performance.now() + METRICS_MAX_AGE_MS;
+      metrics = Buffer.from(controller.renderMetrics());
+    },
+  };
   return createServer(({ url = "" }, response) => {
     const [path = ""] = url.split("?");
-    const isKnown = ["/healthz", "/readyz", "/metrics"].includes(path);
-    const why = path === "/healthz"
-      ? controller.livenessError()
-      : path === "/readyz"
-      ? controller.readinessError()
-      : undefined;
-    response.writeHead(why ? 503 : isKnown ? 200 : 404, {
-      "content-type": "text/plain; version=0.0.4",
-    });
-    response.end(
-      path === "/metrics"
-        ? controller.renderMetrics()
-        : `${why ?? (isKnown ? "ok" : "not found")}\n`,
-    );
-  }).listen(port);
+    const page = pages[path];
+    const error = page ? page() : "not found";
+    const headers = { "content-type": "text/plain; version=0.0.4", connection: "close" };
+    response.writeHead(!error ? 200 : page ? 503 : 404, headers);
+    response.end(path === "/metrics" ? metrics : `${error ?? "ok"}\n`);
+  }).listen({ port, backlog: BACKLOG });
 }
 
 /** The program: returns the exit status, or nothing while it runs. */
@@ -1245,9 +1242,7 @@ async function main(args: string[]) {
         userAgent: USER_AGENT,
       }),
   });
-  if (flag !== "") {
-    return await printStatus(api, config, flag === "--status=json").finally(() => api.close());
-  }
+  if (flag !== "") process.exit(await printStatus(api, config, flag === "--status=json"));
   serve(controller, port).on("listening", () => controller.start()).on("error", ({ message }) => {
     console.error(`PORT="${port}": must be a port that is free: ${message}`);
     process.exit(2);

@@ -38,7 +38,6 @@ const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/;
 
 /** A failed exchange, or a token that is no good. Its message may quote the issuer's. */
 export class StsError extends Error {
-  override name = "StsError";
   /** The HTTP status, if the issuer answered. */
   status?: number;
   /** The gRPC code, if the response is one of an STS: a proxy's has none. */
