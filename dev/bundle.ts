@@ -58,6 +58,7 @@ export async function bundle(entry: "main.ts" | "k8s.ts" | "sts.ts"): Promise<st
   const { outputFiles: [file] } = await build({
     // Paths stand in the bundle, as seen from here.
     absWorkingDir: ROOT,
+    preserveSymlinks: true,
     entryPoints: [entry],
     write: false,
     bundle: true,

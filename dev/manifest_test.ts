@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertMatch, assertNotEquals, assertThrows } from "@std/assert";
 import { spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { isBuiltin } from "node:module";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
@@ -27,12 +28,18 @@ const ofKind = (kind: string, yaml: string): Json =>
   objects(yaml).find((object) => object.kind === kind);
 const podOf = (yaml: string): Json => ofKind("Deployment", yaml).spec.template.spec;
 
-/** Runs the command; its outputs are read apart. */
-function manifest(...args: string[]) {
-  const run = process.versions.deno ? ["run", "--allow-all"] : [];
-  const command = [...run, join(ROOT, "dev/manifest.ts"), ...args];
-  return spawnSync(process.execPath, command, { encoding: "utf8", maxBuffer: 4 * MAX_DATA_BYTES });
+/** Runs a file; its outputs are read apart. */
+function run(file: string, args: string[] = [], options: { cwd?: string; env?: object } = {}) {
+  const words = process.versions.deno ? ["run", "--allow-all"] : [];
+  return spawnSync(process.execPath, [...words, file, ...args], {
+    cwd: options.cwd,
+    env: { ...process.env, ...options.env },
+    encoding: "utf8",
+    maxBuffer: 4 * MAX_DATA_BYTES,
+  });
 }
+
+const manifest = (...args: string[]) => run(join(ROOT, "dev/manifest.ts"), args);
 
 test("Nothing but the Deployment differs from deploy.yaml, to the byte", () => {
   const made = selfContained(DEPLOY, "program\n", ON_DENO);
@@ -108,13 +115,48 @@ test("The command prints the manifest alone on stdout, the same bytes each time,
   assertEquals(status, 0, stderr);
   assertEquals(manifest().stdout, stdout);
   const program: string = ofKind("ConfigMap", stdout).data["main.js"];
-  assert(program.includes("\nasync function main(["), "main.ts is in it under its own names");
+  assert(program.includes("\nfunction parseSecret("), "main.ts is in it under its own names");
   assert(program.split("\n").length > LINES, "it is minified");
   assertEquals(podOf(stdout).containers[0].image, defaultImage(CONTAINERFILE, "deno"));
   assertEquals(
     podOf(manifest("--runtime", "node").stdout).containers[0].image,
     defaultImage(CONTAINERFILE, "node"),
   );
+});
+
+test("The same sources give the same bytes in any folder, as the bundle too, wherever it is called", () => {
+  const work = mkdtempSync(join(tmpdir(), "manifest-test-"));
+  const [clone, elsewhere] = [join(work, "a", "deeper", "folder"), join(work, "elsewhere")];
+  try {
+    const files = [
+      "main.ts",
+      "k8s.ts",
+      "sts.ts",
+      "dev/bundle.ts",
+      "dev/manifest.ts",
+      "deploy.yaml",
+    ];
+    const settings = ["Containerfile", "package.json", "deno.json", "vendor"];
+    const packages = ["undici", "jose"].map((name) => `node_modules/${name}`);
+    for (const name of [...files, ...settings, ...packages]) {
+      cpSync(join(ROOT, name), join(clone, name), { recursive: true });
+    }
+    for (const name of ["esbuild", "@esbuild", "yaml"]) {
+      symlinkSync(join(ROOT, "node_modules", name), join(clone, "node_modules", name));
+    }
+    mkdirSync(elsewhere);
+    const there = { cwd: elsewhere, env: { TMPDIR: elsewhere } };
+    const { stdout, stderr } = run(join(clone, "dev/manifest.ts"), [], there);
+    assertEquals(stdout, manifest().stdout, stderr);
+    for (const root of [ROOT, clone]) {
+      assertEquals(run(join(root, "dev/bundle.ts"), [], there).status, 0);
+      const bundle = readFileSync(join(elsewhere, "out/main.js"), "utf8");
+      assertEquals(bundle, ofKind("ConfigMap", stdout).data["main.js"]);
+    }
+    assert(!/^ *\/\/ \.\.\//m.test(stdout), "a path leads out of the folder");
+  } finally {
+    rmSync(work, { recursive: true });
+  }
 });
 
 test("The program is of no architecture: it loads nothing but modules that each runtime has built in", () => {

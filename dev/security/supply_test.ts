@@ -1,10 +1,9 @@
 /** What the product is made of: what ships, what is pinned, and what runs at an installation. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { bundle } from "../bundle.ts";
 import { makeSbom } from "../sbom.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
@@ -26,24 +25,17 @@ const installed = locked.filter(([path, { link }]) => path.startsWith("node_modu
 const nameOf = (path: string) => path.split("node_modules/").at(-1)!;
 
 /** The packages that a bundle has a module of: it says before each where it comes from. */
-function bundledPackages(): string[] {
-  const work = mkdtempSync(join(tmpdir(), "supply-"));
-  try {
-    symlinkSync(join(ROOT, "main.ts"), join(work, "main.ts"));
-    execFileSync("node", [join(ROOT, "dev/bundle.ts")], { cwd: work });
-    const modules = readFileSync(join(work, "out/main.js"), "utf8").matchAll(
-      /^\s*\/\/ .*node_modules\/((@[^/]+\/)?[^/]+)\//gm,
-    );
-    return [...new Set([...modules].map(([, name]) => name!))].sort();
-  } finally {
-    rmSync(work, { recursive: true });
-  }
+async function bundledPackages(): Promise<string[]> {
+  const modules = (await bundle("main.ts")).matchAll(
+    /^\s*\/\/ .*node_modules\/((@[^/]+\/)?[^/]+)\//gm,
+  );
+  return [...new Set([...modules].map(([, name]) => name!))].sort();
 }
 
-test("The SBOM names the packages that are in the bundle, and the image that it is put on, and nothing else", () => {
+test("The SBOM names the packages that are in the bundle, and the image that it is put on, and nothing else", async () => {
   const { components } = makeSbom();
   const libraries = components.filter(({ type }) => type === "library");
-  assertEquals(libraries.map(({ name }) => name).sort(), bundledPackages());
+  assertEquals(libraries.map(({ name }) => name).sort(), await bundledPackages());
   for (const { name, version, hashes = [] } of libraries) {
     assertEquals(version, manifest.dependencies[name]);
     const { integrity = "" } = locked.find(([path]) => path === `node_modules/${name}`)![1];
@@ -54,6 +46,17 @@ test("The SBOM names the packages that are in the bundle, and the image that it 
   }
   const others = components.filter(({ type }) => type !== "library");
   assertEquals(others.map(({ purl }) => purl), ["pkg:docker/denoland/deno@distroless-2.9.6"]);
+});
+
+test("The bundle has the licence of each package in it, and one HTTP parser", async () => {
+  const text = await bundle("main.ts");
+  for (const file of ["undici/LICENSE", "jose/LICENSE.md"]) {
+    const words = (text: string) => text.replace(/^\/\/ ?/gm, "").split(/\s+/).join(" ").trim();
+    assert(words(text).includes(words(read(`node_modules/${file}`))), file);
+  }
+  // One with SIMD instructions, one without.
+  assertEquals(text.match(/\/llhttp\/.*wasm.*"\(/g)?.length, 2);
+  assert(!/WebAssembly[^]*milo-/.test(text) && text.length < 600_000, `${text.length} bytes`);
 });
 
 test("The SBOM is the same each time, without an instant or a number of its own", () => {
