@@ -11,25 +11,38 @@ import { Agent, buildConnector, type Dispatcher, request } from "undici";
 const CONNECT_TIMEOUT_MS = 10_000;
 /** For the headers of a response, and for silence within its body; a watch sets its own. */
 const SILENCE_TIMEOUT_MS = 30_000;
-/** Watches end after 60 to 90 s, so that a stalled connection is noticed soon: another watch costs one request. */
+/**
+ * Watches end after 60 to 90 s, so that a stalled connection is noticed soon: another watch costs
+ * one request.
+ */
 const WATCH_MIN_S = 60;
 const WATCH_SPREAD_S = 31;
 /** What a watch may outlive its own time-out by before its connection counts as dead. */
 const WATCH_GRACE_S = 10;
 /** Half of client-go's: what a page leaves behind is what a start takes of memory. */
 const PAGE_LIMIT = 250;
-/** A page of ordinary pull Secrets has 1 MiB. The objects of one that is full of labels take ten times its bytes. */
+/**
+ * A page of ordinary pull Secrets has 1 MiB. The objects of one that is full of labels take ten
+ * times its bytes.
+ */
 const MAX_BODY_BYTES = 4 * 1024 * 1024;
-/** One Secret of 1.5 MiB in etcd, each of its characters escaped: what no page can be smaller than. */
+/**
+ * One Secret of 1.5 MiB in etcd, each of its characters escaped: what no page can be smaller than.
+ */
 const MAX_SECRET_BYTES = 16 * 1024 * 1024;
-/** By how much a page that is too large is made smaller; each that is not lets the next be twice as large. */
+/**
+ * By how much a page that is too large is made smaller; each that is not lets the next be twice as
+ * large.
+ */
 const PAGE_SHRINK = 4;
 
 /** A failed request. Its message may quote the API server's. */
 export class ApiError extends Error {
   /** The HTTP status, or the code of a watch's ERROR record; undefined without either. */
   status?: number;
-  /** The reason in the response's Status, the error code of the connection or file, or one of ours. */
+  /**
+   * The reason in the response's Status, the error code of the connection or file, or one of ours.
+   */
   reason?: string;
   /** The response's `Retry-After` header, as it came. */
   retryAfter?: string;
@@ -99,13 +112,16 @@ export class KubernetesClient {
     const { servername, caFile } = options;
     this.#options = options;
     this.#agent = new Agent({
-      // undici's HTTP/2 ping has no time-out for its response: a dead connection would stall the watch.
+      // undici's HTTP/2 ping has no time-out for its response: a dead connection would stall the
+      // watch.
       allowH2: false,
       headersTimeout: SILENCE_TIMEOUT_MS,
       bodyTimeout: SILENCE_TIMEOUT_MS,
-      // Each connection reads the CA anew, as each request reads the token: the kubelet replaces both.
+      // Each connection reads the CA anew, as each request reads the token: the kubelet replaces
+      // both.
       connect: (connection, callback) => {
-        // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
+        // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told
+        // otherwise.
         const tls = { ca: caFile && readMounted(caFile), servername, allowPartialTrustChain: true };
         buildConnector({ ...tls, allowH2: false, timeout: CONNECT_TIMEOUT_MS })(
           connection,
@@ -213,7 +229,10 @@ export class KubernetesClient {
     return asSecret(await this.#json("get", secretsPath(namespace, name), { signal }));
   }
 
-  /** Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs is a 409. */
+  /**
+   * Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs
+   * is a 409.
+   */
   async patch(namespace: string, name: string, patch: object, signal: AbortSignal) {
     const query = { fieldManager: "pull-secret-updater" };
     const body = JSON.stringify(patch);
@@ -234,7 +253,9 @@ export class KubernetesClient {
     await this.#json("create", path, { method: "POST", body, signal });
   }
 
-  /** Requests a token of a service account (TokenRequest) for one audience, to live so many seconds. */
+  /**
+   * Requests a token of a service account (TokenRequest) for one audience, to live so many seconds.
+   */
   async requestToken(
     namespace: string,
     account: string,
@@ -265,10 +286,10 @@ export const keyOf = ({ namespace, name }: { namespace: string; name: string }) 
   `${namespace}/${name}`;
 
 /**
- * One round of list and watch. Without a version it lists the selected Secrets: yields each, and LISTED
- * with the keys of all that there are. With one it watches from there until the API server ends that.
- * Any failure is thrown, and is to be followed by a list: whatever was wrong with the version, be it
- * compacted, refused or from before etcd was restored, is behind us then.
+ * One round of list and watch. Without a version it lists the selected Secrets: yields each, and
+ * LISTED with the keys of all that there are. With one it watches from there until the API server
+ * ends that. Any failure is thrown, and is to be followed by a list: whatever was wrong with the
+ * version, be it compacted, refused or from before etcd was restored, is behind us then.
  */
 export async function* listAndWatch(
   api: Pick<KubernetesApi, "list" | "watch">,
@@ -356,8 +377,9 @@ function asSecret(value: Partial<Secret> | null): Secret {
 }
 
 /**
- * Parses the body of a watch, one JSON object a line. A part of a line at the end is dropped. Whatever else is not a
- * record of a watch ends it with an {@linkcode ApiError}, as does an ERROR record.
+ * Parses the body of a watch, one JSON object a line. A part of a line at the end is dropped.
+ * Whatever else is not a record of a watch ends it with an {@linkcode ApiError}, as does an ERROR
+ * record.
  */
 export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerator<WatchEvent> {
   // undici's own decoding breaks characters that are split across chunks.

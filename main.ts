@@ -5,7 +5,8 @@
  * patch comes back by the watch → `decide` says wait. All that is remembered between two steps is
  * when the next one may be tried. Every replica does all of this; there is no leader.
  *
- * Two clocks: lives of tokens are told by the wall clock (`now`), pauses by the monotonic one (`tick`).
+ * Two clocks: lives of tokens are told by the wall clock (`now`), pauses by the monotonic one
+ * (`tick`).
  */
 import { existsSync } from "node:fs";
 import { createServer, type Server } from "node:http";
@@ -50,9 +51,15 @@ const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
 const DATA_KEY = ".dockerconfigjson";
 const INVALID_CONFIG = "InvalidDockerConfig";
 
-/** Each Secret is renewed after another part of a token's life, up to so much later: writes are spread. */
+/**
+ * Each Secret is renewed after another part of a token's life, up to so much later: writes are
+ * spread.
+ */
 const RENEW_SPREAD = 0.1;
-/** Between two writes to one Secret, and two exchanges for one identity; or half of what the token has left. */
+/**
+ * Between two writes to one Secret, and two exchanges for one identity; or half of what the token
+ * has left.
+ */
 const MIN_SPACING_MS = 1_000;
 const MAX_SPACING_MS = 10_000;
 /** After a failure, doubling; a random half to the whole of it is waited. */
@@ -64,22 +71,35 @@ const LIST_WATCH_TIMEOUT_MS = 120_000;
 const WATCH_SHORT_MS = 1_000;
 /** One that lived so long was no failure, however it ended: load balancers cut idle connections. */
 const WATCH_GOOD_MS = 10_000;
-/** For lists and watches: an API server that is back is noticed soon, as tokens may live for seconds. */
+/**
+ * For lists and watches: an API server that is back is noticed soon, as tokens may live for
+ * seconds.
+ */
 const MAX_WATCH_BACKOFF_MS = 5_000;
 /** No header may cost more: a token of an hour has some 13 min left when it is due. */
 const MAX_RETRY_AFTER_MS = 5 * 60_000;
-/** Of 4xx what passes by itself: a proxy's time-out, a conflict, too early, throttled, cancelled. */
+/**
+ * Of 4xx what passes by itself: a proxy's time-out, a conflict, too early, throttled, cancelled.
+ */
 const TRANSIENT_STATUSES = [408, 409, 410, 425, 429, 499];
-/** A Secret is reconciled at least so often: a clock that was set, or a sleep, is noticed by then. */
+/**
+ * A Secret is reconciled at least so often: a clock that was set, or a sleep, is noticed by then.
+ */
 const MAX_SLEEP_MS = 60_000;
 
 /** Long for a response, short beside a token's life: a hanging issuer holds a place no longer. */
 const EXCHANGE_TIMEOUT_MS = 10_000;
 /** As long as the slowest admission webhook may take. */
 const REQUEST_TIMEOUT_MS = 30_000;
-/** For each address of a host that has several. The runtimes' own 250 and 500 ms are less than many a connect takes. */
+/**
+ * For each address of a host that has several. The runtimes' own 250 and 500 ms are less than many
+ * a connect takes.
+ */
 const ADDRESS_TIMEOUT_MS = 2_500;
-/** At a second each, a thousand identities take a minute; one namespace leaves half of the places to others. */
+/**
+ * At a second each, a thousand identities take a minute; one namespace leaves half of the places to
+ * others.
+ */
 const MAX_EXCHANGES = 16;
 /** Gentle with the API server, and still hundreds a second. */
 const MAX_WRITES = 16;
@@ -100,14 +120,19 @@ const MAX_WAITING_EVENTS = 1_000;
 const NORMAL_EVENTS_PART = 0.5;
 /** What the API server takes. */
 const MAX_NOTE_BYTES = 1024;
-/** Of a note that is too long its beginning is kept, and its end, where a refusal has its reason. */
+/**
+ * Of a note that is too long its beginning is kept, and its end, where a refusal has its reason.
+ */
 const NOTE_START_BYTES = 300;
 const NOTE_END_BYTES = 700;
 /** No value that is valid has more: of what tenants write no more is kept. */
 const MAX_FOREIGN_CHARS = 300;
 /** Rendering blocks everything else, for 25 ms with 5,000 Secrets. */
 const METRICS_MAX_AGE_MS = 1_000;
-/** As many connections as the kernel lets wait: who finds no room tries again a second later, probes too. */
+/**
+ * As many connections as the kernel lets wait: who finds no room tries again a second later, probes
+ * too.
+ */
 const BACKLOG = 4_096;
 /** Two conflicts in a row are chance: replicas, and a user. */
 const MAX_CHANCE = 2;
@@ -130,7 +155,10 @@ const PORT = /^([1-9]\d{0,3}|[1-5]\d{4}|6([0-4]\d{3}|5([0-4]\d\d|5([0-2]\d|3[0-5
 
 export type Config = ReturnType<typeof readConfig>;
 
-/** Reads the environment; throws a {@linkcode ConfigError}. A variable that is empty counts as unset. */
+/**
+ * Reads the environment; throws a {@linkcode ConfigError}. A variable that is empty counts as
+ * unset.
+ */
 export function readConfig(env: (name: string) => string | undefined) {
   function read(name: string, pattern: Pick<RegExp, "test">, allowed: string, fallback = "") {
     const text = env(name) || fallback;
@@ -158,7 +186,8 @@ export function readConfig(env: (name: string) => string | undefined) {
       url,
       tokenFile: ifUsed(join(dir, "token")),
       caFile: ifUsed(join(dir, "ca.crt")),
-      // Some Node releases reject the valid IP SAN of an IPv6 address; that of the cluster's own has this name, too.
+      // Some Node releases reject the valid IP SAN of an IPv6 address; that of the cluster's own
+      // has this name, too.
       servername: isIPv6 ? "kubernetes.default.svc" : undefined,
     },
     /** One list and watch each; undefined is the whole cluster. */
@@ -186,7 +215,10 @@ export function readConfig(env: (name: string) => string | undefined) {
 
 const splitList = (text: string) => [...new Set(text.split(",").map((part) => part.trim()))];
 
-/** Leaves nothing that may be a password, even of a text that is no URL: user, query, what is no port. */
+/**
+ * Leaves nothing that may be a password, even of a text that is no URL: user, query, what is no
+ * port.
+ */
 const withoutPassword = (text: string) =>
   text.replace(/.*@/s, "…@").replace(/([?#]|:(?!\/\/|\d{1,5}(\/|$))).*/s, "$1…");
 
@@ -206,12 +238,16 @@ function isProxyUrl(text: string) {
 
 // ───── Text from elsewhere, and the log ─────
 
-/** Makes text fit for a log, an event or a table: without tokens, line breaks and control characters. */
+/**
+ * Makes text fit for a log, an event or a table: without tokens, line breaks and control
+ * characters.
+ */
 export function clean(text: string) {
   return text
     .replace(/\bbearer\s+\S{16,}/gi, "[removed]")
     .replace(/eyJ[\w+/=-]*(\.[\w-]*){0,2}/g, "[removed]")
-    // Any other long run with capitals; names and addresses have none, and an identity is hexadecimal.
+    // Any other long run with capitals; names and addresses have none, and an identity is
+    // hexadecimal.
     .replace(
       /[\w+/=-]{40,}/g,
       (run) => /[A-Z]/.test(run) && !/^[\da-f/]+$/i.test(run) ? "[removed]" : run,
@@ -258,7 +294,10 @@ export interface Report {
 /** What is read from a Secret, and all that is kept of it. */
 export type PullSecret = ReturnType<typeof parseSecret>;
 
-/** Reads a Secret, whoever wrote it: nothing in it decides the type of anything, or how much is kept. */
+/**
+ * Reads a Secret, whoever wrote it: nothing in it decides the type of anything, or how much is
+ * kept.
+ */
 export function parseSecret(
   secret: Secret,
   { audience, registries, ownNamespace }: Pick<Config, "audience" | "registries" | "ownNamespace">,
@@ -301,7 +340,9 @@ export function parseSecret(
     refresh: refresh === annotation(REFRESHED_KEY) ? undefined : refresh,
     /** The life of the token that expires first, if each registry has one that is ours. */
     token: lives.reduce((a, b) => a && b && (a.expiresAt <= b.expiresAt ? a : b), lives[0]),
-    /** Whether the docker config holds nothing but ours, so that it need not be read to be written. */
+    /**
+     * Whether the docker config holds nothing but ours, so that it need not be read to be written.
+     */
     isPlain,
   };
 }
@@ -321,14 +362,14 @@ function findProblem(
   const invalid = (message: string) => ({ reason: "InvalidIdentity", message });
   if (!IDENTITY.test(identity) || !["", identity].includes(label)) {
     return invalid(
-      `the identity "${identity}" is not a UID (40 hexadecimal digits in lower case, then / and 16 for each level), or not ` +
-        `that of the label, "${label}"; to set it: kubectl label ${it} --overwrite ${IDENTITY_KEY}= && ` +
-        `kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
+      `the identity "${identity}" is no UID in lower case (40 digits, then / and 16 each level) or ` +
+        `not the label's, "${label}"; to set it: kubectl label ${it} --overwrite ${IDENTITY_KEY}=` +
+        ` && kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
     );
   }
   if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === ownNamespace)) {
     return invalid(
-      `the service account "${account}" cannot be used: it has to be one of the Secret's namespace, which must not be ` +
+      `the service account "${account}" has to be one of the Secret's namespace, and that not ` +
         `${ownNamespace}; to do without: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
     );
   }
@@ -337,8 +378,8 @@ function findProblem(
     return {
       reason: "UnsupportedSecret",
       message:
-        `the Secret is ${what}, which no write can change; kubectl delete ${it} && kubectl create secret generic ` +
-        `${name} -n ${namespace} --type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}, and label it again`,
+        `the Secret is ${what}, for ever; kubectl delete ${it} && kubectl create secret generic ` +
+        `${name} -n ${namespace} --type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}; label it`,
     };
   }
   const message = `${DATA_KEY} ${flaw}; if nothing in it is needed: kubectl patch ${it} ` +
@@ -356,7 +397,10 @@ const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const decodeConfig = (data: unknown) =>
   UTF_8.decode(Buffer.from(typeof data === "string" ? data : "", "base64"));
 
-/** The passwords of the registries' entries, where the user is ours; none if nothing can be done with the config. */
+/**
+ * The passwords of the registries' entries, where the user is ours; none if nothing can be done
+ * with the config.
+ */
 function parseDockerConfig(data: unknown, registries: string[]) {
   const unusable = (flaw: string) => ({ passwords: [], isPlain: false, flaw });
   let config;
@@ -385,7 +429,9 @@ function passwordOf(entry: unknown) {
   return /^_token:(.*)/s.exec(Buffer.from(encoded, "base64").toString())?.[1] ?? "";
 }
 
-/** Merges the token into a docker config, the rest of which stays equal, numbers to the last digit. */
+/**
+ * Merges the token into a docker config, the rest of which stays equal, numbers to the last digit.
+ */
 export function withToken(config: string, registries: string[], token: string) {
   const keepDigits = (_key: string, value: unknown, context?: { source: string }) =>
     // @ts-ignore: ES2026, not yet in the types
@@ -476,8 +522,9 @@ function retryAfterMs({ status = 0, retryAfter = "" }: Partial<ApiError>, now: n
 type Start = () => Promise<unknown> | void;
 
 /**
- * Runs a limited number of jobs at once. Turns go round the namespaces that wait, so that nobody waits
- * for all that one namespace has. Within one, what failed before comes after what did not, the oldest first.
+ * Runs a limited number of jobs at once. Turns go round the namespaces that wait, so that nobody
+ * waits for all that one namespace has. Within one, what failed before comes after what did not,
+ * the oldest first.
  */
 function createTurns(limit: number, limitOfNamespace = limit / 2) {
   /** The namespaces in the order of their turns; of each what did not fail before, and what did. */
@@ -568,7 +615,10 @@ const sleep = ({ clock }: Time, ms: number) =>
 type Count = (series: string, by?: number) => void;
 type Requests = ReturnType<typeof createRequests>;
 
-/** Returns what writes events on Secrets. A Warning is logged as well, and waits where there are too many. */
+/**
+ * Returns what writes events on Secrets. A Warning is logged as well, and waits where there are too
+ * many.
+ */
 function createReporter(
   deps: Dependencies,
   { within }: Requests,
@@ -635,7 +685,9 @@ const METRICS = `# HELP pull_secret_updater_build_info The version that runs.
 # TYPE pull_secret_updater_watch_restarts_total counter
 # HELP pull_secret_updater_events_dropped_total Events not written, being too many.
 # TYPE pull_secret_updater_events_dropped_total counter`.split("\n");
-/** What can be foreseen is there from the start, with 0, so that its first increase is seen as one. */
+/**
+ * What can be foreseen is there from the start, with 0, so that its first increase is seen as one.
+ */
 const COUNTERS = `pull_secret_updater_refreshes_total{result="success"}
 pull_secret_updater_refreshes_total{result="failed"}
 pull_secret_updater_refreshes_total{result="refused"}
@@ -721,9 +773,9 @@ class Source extends TokenSource {
 }
 
 /**
- * What is next for a Secret. The cached token is written if it outlives what the Secret has. If it is
- * to be renewed itself, or a new one is requested, it is exchanged first; while that fails it still
- * serves those who have none. `tick` is the monotonic time.
+ * What is next for a Secret. The cached token is written if it outlives what the Secret has. If it
+ * is to be renewed itself, or a new one is requested, it is exchanged first; while that fails it
+ * still serves those who have none. `tick` is the monotonic time.
  */
 function nextStep(
   secret: PullSecret,
@@ -774,9 +826,9 @@ async function getSubjectToken(
     throw new StsError(`the subject token ${flaw}`);
   } catch (error) {
     error.message += isOwn
-      ? `; SUBJECT_TOKEN_FILE is "${subjectTokenFile}"; in a Pod the kubelet renews it, elsewhere: kubectl create token ` +
-        `controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`
-      : `; is there a service account ${namespace}/${account}, and the Role of "One service account per tenant" in the README?`;
+      ? `; SUBJECT_TOKEN_FILE is "${subjectTokenFile}", renewed by the kubelet; elsewhere: ` +
+        `kubectl create token controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`
+      : `; see "One service account per tenant" in the README: ${account} or its Role is missing`;
     throw error;
   }
 }
@@ -975,8 +1027,8 @@ export class Controller {
     if (isBlanked && isSpaced) {
       const seconds = Math.ceil((backoff.retryAt - tick) / 1000);
       const message =
-        "the token was overwritten by another client (kubectl apply, GitOps?); it will be written again in " +
-        `${seconds} s. Leave data out of what is applied: see GitOps in the README`;
+        "the token was overwritten by another client (kubectl apply, GitOps?); it will be " +
+        `written again in ${seconds} s. Leave data out of what is applied: see GitOps in the README`;
       this.#report(secret, { reason: "Overwritten", message });
     }
     // Whoever wrote it, a replica or this one: the next write keeps its distance.
@@ -1047,8 +1099,8 @@ export class Controller {
   }
 
   /**
-   * A docker config with more than our entries is read first, and decided on anew. So is a Secret whose
-   * last write failed: what the watch said may be from before etcd was restored.
+   * A docker config with more than our entries is read first, and decided on anew. So is a Secret
+   * whose last write failed: what the watch said may be from before etcd was restored.
    */
   async #patch(entry: Entry, signal: AbortSignal) {
     const { api, clock, log } = this.#deps;
@@ -1105,8 +1157,7 @@ function explain(error: StsError, identity: string, subjectToken: string, url: s
   }
   const hint = {
     401: `${about}; what the identity expects: chainctl iam identities describe ${identity}`,
-    403:
-      `${about}; bind the identity to it, or another by: chainctl iam identities create pull-secret-updater ` +
+    403: `${about}; bind the identity to it, or another: chainctl iam identities create pull ` +
       `--identity-issuer=${issuer} --subject=${subject} --parent=${parent} --role=registry.pull`,
     404: `there is no identity ${identity}: chainctl iam identities list --parent=${parent}`,
   }[status];
@@ -1137,7 +1188,8 @@ Environment:
   KUBERNETES_API           the API server elsewhere than in a Pod, as http://127.0.0.1:8001 (none)
   KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT
                            the API server in a Pod (each Pod is given them)
-  SERVICE_ACCOUNT_DIR      token, ca.crt and namespace (/var/run/secrets/kubernetes.io/serviceaccount)
+  SERVICE_ACCOUNT_DIR      of token, ca.crt, namespace
+                           (/var/run/secrets/kubernetes.io/serviceaccount)
   PORT                     of /healthz, /readyz and /metrics (8080)`;
 
 /** Prints what state the labelled Secrets are in; returns the exit status. */
@@ -1182,7 +1234,10 @@ function statusOf(secret: PullSecret, now: number) {
   };
 }
 
-/** Serves the probes and the metrics. Each caller gets one answer: who keeps asking does not keep others from theirs. */
+/**
+ * Serves the probes and the metrics. Each caller gets one answer: who keeps asking does not keep
+ * others from theirs.
+ */
 function serve(controller: Controller, port: number): Server {
   let [metrics, renderAt] = [Buffer.alloc(0), 0];
   const pages: Record<string, () => string | undefined> = {

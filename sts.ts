@@ -3,7 +3,8 @@
  * itself, and the token that all Secrets of one identity share. Nothing here checks a signature:
  * the registry does, and a forged token in a Secret harms only those who put it there.
  *
- * The wire format is that of chainguard-dev/sdk; failures have the shape that grpc-gateway gives them.
+ * The wire format is that of chainguard-dev/sdk; failures have the shape that grpc-gateway gives
+ * them.
  */
 import { BlockList, isIP } from "node:net";
 import { decodeJwt } from "jose/jwt/decode";
@@ -97,9 +98,9 @@ export function findLifeFlaw({ issuedAt = -Infinity, expiresAt }: Life, now: num
 }
 
 /**
- * Judges a registry token that the issuer gave for `identity`, at the instant `now` (ms); returns its
- * claims or throws a {@linkcode StsError}. What passes here has no flaw in a Secret either, so that
- * no response of the issuer can have one written over and over.
+ * Judges a registry token that the issuer gave for `identity`, at the instant `now` (ms); returns
+ * its claims or throws a {@linkcode StsError}. What passes here has no flaw in a Secret either, so
+ * that no response of the issuer can have one written over and over.
  */
 export function verify(token: string, identity: string, audience: string, now: number) {
   const claims = decode(token);
@@ -157,7 +158,8 @@ export function issuerAgent(issuer: string, httpsProxy = "", noProxy = ""): Disp
   const connectToProxy = buildConnector(connect);
   const clientFactory = (proxy: URL) =>
     new Pool(proxy, {
-      // undici would give the address of a proxy as its name in the handshake, where none may stand.
+      // undici would give the address of a proxy as its name in the handshake, where none may
+      // stand.
       connect: (to, callback) =>
         connectToProxy(isAddress ? { ...to, servername: undefined } : to, callback),
     });
@@ -235,14 +237,20 @@ function describe(status: number, message: unknown) {
   return typeof message === "string" ? cut(message) : "not a response of an STS";
 }
 
-/** Who a token is for: an identity, and the service account that it is exchanged as, if not the controller's. */
+/**
+ * Who a token is for: an identity, and the service account that it is exchanged as, if not the
+ * controller's.
+ */
 export interface Requester {
   namespace: string;
   identity: string;
   account?: string;
 }
 
-/** The token that all Secrets of one identity and subject share. Only what the issuer gave gets in here. */
+/**
+ * The token that all Secrets of one identity and subject share. Only what the issuer gave gets in
+ * here.
+ */
 export class TokenSource {
   token?: { jwt: string; expiresAt: number; renewAt: number };
   /** The exchange that is under way. */
@@ -253,7 +261,10 @@ export class TokenSource {
     return this.pending ??= exchange().finally(() => this.pending = undefined);
   }
 
-  /** Takes a token that the issuer gave for `identity`; returns how long it has left (ms), or throws. */
+  /**
+   * Takes a token that the issuer gave for `identity`; returns how long it has left (ms), or
+   * throws.
+   */
   store(jwt: string, identity: string, audience: string, now: number) {
     if (this.token?.jwt === jwt && this.token.expiresAt > now) {
       // Issuers may give the same token again. That is no failure: half of what is left of it later
