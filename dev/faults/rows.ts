@@ -621,7 +621,7 @@ const ofIssuers: Row[] = [
     }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: SUBJECT_TOKEN_FILE: ENOENT/,
+    event: /ExchangeFailed: .*ENOENT.*SUBJECT_TOKEN_FILE/,
   },
 ];
 
