@@ -362,9 +362,9 @@ function findProblem(
   const invalid = (message: string) => ({ reason: "InvalidIdentity", message });
   if (!IDENTITY.test(identity) || !["", identity].includes(label)) {
     return invalid(
-      `the identity "${identity}" is no UID in lower case (40 digits, then / and 16 each level) or ` +
-        `not the label's, "${label}"; to set it: kubectl label ${it} --overwrite ${IDENTITY_KEY}=` +
-        ` && kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
+      `the identity "${identity}" is no UID in lower case (40 digits, / and 16 each level), or ` +
+        `not the label's, "${label}"; to set: kubectl label ${it} --overwrite ${IDENTITY_KEY}= ` +
+        `&& kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
     );
   }
   if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === ownNamespace)) {
@@ -557,7 +557,7 @@ function createTurns(limit: number, limitOfNamespace = limit / 2) {
 
   return {
     hasRoom,
-    sizeOf: (namespace: string) => waiting.get(namespace)?.[0]!.size ?? 0,
+    sizeOf: (namespace: string) => waiting.get(namespace)?.[0]?.size ?? 0,
     /** Has a job started in its turn; resolves when it is done, or not needed. */
     run: (namespace: string, hasFailed: boolean, start: Start) =>
       new Promise((resolve) => {
@@ -826,8 +826,8 @@ async function getSubjectToken(
     throw new StsError(`the subject token ${flaw}`);
   } catch (error) {
     error.message += isOwn
-      ? `; SUBJECT_TOKEN_FILE is "${subjectTokenFile}", renewed by the kubelet; elsewhere: ` +
-        `kubectl create token controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`
+      ? `; SUBJECT_TOKEN_FILE is "${subjectTokenFile}", renewed by the kubelet; or kubectl ` +
+        `create token controller -n ${ownNamespace} --audience=${issuerHost} > ${subjectTokenFile}`
       : `; see "One service account per tenant" in the README: ${account} or its Role is missing`;
     throw error;
   }
@@ -1028,7 +1028,7 @@ export class Controller {
       const seconds = Math.ceil((backoff.retryAt - tick) / 1000);
       const message =
         "the token was overwritten by another client (kubectl apply, GitOps?); it will be " +
-        `written again in ${seconds} s. Leave data out of what is applied: see GitOps in the README`;
+        `written again in ${seconds} s. Leave data out of what is applied: see GitOps, README`;
       this.#report(secret, { reason: "Overwritten", message });
     }
     // Whoever wrote it, a replica or this one: the next write keeps its distance.

@@ -1,10 +1,11 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { parse } from "yaml";
 import { isInstalled } from "../cluster/processes.ts";
+import { expose, METRIC_PREFIX, samplesIn } from "./exposed.ts";
 
 // deno-lint-ignore no-explicit-any
 type Json = any;
@@ -13,7 +14,8 @@ const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const RULES = parse(read("docs/alerts/rules.yaml"));
 const DASHBOARD = JSON.parse(read("docs/dashboard.json"));
-const PREFIX = "pull_secret_updater_";
+/** What Prometheus adds to each series, and what names a Secret or a version. */
+const FREE_LABELS = ["cluster", "job", "instance", "namespace", "name", "version"];
 const hasPromtool = {
   skip: isInstalled("promtool") ? false : "promtool is not installed (Debian: prometheus)",
 };
@@ -23,48 +25,68 @@ const panelQueries: string[] = DASHBOARD.panels.flatMap((panel: Json) =>
   panel.targets.map(({ expr }: Json) => expr)
 );
 
-/** The names of the metrics as the program declares them, and the samples that each has. */
-function samplesOfProgram(): Map<string, string[]> {
-  const [, declared = ""] = /^const METRICS = \[\n(.*?)^\]/ms.exec(read("main.ts")) ?? [];
-  const metrics = [...declared.matchAll(/\["(\w+)", "(\w+)"/g)].map(([, name, type]) => {
-    const samples = type === "summary" ? [`${name}_sum`, `${name}_count`] : [name!];
-    return [name!, samples] as const;
-  });
-  return new Map(metrics);
-}
+const exposition = await expose();
+const given = new Set(exposition.samples.map(({ name }) => name));
 
 /** The samples of ours that queries name, without the prefix. */
-function samplesIn(queries: string[]): Set<string> {
+function samplesOf(queries: string[]): Set<string> {
   return new Set(
     queries.flatMap((query) => query.match(/\bpull_secret_updater_\w+/g) ?? []).map((name) =>
-      name.slice(PREFIX.length)
+      name.slice(METRIC_PREFIX.length)
     ),
   );
 }
 
 test("Alerts and dashboard ask for samples that the program gives, and for no others", () => {
-  const given = [...samplesOfProgram().values()].flat();
-  const asked = samplesIn([...rules.map(({ expr }) => expr), ...panelQueries]);
-  assertEquals([...asked].filter((name) => !given.includes(name)), []);
+  const asked = samplesOf([...rules.map(({ expr }) => expr), ...panelQueries]);
+  assert(asked.size > 5, "the queries are found");
+  assertEquals([...asked].filter((name) => !given.has(name)), []);
 });
 
 test("Each metric of the program is on the dashboard", () => {
-  const asked = samplesIn(panelQueries);
-  const missing = [...samplesOfProgram()].filter(([, samples]) =>
-    !samples.some((name) => asked.has(name))
+  const asked = samplesOf(panelQueries);
+  const missing = [...exposition.types.keys()].filter((name) =>
+    ![name, `${name}_sum`, `${name}_count`].some((sample) => asked.has(sample))
   );
-  assertEquals(missing.map(([name]) => name), []);
+  assertEquals(missing, []);
 });
 
 test("Labels and their values in queries are those that the program gives", () => {
-  const source = read("main.ts");
   const queries = [...rules.map(({ expr }) => expr), ...panelQueries].join("\n");
-  for (const [, label, values = ""] of queries.matchAll(/(\w+)=~?"([^"]+)"/g)) {
+  const selections = [...queries.matchAll(/pull_secret_updater_(\w+)\{(\w+)=~?"([^"]+)"\}/g)];
+  assertEquals(selections.length, queries.match(/="|=~"/g)?.length, "each is found");
+  for (const [, name, label = "", values = ""] of selections) {
     for (const value of values.split("|")) {
-      const given = new RegExp(`\\b${label}="?.*\\b${value}\\b|\\b${value}: 0\\b`).test(source);
-      assertEquals([label, value, given], [label, value, true]);
+      const isGiven = exposition.samples.some((sample) =>
+        sample.name === name && sample.labels[label] === value
+      );
+      assertEquals([name, label, value, isGiven], [name, label, value, true]);
     }
   }
+});
+
+test("The dashboard colours names that the program gives", () => {
+  const values = exposition.samples.flatMap(({ labels }) => Object.values(labels));
+  const coloured: string[] = DASHBOARD.panels.flatMap(({ fieldConfig }: Json) =>
+    fieldConfig.overrides.map(({ matcher }: Json) => matcher.options)
+  );
+  assertEquals(coloured.filter((name) => !values.includes(name)), []);
+});
+
+test("The rules are tested with series that the program gives, and counters from their 0 on", () => {
+  const text = read("docs/alerts/rules_test.yaml");
+  const series = samplesIn(text.replace(/^ *- series: /gm, ""));
+  assert(series.length > 20, "the series are found");
+  const formOf = ({ name, labels }: { name: string; labels: Record<string, string> }) =>
+    JSON.stringify([
+      name,
+      Object.entries(labels).filter(([label]) => !FREE_LABELS.includes(label)).sort(),
+    ]);
+  const forms = new Set(exposition.samples.map(formOf));
+  assertEquals(series.filter((each) => !forms.has(formOf(each))), []);
+  const counters = [...text.matchAll(/series: \S+_total\S*\n +values: (\S+)/g)];
+  assert(counters.length > 5, "the counters are found");
+  for (const [found, values] of counters) assert(!values!.startsWith("_"), found);
 });
 
 test("The PrometheusRule has the rules of the rule file", () => {

@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { parse, parseAllDocuments } from "yaml";
 import { MAX_COLUMNS, MAX_COMPLEXITY, MAX_LINES, MAX_TOKENS, PRODUCT } from "../size.ts";
+import { expose } from "./exposed.ts";
 import { anchorsOf, type Block, blocksOf, linksOf, tablesUnder } from "./markdown.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
@@ -124,14 +125,18 @@ test("The images that the README names are the manifest's", () => {
   }
 });
 
-test("The README's table of metrics is the program's", () => {
-  const [, declared = ""] = /^const METRICS = \[\n(.*?)^\]/ms.exec(read("main.ts")) ?? [];
-  const own = [...declared.matchAll(/\["(\w+)", "(\w+)"/g)].map(([, name, type]) => [name, type]);
+test("The README's table of metrics is the program's", async () => {
+  const { types, samples } = await expose();
   const rows = tablesUnder(README, "## What it tells").filter(([, type = ""]) =>
     ["gauge", "counter", "summary"].includes(type)
   );
-  const told = rows.map(([name = "", type]) => [/\w+/.exec(name)?.[0], type]);
-  assertEquals(told.sort(), own.sort());
+  const named = rows.map(([name = "", type]) => [/\w+/.exec(name)?.[0], type]);
+  assertEquals(named.sort(), [...types].sort());
+  for (const [cell = ""] of rows) {
+    const [, name, labels = ""] = /(\w+)(?:\{([\w,]+)\})?/.exec(cell) ?? [];
+    const sample = samples.find((each) => each.name.replace(/_(sum|count)$/, "") === name);
+    assertEquals(Object.keys(sample!.labels).join(), labels, name);
+  }
 });
 
 test("The README's table of alerts is that of the rules", () => {

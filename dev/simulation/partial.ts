@@ -51,8 +51,11 @@ export const PARTIAL_FAULTS: Record<string, Begin> = {
   "issuer refuses one identity": ofIdentity(() => refusal(403)),
   "issuer hangs for one identity": ofIdentity(() => "hang"),
   "issuer is down for one identity": ofIdentity(() => new StsError("no answer of the issuer")),
-  // As the namespace and its Role are gone; where the whole cluster is watched, all but its lists and watches.
-  "a namespace is forbidden": ofNamespace(() => answer(403)),
+  // As its Role is gone, and a replica is restarted; where the whole cluster is watched, all but its lists and watches.
+  "a namespace is forbidden": (run, action) => {
+    run.restart(run.replicaAt(action.target).name);
+    return ofNamespace(() => answer(403))(run, action);
+  },
   "a namespace's writes are refused": ofNamespace(({ verb }, _run, { amount }) =>
     verb === "patch" ? answer(amount < 0.5 ? 403 : 422) : undefined
   ),

@@ -14,6 +14,10 @@ export interface Variant {
 
 const SHARED_BY =
   "const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;";
+const SOURCE = "const source = sources.get(key) ?? new Source();";
+const SOURCE_OF_ONE_BACKOFF =
+  "const backoff = sources.values().next().value?.backoff ?? new Backoff();\n" +
+  "const source = sources.get(key) ?? Object.assign(new Source(), { backoff });";
 const SPACING = "const ms = Math.min(Math.max(leftMs / 2, MIN_SPACING_MS), MAX_SPACING_MS);";
 const SLEEP = "Math.min(step.ms, MAX_SLEEP_MS),";
 const STUCK = "at < clock.monotonic() - STUCK_MS";
@@ -50,10 +54,9 @@ export const VARIANTS: Variant[] = [
   {
     name: "Retry-After for one identity holds the others",
     file: "main.ts",
-    text: "const source = sources.get(key) ?? new Source();",
-    by: "const backoff = sources.values().next().value?.backoff ?? new Backoff();\n" +
-      "const source = sources.get(key) ?? Object.assign(new Source(), { backoff });",
-    breaks: /^\((a|b|g)\)/,
+    text: SOURCE,
+    by: SOURCE_OF_ONE_BACKOFF,
+    breaks: /^\((a|b|c|g)\)/,
   },
   {
     name: "writes and exchanges have no spacing",
@@ -157,8 +160,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "failed writes have no back-off",
     file: "main.ts",
-    text: "const waitMs = backoff.fail(this.#deps, error);",
-    by: "const waitMs = 0;",
+    text: "backoff.fail(this.#deps, error);\n        const isConflict",
+    by: "const isConflict",
     breaks: /^\((b|c)\)/,
   },
   {
@@ -178,8 +181,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "an annotation that the label does not agree with wins",
     file: "main.ts",
-    text: 'if (label !== "" && label !== identity) {',
-    by: "if (label === identity + identity) {",
+    text: 'if (!IDENTITY.test(identity) || !["", identity].includes(label)) {',
+    by: "if (!IDENTITY.test(identity)) {",
     breaks: /^\((b|c|h)\)/,
   },
   {
@@ -269,8 +272,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "an immutable Secret is written to",
     file: "main.ts",
-    text: "if (type === SECRET_TYPE && !immutable) return undefined;",
-    by: "if (type || immutable) return undefined;",
+    text: "if (type !== SECRET_TYPE || immutable) {",
+    by: "if (type !== SECRET_TYPE) {",
     breaks: /^\((c|h)\)/,
   },
   {
@@ -297,8 +300,69 @@ export const VARIANTS: Variant[] = [
   {
     name: "a namespace that is forbidden holds up /readyz",
     file: "main.ts",
-    text: "if (namespace && status === 403) this.#unanswered.delete(namespace);",
+    text: 'if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);',
     by: "",
     breaks: /^\(g\)/,
+  },
+];
+
+/** Those that let one tenant reach another: the attack that shows it. */
+export const OPEN_VARIANTS: (Variant & { attack: string })[] = [
+  {
+    name: "turns go by who came first, whatever the namespace",
+    file: "main.ts",
+    text: "run: (namespace: string, hasFailed: boolean, start: Start) =>",
+    by: 'run: (_: string, hasFailed: boolean, start: Start, namespace = "all") =>',
+    attack: "flip identities that the issuer is slow for",
+    breaks: /^\(a\)/,
+  },
+  {
+    name: "a namespace keeps its place among those that wait",
+    file: "main.ts",
+    text: "waiting.delete(namespace);\n      const job",
+    by: "const job",
+    attack: "flip identities that the issuer is slow for",
+    breaks: /^\(a\)/,
+  },
+  {
+    name: "one namespace takes all places",
+    file: "main.ts",
+    text: "limitOfNamespace = limit / 2",
+    by: "limitOfNamespace = limit",
+    attack: "flip identities in one namespace that the issuer is slow for",
+    breaks: /^\(a\)/,
+  },
+  {
+    name: "turns for writes go by who came first",
+    file: "main.ts",
+    text: "this.#writes.run(secret.namespace, backoff.failures > 0, () =>",
+    by: 'this.#writes.run("all", backoff.failures > 0, () =>',
+    attack: "blank Secrets whose writes are slow",
+    breaks: /^\(a\)/,
+  },
+  {
+    name: "Retry-After for one identity holds the others of a siege",
+    file: "main.ts",
+    text: SOURCE,
+    by: SOURCE_OF_ONE_BACKOFF,
+    attack: "have identities that the issuer throttles",
+    breaks: /^\(a\)/,
+  },
+  {
+    name: "Normal events wait for places, as Warnings do",
+    file: "main.ts",
+    text: ": turns.hasRoom(namespace, NORMAL_EVENTS_PART);",
+    by: ": turns.sizeOf(namespace) < MAX_WAITING_EVENTS;",
+    attack: "have Secrets that cannot be filled",
+    breaks: /^\(h\)/,
+  },
+  {
+    name: "who is gone keeps its turn",
+    file: "main.ts",
+    text:
+      "this.#isCurrent(entry) && this.#stepOf(entry).do === step.do ? entry.secret : undefined;",
+    by: "entry.secret;",
+    attack: "make and delete Secrets of ever other identities",
+    breaks: /^\(c\)/,
   },
 ];
