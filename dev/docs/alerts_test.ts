@@ -66,7 +66,12 @@ test("Labels and their values in queries are those that the program gives", () =
 });
 
 test("The dashboard colours names that the program gives", () => {
-  const values = exposition.samples.flatMap(({ labels }) => Object.values(labels));
+  const values = [
+    ...exposition.samples.flatMap(({ labels }) => Object.values(labels)),
+    ...DASHBOARD.panels.flatMap(({ targets }: Json) =>
+      targets.map(({ legendFormat }: Json) => legendFormat)
+    ),
+  ];
   const coloured: string[] = DASHBOARD.panels.flatMap(({ fieldConfig }: Json) =>
     fieldConfig.overrides.map(({ matcher }: Json) => matcher.options)
   );
