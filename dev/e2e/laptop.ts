@@ -39,7 +39,8 @@ export async function laptop(context: Context): Promise<void> {
       "kubectl get secret pull-secret -o yaml",
       ownPort(context),
     );
-    expect(/^NAMESPACE /m.test(said) && said.includes(`default    ${SECRET}  ${UID}  valid`), said);
+    const row = new RegExp(`^default +${SECRET} +${UID} +valid `, "m");
+    expect(/^NAMESPACE /m.test(said) && row.test(said), said);
   };
 
   await need(
