@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { createServer, type OutgoingHttpHeaders } from "node:http";
 import type { AddressInfo } from "node:net";
 import fc from "fast-check";
-import { ApiError, createClient, type Secret } from "../../k8s.ts";
+import { ApiError, KubernetesClient, type Secret } from "../../k8s.ts";
 import { RUNTIME, startProgram } from "../program.ts";
 import { CONTROLLER, VirtualWorld } from "../virtual.ts";
 import {
@@ -16,7 +16,7 @@ import {
   IDENTITY_KEY,
   SECRET_TYPE,
 } from "./arbitraries.ts";
-import { type Property, property, UNFIT } from "./properties.ts";
+import { isNamed, type Property, property, UNFIT } from "./properties.ts";
 
 // The client
 
@@ -48,8 +48,6 @@ function standIn() {
     },
   };
 }
-
-type Client = ReturnType<typeof createClient>;
 
 const anyAnswer: fc.Arbitrary<Answer> = fc.record({
   status: fc.constantFrom(
@@ -97,7 +95,7 @@ const anyAnswer: fc.Arbitrary<Answer> = fc.record({
 });
 
 /** What each request ended with, as text of a kind; throws at an error that is no ApiError. */
-async function ask(api: Client): Promise<unknown[]> {
+async function ask(api: KubernetesClient): Promise<unknown[]> {
   const signal = new AbortController().signal;
   async function listed() {
     const { value } = await api.list("apps", signal).next();
@@ -117,10 +115,9 @@ async function ask(api: Client): Promise<unknown[]> {
   ));
 }
 
-const isNamed = ({ metadata }: Secret) =>
-  [metadata.namespace, metadata.name, metadata.uid, metadata.resourceVersion].every((field) =>
-    typeof field === "string"
-  );
+const isWhole = ({ metadata }: Secret) =>
+  [metadata.uid, metadata.resourceVersion].every((field) => typeof field === "string") &&
+  isNamed(metadata);
 
 // The controller
 
@@ -207,20 +204,28 @@ function assertMetrics(world: VirtualWorld): void {
 // The program
 
 const SECRETS_A_LIST = 100;
+/** Of the form that the API server holds names to. */
+const anyName = fc.stringMatching(/^[a-z0-9]([-a-z0-9.]{0,20}[a-z0-9])?$/);
 // To make a list smaller would take one process after the other.
 const anyList = fc.noShrink(
-  fc.array(anySecret, { minLength: SECRETS_A_LIST, maxLength: SECRETS_A_LIST }),
+  fc.array(
+    fc.tuple(anySecret, anyName, anyName).map(([secret, namespace, name]) => ({
+      ...secret,
+      metadata: { ...secret.metadata, namespace, name },
+    })),
+    { minLength: SECRETS_A_LIST, maxLength: SECRETS_A_LIST },
+  ),
 );
 
 async function showStatus(api: string, flag: string) {
   const program = await startProgram(RUNTIME, { KUBERNETES_API: api }, [flag]);
-  return { status: await program.exited, stdout: program.stdout(), stderr: program.lines };
+  return { status: await program.exited, stdout: program.stdout(), stderr: program.warnings };
 }
 
 const metricsProperty = {
   ...property(
     "Each sample of the metrics is one line of Prometheus' format, whatever a Secret is called",
-    [fc.array(fc.tuple(anyText, anyText), { maxLength: 4 })],
+    [fc.array(fc.tuple(anyName, anyName), { maxLength: 4 })],
     async (names) => {
       const world = new VirtualWorld();
       const labels = { [IDENTITY_KEY]: BOB.replace("/", ".") };
@@ -243,21 +248,27 @@ const metricsProperty = {
 
 function answeringProperty(): Property {
   const server = standIn();
-  let client: Client | undefined;
+  let client: KubernetesClient | undefined;
   return {
     ...property(
       "Whatever the API server answers, the client gives Secrets or an ApiError",
       [anyAnswer],
       async (answer) => {
         const url = await server.give(answer);
-        const silent = { onAnswer: () => {}, onStale: () => {} };
-        client ??= createClient({ url, labelSelector: IDENTITY_KEY, userAgent: "fuzz", ...silent });
+        const onResponse = () => {};
+        client ??= new KubernetesClient({
+          url,
+          labelSelector: IDENTITY_KEY,
+          userAgent: "fuzz",
+          onResponse,
+        });
         const [listed, got, patched, token] = await ask(client) as [
           Secret[] | undefined,
           ...(Secret | undefined)[],
         ];
-        for (const secret of [...listed ?? [], got, patched]) {
-          assert(secret === undefined || isNamed(secret));
+        assertEquals(patched, undefined);
+        for (const secret of [...listed ?? [], got]) {
+          assert(secret === undefined || isWhole(secret));
         }
         assert(token === undefined || typeof token === "string");
       },
