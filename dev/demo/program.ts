@@ -48,7 +48,7 @@ export async function startProgram(
     cwd: ROOT,
     env,
     detached,
-    stdio: ["ignore", "ignore", "pipe"],
+    stdio: ["ignore", "pipe", "pipe"],
   });
   process.on("exit", () => kill("SIGKILL"));
 
@@ -56,11 +56,14 @@ export async function startProgram(
   const closed = once(child, "close");
   const log: string[] = [];
   const failed = new Promise<never>((_, reject) => {
-    createInterface(child.stderr!).on("line", (line) => {
-      log.push(line);
-      if (log.length > LOG_LINES_SHOWN) log.shift();
-      if (TOKEN_START.test(line)) reject(new Broken("there is a token in the program's log"));
-    });
+    // What went wrong is on stderr, the rest on stdout.
+    for (const output of [child.stdout!, child.stderr!]) {
+      createInterface(output).on("line", (line) => {
+        log.push(line);
+        if (log.length > LOG_LINES_SHOWN) log.shift();
+        if (TOKEN_START.test(line)) reject(new Broken("there is a token in the program's log"));
+      });
+    }
     child.on("error", ({ message }) => reject(new Broken(`${runtime} did not start: ${message}`)));
     child.on("close", (code, signal) => {
       if (isEnding) return;
