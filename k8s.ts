@@ -38,6 +38,7 @@ const PAGE_SHRINK = 4;
 
 /** A failed request. Its message may quote the API server's. */
 export class ApiError extends Error {
+  override name = "ApiError";
   /** The HTTP status, or the code of a watch's ERROR record; undefined without either. */
   status?: number;
   /**

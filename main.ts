@@ -374,12 +374,12 @@ function findProblem(
     );
   }
   if (type !== SECRET_TYPE || immutable) {
-    const what = immutable ? "immutable" : `of type "${textOf(type)}"`;
     return {
       reason: "UnsupportedSecret",
       message:
-        `the Secret is ${what}, for ever; kubectl delete ${it} && kubectl create secret generic ` +
-        `${name} -n ${namespace} --type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}; label it`,
+        `the Secret is ${immutable ? "immutable" : `of type "${textOf(type)}"`}, for ever; ` +
+        `kubectl delete ${it} && kubectl create secret generic ${name} -n ${namespace} ` +
+        `--type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}; label it`,
     };
   }
   const message = `${DATA_KEY} ${flaw}; if nothing in it is needed: kubectl patch ${it} ` +
@@ -981,10 +981,8 @@ export class Controller {
     // It was answered, and must not hold up the others.
     if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);
     // Of many failures in a row the first is logged.
-    const isFirst = !hasLived && backoff.failures === 1;
-    if (isFirst) {
-      this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
-    }
+    const isNew = !hasLived && backoff.failures === 1;
+    if (isNew) this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
     return sleep(this.#deps, ms);
   }
 

@@ -39,6 +39,7 @@ const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/;
 
 /** A failed exchange, or a token that is no good. Its message may quote the issuer's. */
 export class StsError extends Error {
+  override name = "StsError";
   /** The HTTP status, if the issuer answered. */
   status?: number;
   /** The gRPC code, if the response is one of an STS: a proxy's has none. */
@@ -217,7 +218,7 @@ export async function exchange(
 }
 
 /** Interprets the STS's response: returns the token, or throws a {@linkcode StsError}. */
-export function readResponse(status: number, text: string, retryAfter: string): string {
+export function readResponse(status: number, text: string, retryAfter: string) {
   let response;
   try {
     response = JSON.parse(text);
