@@ -1,4 +1,4 @@
-/** Holds the README's Troubleshooting and what the program can tell of failures together. */
+/** Holds the README's Troubleshooting and what the program can report of failures together. */
 import { assert, assertEquals } from "@std/assert";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -18,26 +18,26 @@ const [, ...BY_LOG] = tablesUnder(README, "### By log message").filter(({ length
 const [, ...BY_PROBE] = tablesUnder(README, "### By probe");
 const EVENTS = tablesUnder(README, "## What it tells");
 
-/** Where a failure's message stands in the source, and its literal. */
+/** Where a failure's message stands in the source, and its literals. */
 const FAILURE =
-  /(?:new (?:StsError|ApiError|Error)\(|\binvalid\(|\bflaw \?\?= |\? findFlaw\(\w+, now\) : |\bmessage(?: =|:)\s+|\breturn |failed\(entry, error, |\? undefined : )(?:"([^"\n]+)"|`([^`]+)[`])/g;
+  /(?:new (?:StsError|ApiError|Error)\(|\binvalid\(|\bunusable\(|(?<=\bunusable\(.*)[?:] |\bflaw: rival && |\? findFlaw\(.*\)\s+: |\bmessage(?: =|:)\s+|\breturn |\? undefined : |\? (?=".*" : undefined;))\s*((?:"[^"\n]+"|`[^`]+`)(?:\s*\+\s*(?:"[^"\n]+"|`[^`]+`))*)/g;
 /** A word of it that says something: else it is made of what others say. */
 const WORDS = /[a-z]{2,} [a-z]{2,}/i;
-/** What is added to a failure's message; what nobody is told; what no API server's object can bring about. */
-const NO_FAILURE = /^(…[;.]|# HELP|the program ends|"…" is no resource's name)/;
+/** What is added to a failure's message, a metric's name, and the one message that is of no failure. */
+const NO_FAILURE = /^(…[;.]|# HELP|the Secret holds a token of )/;
 /** What the system says, and is passed on. */
-const SYSTEM = /^(SUBJECT_TOKEN_FILE: )?…?\/?(token|ENOENT)/;
+const SYSTEM = /^(list: no response from the API server: )?ENOENT|^…\/ca\.crt is empty$/;
+
+/** A constant's literal; what is no constant's name stays. */
+const constant = (name: string) =>
+  new RegExp(`^const ${name} = (["'].*["']);$`, "m").exec(SOURCE)?.[1] ?? name;
 
 /** The messages of failures, with … for what is put in. */
 function failuresOf(source: string): string[] {
-  const constant = (name: string) =>
-    new RegExp(`^const ${name} = ["'](.*)["'];$`, "m").exec(source)?.[1] ?? "…";
-  const found = [...source.matchAll(FAILURE)].map(([, plain, template = ""]) =>
-    plain ??
-      template.replace(/\$\{([A-Z_]+)\}/g, (_, name) => constant(name)).replace(
-        /\$\{[^}]*(\}|$)/g,
-        "…",
-      )
+  const found = [...source.matchAll(FAILURE)].map(([, literals = ""]) =>
+    literals.slice(1, -1).replace(/["`]\s*\+\s*["`]/g, "")
+      .replace(/\$\{([A-Z_]+)\}/g, (_, name) => /^["'](.*)["']$/.exec(constant(name))?.[1] ?? "…")
+      .replace(/\$\{[^}]*(\}|$)/g, "…")
   );
   return [...new Set(found)].filter((message) => WORDS.test(message) && !NO_FAILURE.test(message));
 }
@@ -67,7 +67,11 @@ const failures = failuresOf(SOURCE);
 test("The failures are found in the source", () => {
   for (
     const message of [
-      "no answer of the issuer: …",
+      "no response from the issuer at ISSUER_URL=…: …",
+      ".dockerconfigjson …; if nothing in it is needed: kubectl patch … " +
+      `-p '{"stringData":{".dockerconfigjson":"{}"}}'`,
+      "is not UTF-8 text",
+      "a request goes on, though it was given up a minute ago",
       "it lives longer than a day",
       "watch: a record is of no known type",
     ]
@@ -76,11 +80,11 @@ test("The failures are found in the source", () => {
   }
 });
 
-test("Each failure that the program can tell is in the README's Troubleshooting", () => {
+test("Each failure that the program can report is in the README's Troubleshooting", () => {
   assertEquals(failures.filter((message) => !quotes.some((quote) => isOf(message, quote))), []);
 });
 
-test("Each message that the README's Troubleshooting explains is one that the program can tell", () => {
+test("Each message that the README's Troubleshooting explains is one that the program can report", () => {
   const stale = rows.map(([, message]) => quotesIn(message).filter((quote) => WORDS.test(quote)))
     .filter((own) =>
       own.length > 0 &&
@@ -90,8 +94,15 @@ test("Each message that the README's Troubleshooting explains is one that the pr
 });
 
 test("Each reason of a Warning has its rows in the README, and each is of an event that there is", () => {
-  const [, union = ""] = /^ {2}reason: ((?:"\w+"(?: \| )?)+);$/m.exec(SOURCE) ?? [];
-  const reasons = [...union.matchAll(/\w+/g)].map(([reason]) => reason).sort();
+  const main = read("main.ts");
+  const [, normal] = /\bisWarning = reason !== "(\w+)"/.exec(main) ?? [];
+  assert(normal);
+  const given = [
+    ...main.matchAll(/\breason: ("\w+"|[A-Z_]+)/g),
+    ...main.matchAll(/\breason = .*\? ("\w+") : ([A-Z_]+)/g),
+  ].flatMap(([, ...literals]) => literals).map((literal) => /"(.*)"/.exec(constant(literal))?.[1]);
+  assert(!given.includes(undefined), "each is a literal or a constant");
+  const reasons = [...new Set(given)].filter((reason) => reason !== normal).sort();
   assert(reasons.length > 0);
   const explained = BY_EVENT.flatMap(([reason]) => quotesIn(reason));
   assertEquals([...new Set(explained)].sort(), reasons);
@@ -111,8 +122,8 @@ test("Each warning in the log has its rows in the README, and each row is of one
   );
 });
 
-test("Each row names a cause and what mends it", () => {
-  for (const [name, message, cause = "", mending = ""] of rows) {
-    assert(cause.length > 2 && mending.length > 2, `${name} ${message}: "${cause}", "${mending}"`);
+test("Each row names a cause and a fix", () => {
+  for (const [name, message, cause = "", fix = ""] of rows) {
+    assert(cause.length > 2 && fix.length > 2, `${name} ${message}: "${cause}", "${fix}"`);
   }
 });
