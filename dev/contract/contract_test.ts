@@ -2,7 +2,7 @@
  * The rules of the API server that the controller relies on, over raw HTTP. They run against the
  * embedded stand-in or, unchanged, against a real kube-apiserver:
  *
- *     CONTRACT_API=https://127.0.0.1:6443 CONTRACT_TOKEN=… CONTRACT_CA=ca.crt node --test dev/contract/
+ *     CONTRACT_API=https://127.0.0.1:6443 CONTRACT_TOKEN=… CONTRACT_CA=ca.crt node --test dev/contract/contract_test.ts
  *
  * The token must be an administrator's. A server without a controller manager is enough.
  */
@@ -674,6 +674,21 @@ describe("lists", () => {
     assertEquals([items.length, metadata.remainingItemCount], [4, undefined]);
     const rest = await names(`${selecting("listed")}&limit=4&continue=${metadata.continue}`);
     assertEquals(rest, ["list-5"]);
+  });
+
+  test("go on with another limit, smaller or larger, without a gap or a repetition", async () => {
+    const all = await names(selecting("listed"));
+    let { metadata, items } = (await get(`${selecting("listed")}&limit=2`)).body;
+    const seen = [...items];
+    for (const limit of [1, 4, 1, 250]) {
+      if (!metadata.continue) break;
+      const page = await get(`${selecting("listed")}&limit=${limit}&continue=${metadata.continue}`);
+      ({ metadata, items } = page.body);
+      assert(items.length <= limit);
+      seen.push(...items);
+    }
+    assertEquals(metadata.continue, undefined);
+    assertEquals(seen.map(({ metadata }: Json) => metadata.name), all);
   });
 
   test("refuse a malformed continue, version or limit with a 400", async () => {
