@@ -5,7 +5,7 @@
  * Usage: node dev/coverage.ts [node | deno]
  */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -14,6 +14,9 @@ const ROOT = join(import.meta.dirname!, "..");
 const PRODUCT = ["main.ts", "k8s.ts", "sts.ts"];
 const TESTS = [
   "main_test.ts",
+  ...readdirSync(join(ROOT, "dev/controller"))
+    .filter((name) => name.endsWith("_test.ts"))
+    .map((name) => `dev/controller/${name}`),
   "k8s_test.ts",
   "sts_test.ts",
   "dev/program_test.ts",

@@ -1324,6 +1324,20 @@ describe("the program", { concurrency: 1_000 }, () => {
     }),
   );
 
+  scenario(
+    "gives each address of a host 2.5 s to connect, on Node: its own 250 ms are less than many a connect takes",
+    "busy",
+    inWorld({}, async (world) => {
+      const script = `import { getDefaultAutoSelectFamilyAttemptTimeout as get } from "node:net";
+        process.on("exit", () => process._rawDebug(get()));`;
+      const NODE_OPTIONS = `--import=data:text/javascript,${encodeURIComponent(script)}`;
+      const program = await world.start("node", { NODE_OPTIONS });
+      await exit(program, "SIGTERM");
+      assertEquals(program.warnings, ["2500"]);
+    }),
+    RUNTIME === "node" ? undefined : "Deno has nothing that tells",
+  );
+
   const subjectTokens: [
     what: string,
     make: (file: string, tokens: string[]) => void,
