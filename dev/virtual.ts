@@ -234,6 +234,8 @@ export class VirtualCluster {
   fault: (request: ApiRequest) => Fault = () => undefined;
   /** Watches that are opened see nothing, not even their end. */
   isDeaf = false;
+  /** What a Secret is once it has come over the wire: by default the very object. */
+  onWire: (secret: Secret) => Secret = (secret) => secret;
   /** How long watches live, in ms. */
   watchLife = Infinity;
   /** Watches from an older version than this are refused. */
@@ -424,7 +426,11 @@ export class VirtualCluster {
       watch: (namespace, from, seconds, signal) =>
         this.#watch(send, replica, namespace, +from, seconds * 1000, signal),
       get: (namespace, name, signal) =>
-        send({ verb: "get", namespace, name }, signal, () => this.get(`${namespace}/${name}`)),
+        send(
+          { verb: "get", namespace, name },
+          signal,
+          () => this.onWire(this.get(`${namespace}/${name}`)),
+        ),
       patch: (namespace, name, patch, signal) => {
         // As it comes over the wire.
         const body = JSON.parse(JSON.stringify(patch));
@@ -460,7 +466,8 @@ export class VirtualCluster {
           isSelected(secret) && isIn(namespace, secret)
         );
       });
-      yield { items: items.slice(start, start + this.pageSize), resourceVersion };
+      const page = items.slice(start, start + this.pageSize);
+      yield { items: page.map((secret) => this.onWire(secret)), resourceVersion };
     }
   }
 
@@ -493,7 +500,7 @@ export class VirtualCluster {
           const { resourceVersion } = secret.metadata;
           // As the real one: a watch from a version that is yet to come is silent until then.
           if (type && change.version > from && isIn(namespace, secret)) {
-            yield { type, secret, resourceVersion } as WatchEvent;
+            yield { type, secret: this.onWire(secret), resourceVersion } as WatchEvent;
           }
         }
         if (watch.end instanceof Error) throw watch.end;
@@ -598,7 +605,7 @@ export class VirtualIssuer {
       exp,
     };
     const token = this.#world.jwt({ ...claims, act: { iss, sub, aud }, ...this.claims(request) });
-    this.#issued.set(key, { token, endsAt: exp * 1000 });
+    if (this.renewBefore < Infinity) this.#issued.set(key, { token, endsAt: exp * 1000 });
     return token;
   }
 }
