@@ -124,7 +124,9 @@ export async function narrow(context: Context): Promise<void> {
       ["create", "-f", "-"],
       JSON.stringify(pullSecret("elsewhere", "pull-secret", OWN_IDENTITY)),
     );
-    await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}/refresh=narrow`]);
+    // The request before stays on the Secret.
+    const request = ["--overwrite", `${PREFIX}/refresh=narrow`];
+    await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, ...request]);
     await until("it is refreshed", async () => (await secret())?.token !== before);
     expect(
       !await filled(context, "elsewhere", "pull-secret"),
