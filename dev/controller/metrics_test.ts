@@ -320,29 +320,31 @@ rule(
   },
 );
 
-rule(
-  "A namespace that is gone or forbidden (403) does not hold up /readyz: it is told by one log line and a metric",
-  async (world) => {
-    world.cluster.fault = ({ verb, namespace }) =>
-      verb === "list" && namespace === "two" ? apiAnswer(403) : undefined;
-    world.cluster.create(secret("a", { namespace: "one" }));
-    const replica = world.start({ env: { WATCH_NAMESPACES: "one,two" } });
-    await world.clock.advance(1 * S);
-    assertEquals(replica.readinessError(), undefined);
-    assertNotEquals(held(world, "a", "one"), undefined);
-    await world.clock.advance(24 * HOUR);
-    const lines = logged(world, "list or watch failed");
-    assertEquals(lines.map(({ namespace }) => namespace), ["two"]);
-    assertEquals(lines[0].level, "warn");
-    assert(metric(replica, 'watch_restarts_total{reason="forbidden"}')! > 100);
-    assertEquals(metric(replica, 'watch_restarts_total{reason="error"}'), 0);
+for (const status of [403, 404]) {
+  rule(
+    `A namespace that is gone or forbidden (${status}) does not hold up /readyz: it is told by one log line and a metric`,
+    async (world) => {
+      world.cluster.fault = ({ verb, namespace }) =>
+        verb === "list" && namespace === "two" ? apiAnswer(status) : undefined;
+      world.cluster.create(secret("a", { namespace: "one" }));
+      const replica = world.start({ env: { WATCH_NAMESPACES: "one,two" } });
+      await world.clock.advance(1 * S);
+      assertEquals(replica.readinessError(), undefined);
+      assertNotEquals(held(world, "a", "one"), undefined);
+      await world.clock.advance(24 * HOUR);
+      const lines = logged(world, "list or watch failed");
+      assertEquals(lines.map(({ namespace }) => namespace), ["two"]);
+      assertEquals(lines[0].level, "warn");
+      assert(metric(replica, 'watch_restarts_total{reason="forbidden"}')! > 100);
+      assertEquals(metric(replica, 'watch_restarts_total{reason="error"}'), 0);
 
-    world.cluster.fault = () => undefined;
-    world.cluster.create(secret("a", { namespace: "two" }));
-    await world.clock.advance(6 * S);
-    assertNotEquals(held(world, "a", "two"), undefined);
-  },
-);
+      world.cluster.fault = () => undefined;
+      world.cluster.create(secret("a", { namespace: "two" }));
+      await world.clock.advance(6 * S);
+      assertNotEquals(held(world, "a", "two"), undefined);
+    },
+  );
+}
 
 rule("Where the whole cluster may not be listed, /readyz says so", async (world) => {
   world.cluster.fault = () => apiAnswer(403);
