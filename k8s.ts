@@ -100,8 +100,8 @@ type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal
 /** Reads a mounted file; an empty token or CA would mean none to who takes it. */
 export function readMounted(path: string) {
   const text = readFileSync(path, "utf8").trim();
-  if (text === "") throw new Error(`${path} is empty`);
-  return text;
+  if (text) return text;
+  throw new Error(`${path} is empty`);
 }
 
 /** The client of one API server. A namespace of undefined means all of them. */
@@ -191,9 +191,7 @@ export class KubernetesClient {
           maxBytes,
         );
         const { items, metadata } = list ?? {};
-        if (!Array.isArray(items) || typeof metadata?.resourceVersion !== "string") {
-          throw invalid("list: not a list");
-        }
+        if (!Array.isArray(items) || !metadata?.resourceVersion) throw invalid("list: not a list");
         yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
         next = metadata.continue || undefined;
         limit = Math.min(limit * 2, PAGE_LIMIT);

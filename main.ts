@@ -264,7 +264,7 @@ export function toNote(text: string) {
 }
 
 /** A string that a tenant wrote, cut to what may be kept of it; nothing for any other value. */
-function textOf(value: unknown): string | undefined {
+function textOf(value: unknown) {
   if (typeof value !== "string") return undefined;
   if (value.length <= MAX_FOREIGN_CHARS) return value;
   // Copied: what is merely sliced would keep the whole in memory.
@@ -331,7 +331,7 @@ export function parseSecret(
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
-    /** Whether nothing can be done for it. */
+    /** Whether nothing can be done for it: gone, unusable, or any problem but a rival entry. */
     isSkipped: isGone || passwords.length === 0 ||
       (problem?.reason ?? INVALID_CONFIG) !== INVALID_CONFIG,
     /** Why, or what keeps clients from the token though it is there. */
@@ -415,8 +415,9 @@ function parseDockerConfig(data: unknown, registries: string[]) {
   // The kubelet tries longer keys first; docker, crane and kaniko ask a helper first.
   const isRival = (key: string) =>
     registries.includes(key.replace(/^(https?:\/\/)?([^/]*).*$/s, "$2"));
-  const rivals = [...others, ...Object.keys(config.credHelpers ?? {})].filter(isRival);
-  const rival = config.credsStore ? "credsStore" : rivals[0];
+  const hasHelper = config.credsStore ||
+    registries.some((host) => Object.hasOwn(Object(config.credHelpers), host));
+  const rival = hasHelper ? "a credential helper" : others.find(isRival);
   return {
     passwords: registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : ""),
     isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),
@@ -765,7 +766,10 @@ interface Entry {
   timer?: unknown;
 }
 
-/** Where Secrets get their token from, and when the issuer may be asked for it again. */
+/**
+ * Where Secrets get their token from, one for each identity and account, and when the issuer may be
+ * asked for it again.
+ */
 class Source extends TokenSource {
   backoff = new Backoff();
   /** Why the last exchange brought none. */
@@ -774,8 +778,8 @@ class Source extends TokenSource {
 
 /**
  * What is next for a Secret. The cached token is written if it outlives what the Secret has. If it
- * is to be renewed itself, or a new one is requested, it is exchanged first; while that fails it
- * still serves those who have none. `tick` is the monotonic time.
+ * is to be renewed itself, or a new one is requested, it is exchanged first. While that fails, the
+ * cached one is still written, but not for a request. `tick` is the monotonic time.
  */
 function nextStep(
   secret: PullSecret,
@@ -794,16 +798,24 @@ function nextStep(
   });
   if (decision === "skip") return next("sleep", MAX_SLEEP_MS, problem);
   if (decision === "wait") return next("sleep", renewalTime(token!, fraction) - now, problem);
+  // Nothing bypasses this, a refresh request neither.
   if (backoff.retryAt > tick) return next("sleep", backoff.retryAt - tick);
 
-  const { expiresAt = 0, renewAt = 0 } = source.token ?? {};
+  // Judged anew: the clock may have been set back.
+  const cached = source.token;
+  const { expiresAt = 0, renewAt = 0 } = cached && !findLifeFlaw(cached, now) ? cached : {};
   const isRequested = decision === "requested";
   const askInMs = source.backoff.retryAt - tick;
+  // A token from within the spacing (10 s at most) is new enough for a request.
   const hasJustRenewed = askInMs > 0 && !source.failure;
   const isFresh = isRequested ? hasJustRenewed : renewAt > now;
+  // Keeps expired tokens out of Secrets: it outlives one that is still valid, or at least this
+  // instant.
   const outlives = expiresAt > (decision === "due" ? token!.expiresAt : now);
-  const hasToServe = askInMs > 0 && !isRequested;
-  if (outlives && (isFresh || hasToServe)) return next("write");
+  // While the source backs off, an older token is better than none; a request is for a new one.
+  const mayServeStale = askInMs > 0 && !isRequested;
+  if (outlives && (isFresh || mayServeStale)) return next("write");
+  // The only way to the issuer. Whether it is still needed is asked again when the turn comes.
   if (!isFresh && askInMs <= 0) return next("exchange");
   return next("sleep", Math.max(askInMs, isFresh ? renewAt - now : 0), source.failure);
 }
@@ -944,12 +956,16 @@ export class Controller {
   #count = (series: string, by = 1) =>
     void this.#counters.set(series, (this.#counters.get(series) ?? 0) + by);
 
-  /** Lists and watches, round after round, with a back-off after whatever goes wrong. */
+  /**
+   * Lists and watches, round after round. Relists after every failure and never on a schedule; the
+   * store is kept meanwhile. Backs off after whatever goes wrong.
+   */
   async #follow(namespace: string | undefined) {
     const { monotonic } = this.#deps.clock;
     const backoff = new Backoff();
     let version = "";
     for (;;) {
+      // Infinity: this round is a list.
       const watchedFrom = version ? monotonic() : Infinity;
       this.#tokens.sweep(new Set(this.#secrets().map(this.#tokens.sourceOf)));
       try {
@@ -980,8 +996,8 @@ export class Controller {
     this.#count(`pull_secret_updater_watch_restarts_total{reason="${reason}"}`);
     // It was answered, and must not hold up the others.
     if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);
-    // Of many failures in a row the first is logged.
-    const isNew = !hasLived && backoff.failures === 1;
+    // Of many failures in a row the first are logged; one that ended a watch of long life is none.
+    const isNew = !hasLived && backoff.failures < 3;
     if (isNew) this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
     return sleep(this.#deps, ms);
   }
@@ -1011,7 +1027,8 @@ export class Controller {
 
   #upsert(object: Secret) {
     const { clock, random } = this.#deps;
-    const [now, tick] = [clock.now(), clock.monotonic()];
+    const now = clock.now();
+    const tick = clock.monotonic();
     const key = keyOf(object.metadata);
     const secret = parseSecret(object, this.#config, now);
     // Another Secret of the same name starts afresh.
@@ -1019,8 +1036,8 @@ export class Controller {
     const fraction = RENEW_FRACTION + random() * RENEW_SPREAD;
     const entry: Entry = this.#entries.get(key) ?? { secret, fraction, backoff: new Backoff() };
     const { secret: before, backoff } = entry;
-    const isBlanked = before.token && !secret.token && before.identity === secret.identity &&
-      !secret.isSkipped;
+    const isSame = before.identity === secret.identity;
+    const isBlanked = before.token && !secret.token && isSame && !secret.isSkipped;
     const isSpaced = backoff.failures === 0 && backoff.retryAt > tick;
     if (isBlanked && isSpaced) {
       const seconds = Math.ceil((backoff.retryAt - tick) / 1000);
@@ -1029,11 +1046,14 @@ export class Controller {
         `written again in ${seconds} s. Leave data out of what is applied: see GitOps, README`;
       this.#report(secret, { reason: "Overwritten", message });
     }
-    // Whoever wrote it, a replica or this one: the next write keeps its distance.
+    // Whoever wrote it, a replica or this one: the next write keeps its distance. And who changes
+    // the identity all the time makes no more than an exchange a second.
     const { expiresAt = 0 } = secret.token ?? {};
-    if (expiresAt > now && expiresAt !== before.token?.expiresAt) {
-      backoff.space(this.#deps, expiresAt - now);
-    }
+    const isNew = expiresAt > now && expiresAt !== before.token?.expiresAt;
+    if (isNew || !isSame) backoff.space(this.#deps, expiresAt - now);
+    // Never older than the one in the store: one loop for each namespace, in the API server's
+    // order, and nothing else upserts. Only a restored etcd goes back; a write that is too late is
+    // a 409.
     entry.secret = secret;
     this.#entries.set(key, entry);
     this.#reconcile(entry);
@@ -1058,6 +1078,7 @@ export class Controller {
     while (!entry.isBusy && this.#isCurrent(entry)) {
       const { secret, backoff } = entry;
       const step = this.#stepOf(entry);
+      if (step.decision === "wait") backoff.failures = 0;
       if (step.do === "sleep") {
         if (step.report) this.#report(secret, step.report);
         entry.timer = clock.setTimeout(
@@ -1077,7 +1098,10 @@ export class Controller {
     }
   }
 
-  /** Writes the cached token; reports what goes wrong. */
+  /**
+   * Writes the cached token. After a 409: back off, sleep, read the Secret, decide anew, patch; the
+   * third in a row is reported.
+   */
   #write(entry: Entry) {
     const { secret, backoff } = entry;
     return this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => this.#patch(entry, signal)).catch(

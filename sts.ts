@@ -91,11 +91,11 @@ export function renewalTime({ issuedAt, expiresAt }: Life, fraction: number): nu
  * Says why a token with this lifetime is no registry token of ours at the instant `now` (ms), if it
  * is not. One that has expired passes: it *was* ours.
  */
-export function findLifeFlaw({ issuedAt = -Infinity, expiresAt }: Life, now: number) {
-  if (issuedAt > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
-  if (expiresAt - issuedAt < MIN_LIFE_MS) return "it lives less than 5 s";
-  const countedFrom = issuedAt === -Infinity ? now : Math.min(issuedAt, now);
-  if (expiresAt - countedFrom > MAX_LIFE_MS) return "it lives longer than a day";
+export function findLifeFlaw({ issuedAt, expiresAt }: Life, now: number) {
+  const issued = issuedAt ?? now;
+  if (issued > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
+  if (expiresAt - issued < MIN_LIFE_MS) return "it lives less than 5 s";
+  if (expiresAt - Math.min(issued, now) > MAX_LIFE_MS) return "it lives longer than a day";
 }
 
 /**
@@ -108,7 +108,7 @@ export function verify(token: string, identity: string, audience: string, now: n
   const flaw = claims
     ? findFlaw(claims, identity, audience, now)
     : "it is not a JWT with a subject and an expiry";
-  if (claims && flaw === undefined) return claims;
+  if (claims && !flaw) return claims;
   throw new StsError(`the issuer gave a token that is no good: ${flaw}`, { status: 200, code: 0 });
 }
 
@@ -136,7 +136,7 @@ export function findSubjectTokenFlaw(token: string, issuerHost: string, now: num
   if (expiresAt <= now) {
     return `expired at ${new Date(expiresAt).toISOString()}: compare the clocks`;
   }
-  if (audiences.includes(issuerHost)) return undefined;
+  if (audiences.includes(issuerHost)) return;
   return `has the audience "${
     cut(audiences.join())
   }" and needs the issuer's host name, "${issuerHost}"`;
@@ -229,13 +229,9 @@ export function readResponse(status: number, text: string, retryAfter: string) {
   if (status === 200 && typeof token === "string" && token !== "") return token;
   const isOfSts = typeof message === "string" && typeof code === "number" && code <= MAX_GRPC_CODE;
   const fields = { status, retryAfter, code: isOfSts ? code : undefined };
-  throw new StsError(`the issuer answered ${status}: ${describe(status, message)}`, fields);
-}
-
-function describe(status: number, message: unknown) {
-  if (status < 300) return "no token";
-  if (status < 400) return "a redirect, which is not followed";
-  return typeof message === "string" ? cut(message) : "not a response of an STS";
+  const said = typeof message === "string" ? cut(message) : "not a response of an STS";
+  const what = status < 300 ? "no token" : status < 400 ? "a redirect, not followed" : said;
+  throw new StsError(`the issuer answered ${status}: ${what}`, fields);
 }
 
 /**
@@ -253,7 +249,7 @@ export interface Requester {
  * here.
  */
 export class TokenSource {
-  token?: { jwt: string; expiresAt: number; renewAt: number };
+  token?: Life & { jwt: string; renewAt: number };
   /** The exchange that is under way. */
   pending?: Promise<void>;
 
@@ -273,11 +269,7 @@ export class TokenSource {
       this.token.renewAt = (now + this.token.expiresAt) / 2;
     } else {
       const claims = verify(jwt, identity, audience, now);
-      this.token = {
-        jwt,
-        expiresAt: claims.expiresAt,
-        renewAt: renewalTime(claims, RENEW_FRACTION),
-      };
+      this.token = { ...claims, jwt, renewAt: renewalTime(claims, RENEW_FRACTION) };
     }
     return this.token.expiresAt - now;
   }
