@@ -492,6 +492,8 @@ class Backoff {
   failures = 0;
   /** Monotonic. */
   retryAt = -Infinity;
+  /** The failure that was logged last. */
+  logged = "";
 
   /** Returns how long to wait, in ms. */
   fail({ clock, random }: Time, error: Partial<ApiError>, maxMs = MAX_BACKOFF_MS) {
@@ -629,25 +631,21 @@ function createReporter(
   /** Tells the replicas apart. */
   const reportingInstance = `controller-${random().toString(36).slice(2, 10)}`;
   const turns = createTurns(MAX_EVENTS, MAX_EVENTS_OF_NAMESPACE);
-  /** What was reported lately, the oldest first: when, by "namespace/name reason". */
-  const reportedAt = new Map<string, number>();
+  /** What was reported lately, as "namespace/name reason". */
+  const reported = new Set<string>();
 
   return (secret: PullSecret, { reason, message }: Report) => {
     const { namespace, name, uid } = secret;
     const key = `${keyOf(secret)} ${reason}`;
-    const tick = clock.monotonic();
-    for (const [oldest, at] of reportedAt) {
-      if (at > tick - EVENT_SPACING_MS) break;
-      reportedAt.delete(oldest);
-    }
-    if (reportedAt.has(key)) return;
+    if (reported.has(key)) return;
     const isWarning = reason !== "TokenIssued";
     if (isWarning) log("warn", reason, { namespace, name, message });
     const hasPlace = isWarning
       ? turns.sizeOf(namespace) < MAX_WAITING_EVENTS
       : turns.hasRoom(namespace, NORMAL_EVENTS_PART);
     if (!hasPlace) return count("pull_secret_updater_events_dropped_total");
-    reportedAt.set(key, tick);
+    reported.add(key);
+    sleep(deps, EVENT_SPACING_MS).then(() => reported.delete(key));
     const event = {
       metadata: { generateName: "pull-secret-updater-", namespace },
       // A MicroTime of Kubernetes has six digits.
@@ -962,7 +960,7 @@ export class Controller {
    */
   async #follow(namespace: string | undefined) {
     const { monotonic } = this.#deps.clock;
-    const backoff = new Backoff();
+    let backoff = new Backoff();
     let version = "";
     for (;;) {
       // Infinity: this round is a list.
@@ -977,12 +975,12 @@ export class Controller {
         if (monotonic() < watchedFrom + WATCH_SHORT_MS) {
           throw new ApiError("watch: it ended at once");
         }
-        backoff.failures = 0;
+        backoff = new Backoff();
         this.#count('pull_secret_updater_watch_restarts_total{reason="ended"}');
       } catch (error) {
         version = "";
         const hasLived = monotonic() > watchedFrom + WATCH_GOOD_MS;
-        if (hasLived) backoff.failures = 0;
+        if (hasLived) backoff = new Backoff();
         await this.#pause(namespace, error, backoff, hasLived);
       }
     }
@@ -996,9 +994,11 @@ export class Controller {
     this.#count(`pull_secret_updater_watch_restarts_total{reason="${reason}"}`);
     // It was answered, and must not hold up the others.
     if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);
-    // Of many failures in a row the first are logged; one that ended a watch of long life is none.
-    const isNew = !hasLived && backoff.failures < 3;
-    if (isNew) this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
+    // The same failure over and over is logged once.
+    if (!hasLived && error.message !== backoff.logged) {
+      backoff.logged = error.message;
+      this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
+    }
     return sleep(this.#deps, ms);
   }
 
@@ -1133,6 +1133,8 @@ export class Controller {
       : await api.get(namespace, name, signal);
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
     const step = this.#stepOf(entry, secret);
+    // The cached token became due meanwhile.
+    if (step.do === "exchange") return;
     if (step.do !== "write" || this.#tokens.sourceOf(secret) !== source) {
       throw new ApiError("the Secret has changed", { status: 409 });
     }

@@ -61,8 +61,8 @@ const ROUNDING_MS = 1 * SECOND_MS;
  * and a few for each request.
  */
 const MAX_TIMERS = 1_000;
-/** Once all Secrets are gone: longer than any request under way. */
-const LETTING_GO_MS = 70 * SECOND_MS;
+/** Once all Secrets are gone: longer than any request under way, and than a report is remembered. */
+const LETTING_GO_MS = 6 * MINUTE_MS;
 /** Longer than any token lives, and any clock is off. */
 const REMEMBERED_MS = 6 * HOUR_MS;
 
@@ -185,7 +185,7 @@ export class Invariants {
     this.#readChanges();
     for (const request of exchanges) this.#judgeExchange(request);
     for (const request of world.cluster.requests.splice(0)) this.#judgeRequest(request);
-    this.#events = this.#events.filter(({ at }) => at > tick - MINUTE_MS);
+    this.#events = this.#events.filter(({ at }) => at > tick - EVENT_SPACING_MS - MINUTE_MS);
     for (const [key, standing] of this.#standings) {
       this.#judge(key, standing, tick, world.clock.now());
     }
@@ -419,10 +419,12 @@ export class Invariants {
   /** (d): a timer for each Secret at most, and for what is under way. */
   #judgePending({ name, clock }: Replica, tick: number): void {
     const { scopes, plan } = this.#run;
-    const events = this.#events.filter(({ replica, at, endedAt }) =>
-      replica === name && (endedAt === Infinity || at > tick - EVENT_PLACE_MS)
+    const own = this.#events.filter(({ replica }) => replica === name);
+    const events = own.filter(({ at, endedAt }) =>
+      endedAt === Infinity || at > tick - EVENT_PLACE_MS
     );
-    const most = plan.secrets + 1 + scopes + 2 * events.length;
+    const remembered = own.filter(({ at }) => at > tick - EVENT_SPACING_MS);
+    const most = plan.secrets + 1 + scopes + 2 * events.length + remembered.length;
     const pending = clock.pending();
     if (pending > most) throw new Breach(`(d) ${name} has ${pending} timers, not ${most}`);
   }
