@@ -882,7 +882,7 @@ describe("judging a token", () => {
     assertEquals(flaw(subject()), "undefined");
     assertEquals(flaw(subject({ aud: host })), "undefined");
     const flawed: [token: string, message: string][] = [
-      ["", "is empty"],
+      ["", "is not a JWT"],
       ["text", "is not a JWT"],
       [`${subject()}\n${subject()}`, "is not a JWT"],
       [subject({ iat: now - 20, exp: now }), "expired at 2026-03-01T12:00:00.000Z"],
@@ -943,11 +943,12 @@ describe("a shared token", () => {
     const shared = new source.TokenSource();
     const token = jwt(CLAIMS);
     assertEquals(give(shared, token, NOW + 600_000), 3_000_000);
-    assertEquals(shared.token, {
-      jwt: token,
-      expiresAt: NOW + 3600_000,
-      renewAt: NOW + 0.67 * 3600_000,
-    });
+    const { expiresAt, renewAt } = shared.token!;
+    assertEquals([shared.token!.jwt, expiresAt, renewAt], [
+      token,
+      NOW + 3600_000,
+      NOW + 0.67 * 3600_000,
+    ]);
   });
 
   test("that the issuer gives again serves for half of what it has left", () => {

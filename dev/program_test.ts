@@ -482,8 +482,12 @@ describe("the program", { concurrency: 1_000 }, () => {
       assert(took <= 6_500 + lateness - latenessBefore, `it took ${took} ms`);
       assertEquals([api.count("patch"), issuer.count("exchange")], [3, 1]);
       assertWatchRate(world, program);
-      const { text } = await fetchText(program.port, "/metrics");
-      assertStringIncludes(text, 'pull_secret_updater_secrets{state="valid"} 2');
+      const valid = async () =>
+        (await fetchText(program.port, "/metrics")).text.includes('secrets{state="valid"} 2\n');
+      for (let tries = 0; !await valid(); tries++) {
+        assert(tries < 100, "the metrics never say so");
+        await sleep(50);
+      }
       assertEquals((await fetchText(program.port, "/healthz")).status, 200);
     }),
   );
@@ -810,7 +814,6 @@ describe("the program", { concurrency: 1_000 }, () => {
         reset: { reset: true },
         "lost-answer": { cut: 0 },
         "lost-body": { cut: 0.5 },
-        garbage: { status: 200, body: "{garbage" },
         forbidden: { status: 403 },
         "not-found": { status: 404 },
         invalid: {
@@ -829,13 +832,10 @@ describe("the program", { concurrency: 1_000 }, () => {
         api.faults.add({ verb: "patch", path: new RegExp(`/${name}$`), ...fault });
       }
       for (const name of names) world.create(uid(1), name);
-      // Nothing was written there, though the response says so.
-      const isFilled = (name: string) => world.token(name) !== undefined || name === "garbage";
-      await until(() => names.every(isFilled), "all are filled", LONG_MS);
+      await until(() => world.filled(names.length), "all are filled", LONG_MS);
       const [first, second] = patches("too-many").map(({ time }) => time);
       assert(second! - first! >= 1_950, `patched again after ${second! - first!} ms`);
-      const written = names.filter((name) => name !== "garbage");
-      assertEquals(new Set(written.map((name) => world.token(name))).size, 1);
+      assertEquals(new Set(names.map((name) => world.token(name))).size, 1);
       assertEquals(issuer.count("exchange"), 1);
       const counts = Object.fromEntries(names.map((name) => [name, patches(name).length]));
       assertEquals(counts, {
@@ -845,7 +845,6 @@ describe("the program", { concurrency: 1_000 }, () => {
         reset: 2,
         "lost-answer": 1,
         "lost-body": 1,
-        garbage: 1,
         forbidden: 2,
         "not-found": 2,
         invalid: 2,

@@ -127,7 +127,7 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
     async start(): Promise<Program> {
       const program = await startProgram(RUNTIME, env, [], { shipped });
       programs.push(program);
-      await until(() => api.openWatches > 0, "the program watches", LONG_MS);
+      await until(() => api.openWatches > 0, "the program watches", 2 * LONG_MS);
       return program;
     },
     bind: (identity: string) => issuer.bind(identity, api.issuer, ...OWN),
