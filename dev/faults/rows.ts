@@ -512,7 +512,7 @@ const ofIssuers: Row[] = [
     inject: ofIssuer({ status: 503, body: HTML }),
     suffers: "all",
     backS: PASSING_S,
-    event: /ExchangeFailed: the issuer answered 503: no message/,
+    event: /ExchangeFailed: the issuer answered 503: not a response of an STS/,
   },
   {
     name: "issuer-429",
