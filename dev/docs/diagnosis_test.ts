@@ -20,7 +20,7 @@ const EVENTS = tablesUnder(README, "## What it tells");
 
 /** Where a failure's message stands in the source, and its literals. */
 const FAILURE =
-  /(?:new (?:StsError|ApiError|Error)\(|\binvalid\(|\bunusable\(|(?<=\bunusable\(.*)[?:] |\bflaw: rival && |\? findFlaw\(.*\)\s+: |\bmessage(?: =|:)\s+|\breturn |\? undefined : |\? (?=".*" : undefined;))\s*((?:"[^"\n]+"|`[^`]+`)(?:\s*\+\s*(?:"[^"\n]+"|`[^`]+`))*)/g;
+  /(?:new (?:StsError|ApiError|Error)\(|\binvalid\(|\bunusable\(|(?<=(?:\bunusable\(|\b(?:what|said) = ).*)[?:] |\bflaw: rival && |\? findFlaw\(.*\)\s+: |\bmessage(?: =|:)\s+|\breturn |\? undefined : |\? (?=".*" : undefined;))\s*((?:"[^"\n]+"|`[^`]+`)(?:\s*\+\s*(?:"[^"\n]+"|`[^`]+`))*)/g;
 /** A word of it that says something: else it is made of what others say. */
 const WORDS = /[a-z]{2,} [a-z]{2,}/i;
 /** What is added to a failure's message, a metric's name, and the one message that is of no failure. */
