@@ -14,10 +14,10 @@ const ATTACKERS = ["aaa-0", "aaa-1"];
 const SECRETS = 240;
 const TEAMS = 16;
 /** Tokens live so long, and the attack goes on for several lives. */
-const LIFE_MS = 5 * MINUTE_MS;
-const LENGTH_MS = 11 * MINUTE_MS;
+const LIFE_MS = 3 * MINUTE_MS;
+const LENGTH_MS = 7 * MINUTE_MS;
 /** So often another namespace gets its first Secret, and another a Secret that cannot be filled. */
-const ARRIVAL_MS = 90 * SECOND_MS;
+const ARRIVAL_MS = 60 * SECOND_MS;
 const CHECK_MS = 5 * SECOND_MS;
 /** So many Secrets a team starts with, which have been filled then. */
 const TEAM_SECRETS = 20;

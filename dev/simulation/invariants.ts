@@ -217,8 +217,8 @@ export class Invariants {
     for (const key of [...world.cluster.secrets.keys()]) world.cluster.delete(key);
     await world.clock.advance(LETTING_GO_MS);
     this.check();
-    // One to drop what no Secret uses any more, and one for each watch.
-    const timers = 1 + scopes;
+    // One for each watch.
+    const timers = scopes;
     for (const replica of replicas) {
       compareKnown(replica, 0);
       const pending = replica.clock.pending();
@@ -424,7 +424,7 @@ export class Invariants {
       endedAt === Infinity || at > tick - EVENT_PLACE_MS
     );
     const remembered = own.filter(({ at }) => at > tick - EVENT_SPACING_MS);
-    const most = plan.secrets + 1 + scopes + 2 * events.length + remembered.length;
+    const most = plan.secrets + scopes + 2 * events.length + remembered.length;
     const pending = clock.pending();
     if (pending > most) throw new Breach(`(d) ${name} has ${pending} timers, not ${most}`);
   }

@@ -251,14 +251,14 @@ export const VARIANTS: Variant[] = [
   {
     name: "what the issuer gives is not judged",
     file: "sts.ts",
-    text: "if (claims && flaw === undefined) return claims;",
+    text: "if (claims && !flaw) return claims;",
     by: "if (claims) return claims;",
     breaks: /^\((a|b|c)\)/,
   },
   {
     name: "tokens that live for a moment are taken",
     file: "sts.ts",
-    text: 'if (expiresAt - issuedAt < MIN_LIFE_MS) return "it lives less than 5 s";',
+    text: 'if (expiresAt - issued < MIN_LIFE_MS) return "it lives less than 5 s";',
     by: "",
     breaks: /^\((a|b|c)\)/,
   },
