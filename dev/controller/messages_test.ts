@@ -171,8 +171,8 @@ for (
       "https://cgr.dev/v2/",
     ]],
     ["an entry for a path", '{"auths":{"cgr.dev/org":{"auth":"eDp5"}}}', ["cgr.dev/org"]],
-    ["a credential helper", '{"credHelpers":{"cgr.dev":"gcr"}}', ["cgr.dev"]],
-    ["a credential store", '{"credsStore":"desktop"}', ["credsStore"]],
+    ["a credential helper", '{"credHelpers":{"cgr.dev":"gcr"}}', ["a credential helper"]],
+    ["a credential store", '{"credsStore":"desktop"}', ["a credential helper"]],
   ] as [string, string, string[]][]
 ) {
   rule(
