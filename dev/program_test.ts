@@ -207,6 +207,10 @@ function assertRate(times: number[], what: string): void {
   }
 }
 
+/** Patches that were taken: one that comes before its Secret is seen again, on a busy machine, is a conflict. */
+const accepted = ({ api }: World) =>
+  api.requests.filter(({ verb, status }) => verb === "patch" && status === 200).length;
+
 function assertWatchRate({ api }: World, program: Program): void {
   const watching = api.requests.filter(({ verb }) => verb === "list" || verb === "watch");
   assertRate(watching.map(({ time }) => time), "lists and watches");
@@ -452,7 +456,7 @@ describe("the program", { concurrency: 1_000 }, () => {
           assert(took <= 8_000 + lateness - latenessBefore, `it took ${took} ms`);
         }
         api.faults.clear();
-        assertEquals([api.count("patch"), issuer.count("exchange")], [4, 1]);
+        assertEquals([accepted(world), issuer.count("exchange")], [4, 1]);
         assertWatchRate(world, program);
         const deleted = "no timer is left";
         api.deleteSecret("team", "one");
@@ -681,7 +685,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       }
       await until(() => world.filled(200), "all are filled", LONG_MS);
       assertEquals(new Set(api.secrets().map(({ data }) => tokenOf(data))).size, 1);
-      assertEquals([issuer.count("exchange"), api.count("patch")], [1, 200]);
+      assertEquals([issuer.count("exchange"), accepted(world)], [1, 200]);
     }),
   );
 
