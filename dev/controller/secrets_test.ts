@@ -51,8 +51,10 @@ for (const [what, go] of GOING) {
         await world.clock.advance(at);
         go(world);
         await world.clock.advance(1 * S);
-        assertEquals(replica.clock.pending(), idle);
         const before = [world.issuer.requests.length, asked(world, "patch").length];
+        // What was reported is remembered for 5 min.
+        await world.clock.advance(5 * MIN);
+        assertEquals(replica.clock.pending(), idle);
         await world.clock.advance(3 * HOUR);
         assertEquals([world.issuer.requests.length, asked(world, "patch").length], before);
         assertEquals(metric(replica, 'secrets{state="valid"}'), 0);

@@ -140,7 +140,7 @@ rule("What failed in one namespace does not come after what did not in another",
 });
 
 rule(
-  "A shared exchange starts as soon as any of the namespaces that wait for it has its turn, and serves all",
+  "A shared exchange starts as soon as any of the namespaces that wait for it has its turn",
   async (world) => {
     world.issuer.fault = () => 1 * S;
     createMany(world, "busy", 100, 80);
@@ -152,8 +152,8 @@ rule(
     world.cluster.create(secret("a", { namespace: "idle" }));
     await world.clock.advance(1_100);
     assertNotEquals(held(world, "a", "idle"), undefined);
-    assertEquals(held(world, "a", "busy"), held(world, "a", "idle"));
     await world.clock.advance(20 * S);
+    assertEquals(held(world, "a", "busy"), held(world, "a", "idle"));
     assertEquals(exchanged(world).filter((number) => number === 1).length, 1);
   },
 );
