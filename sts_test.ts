@@ -246,7 +246,7 @@ describeForms("the exchange", () => {
 
   test("tells a redirect as what it is", async () => {
     issuer.faults.add({ status: 302, headers: { location: "https://elsewhere.example/" } });
-    assertStringIncludes((await failure(ask())).message, "a redirect, which is not followed");
+    assertStringIncludes((await failure(ask())).message, "302: a redirect");
   });
 
   test("bears Retry-After, seconds or a date, on 429 and on 5xx", async () => {
