@@ -37,16 +37,14 @@ import {
 } from "./sts.ts";
 
 const VERSION = "0.2.0";
-const USER_AGENT = `pull-secret-updater/${VERSION}`;
 
-const PREFIX = "pull-secret-updater.chainguard.dev";
-const IDENTITY_KEY = `${PREFIX}/identity`;
-const ACCOUNT_KEY = `${PREFIX}/service-account`;
-const REFRESH_KEY = `${PREFIX}/refresh`;
+const IDENTITY_KEY = "pull-secret-updater.chainguard.dev/identity";
+const ACCOUNT_KEY = "pull-secret-updater.chainguard.dev/service-account";
+const REFRESH_KEY = "pull-secret-updater.chainguard.dev/refresh";
 /** The `refresh` value that was served last, as `status.observedGeneration` is for a spec. */
-const REFRESHED_KEY = `${PREFIX}/refreshed`;
-const TOKEN_IDENTITY_KEY = `${PREFIX}/token-identity`;
-const TOKEN_EXPIRES_KEY = `${PREFIX}/token-expires`;
+const REFRESHED_KEY = "pull-secret-updater.chainguard.dev/refreshed";
+const TOKEN_IDENTITY_KEY = "pull-secret-updater.chainguard.dev/token-identity";
+const TOKEN_EXPIRES_KEY = "pull-secret-updater.chainguard.dev/token-expires";
 const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
 const DATA_KEY = ".dockerconfigjson";
 const INVALID_CONFIG = "InvalidDockerConfig";
@@ -85,7 +83,7 @@ const TRANSIENT_STATUSES = [408, 409, 410, 425, 429, 499];
 /**
  * A Secret is reconciled at least so often: a clock that was set, or a sleep, is noticed by then.
  */
-const MAX_SLEEP_MS = 60_000;
+const SWEEP_MS = 60_000;
 
 /** Long for a response, short beside a token's life: a hanging issuer holds a place no longer. */
 const EXCHANGE_TIMEOUT_MS = 10_000;
@@ -145,8 +143,6 @@ const MAX_SAMPLES = 10_000;
 export class ConfigError extends Error {}
 
 const BASE_URL = "an https URL (http to a loopback host only) without user, query and fragment";
-const IN_POD =
-  "as each Pod is given it (elsewhere: kubectl proxy, and KUBERNETES_API=http://127.0.0.1:8001)";
 const HOSTS = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?\s*(,|$))+$/;
 const NAMESPACES = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\s*(,|$))+$/;
 const ACCOUNT_NAME =
@@ -169,11 +165,17 @@ export function readConfig(env: (name: string) => string | undefined) {
     read(name, { test: isBaseUrl }, allowed, fallback).replace(/\/+$/, "");
   const dir = env("SERVICE_ACCOUNT_DIR") || "/var/run/secrets/kubernetes.io/serviceaccount";
   const isPod = !env("KUBERNETES_API");
-  const host = isPod ? read("KUBERNETES_SERVICE_HOST", /^[\w.:-]+$/, `a host, ${IN_POD}`) : "";
+  const host = isPod
+    ? read(
+      "KUBERNETES_SERVICE_HOST",
+      /^[\w.:-]+$/,
+      "a host (elsewhere: KUBERNETES_API=http://127.0.0.1:8001 of kubectl proxy)",
+    )
+    : "";
   const isIPv6 = host.includes(":");
   const url = isPod
     ? `https://${isIPv6 ? `[${host}]` : host}:${
-      read("KUBERNETES_SERVICE_PORT", PORT, `a port, ${IN_POD}`)
+      read("KUBERNETES_SERVICE_PORT", PORT, "a port, as a Pod is given it")
     }`
     : readUrl("KUBERNETES_API", `${BASE_URL}, as http://127.0.0.1:8001 of kubectl proxy`);
   const ifUsed = (path: string) =>
@@ -650,7 +652,7 @@ function createReporter(
       metadata: { generateName: "pull-secret-updater-", namespace },
       // A MicroTime of Kubernetes has six digits.
       eventTime: new Date(clock.now()).toISOString().replace("Z", "000Z"),
-      reportingController: `${PREFIX}/controller`,
+      reportingController: "pull-secret-updater.chainguard.dev/controller",
       reportingInstance,
       action: "Refresh",
       regarding: { apiVersion: "v1", kind: "Secret", namespace, name, uid },
@@ -794,7 +796,7 @@ function nextStep(
     ms,
     report,
   });
-  if (decision === "skip") return next("sleep", MAX_SLEEP_MS, problem);
+  if (decision === "skip") return next("sleep", SWEEP_MS, problem);
   if (decision === "wait") return next("sleep", renewalTime(token!, fraction) - now, problem);
   // Nothing bypasses this, a refresh request neither.
   if (backoff.retryAt > tick) return next("sleep", backoff.retryAt - tick);
@@ -822,15 +824,15 @@ function nextStep(
 async function getSubjectToken(
   { issuerHost, ownNamespace, subjectTokenFile }: Config,
   { api, clock, readSubjectToken }: Dependencies,
-  signal: AbortSignal,
   namespace = "",
   account?: string,
+  signal?: AbortSignal,
 ) {
   const isOwn = account === undefined;
   try {
     const token = isOwn
       ? readSubjectToken()
-      : await api.requestToken(namespace, account, issuerHost, SUBJECT_TOKEN_LIFE_S, signal);
+      : await api.requestToken(namespace, account, issuerHost, SUBJECT_TOKEN_LIFE_S, signal!);
     const flaw = findSubjectTokenFlaw(token, issuerHost, clock.now());
     if (!flaw) return token;
     throw new StsError(`the subject token ${flaw}`);
@@ -857,7 +859,7 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
     let subjectToken = "";
     try {
       const jwt = await within(EXCHANGE_TIMEOUT_MS, async (signal) => {
-        subjectToken = await getSubjectToken(config, deps, signal, namespace, account);
+        subjectToken = await getSubjectToken(config, deps, namespace, account, signal);
         return await exchange(subjectToken, identity, signal);
       });
       source.backoff.space(deps, source.store(jwt, identity, config.audience, clock.now()));
@@ -928,11 +930,11 @@ export class Controller {
   /** Starts to list and watch. */
   start() {
     const { api: { url }, issuer, namespaces } = this.#config;
-    const { log } = this.#deps;
-    log("info", "started", { version: VERSION, api: url, issuer });
-    getSubjectToken(this.#config, this.#deps, AbortSignal.any([]))
-      .catch(({ message }) => log("warn", "no subject token", { error: message }));
+    this.#deps.log("info", "started", { version: VERSION, api: url, issuer });
+    getSubjectToken(this.#config, this.#deps)
+      .catch(({ message }) => this.#deps.log("warn", "no subject token", { error: message }));
     for (const namespace of namespaces) this.#follow(namespace);
+    this.#sweep();
   }
 
   /** Says what /readyz waits for, if anything. */
@@ -965,7 +967,6 @@ export class Controller {
     for (;;) {
       // Infinity: this round is a list.
       const watchedFrom = version ? monotonic() : Infinity;
-      this.#tokens.sweep(new Set(this.#secrets().map(this.#tokens.sourceOf)));
       try {
         version = await this.#requests.within(
           LIST_WATCH_TIMEOUT_MS,
@@ -1071,6 +1072,13 @@ export class Controller {
     return nextStep(secret, entry, this.#tokens.sourceOf(secret), clock.now(), clock.monotonic());
   }
 
+  /** Looks at each Secret, and drops the tokens that none uses any more. */
+  #sweep = () => {
+    for (const entry of this.#entries.values()) this.#reconcile(entry);
+    this.#tokens.sweep(new Set(this.#secrets().map(this.#tokens.sourceOf)));
+    this.#deps.clock.setTimeout(this.#sweep, SWEEP_MS);
+  };
+
   /** Does for a Secret one step after another, until there is nothing more to be done for now. */
   async #reconcile(entry: Entry) {
     const { clock } = this.#deps;
@@ -1081,10 +1089,10 @@ export class Controller {
       if (step.decision === "wait") backoff.failures = 0;
       if (step.do === "sleep") {
         if (step.report) this.#report(secret, step.report);
-        entry.timer = clock.setTimeout(
-          () => this.#reconcile(entry),
-          Math.min(step.ms, MAX_SLEEP_MS),
-        );
+        // The sweep looks at the others: a timer each would cost as much as all that is kept.
+        if (step.ms < SWEEP_MS) {
+          entry.timer = clock.setTimeout(() => this.#reconcile(entry), step.ms);
+        }
         return;
       }
       const whoNeeds = () =>
@@ -1296,12 +1304,12 @@ async function main(args: string[]) {
   const config = readConfig((name) => process.env[name]);
   const { issuer, audience, subjectTokenFile, httpsProxy, noProxy, port } = config;
   setDefaultAutoSelectFamilyAttemptTimeout(ADDRESS_TIMEOUT_MS);
-  const onResponse = (verb: string, code: string) => controller.countResponse(verb, code);
+  const userAgent = `pull-secret-updater/${VERSION}`;
   const api = new KubernetesClient({
     ...config.api,
     labelSelector: IDENTITY_KEY,
-    userAgent: USER_AGENT,
-    onResponse,
+    userAgent,
+    onResponse: (verb, code) => controller.countResponse(verb, code),
   });
   const dispatcher = issuerAgent(issuer, httpsProxy, noProxy);
   const log = createLog(
@@ -1318,10 +1326,10 @@ async function main(args: string[]) {
       exchange(issuer, subjectToken, { aud: audience, identity }, {
         dispatcher,
         signal,
-        userAgent: USER_AGENT,
+        userAgent,
       }),
   });
-  if (flag !== "") process.exit(await printStatus(api, config, flag === "--status=json"));
+  if (flag !== "") return printStatus(api, config, flag === "--status=json");
   serve(controller, port).on("listening", () => controller.start()).on("error", ({ message }) => {
     console.error(`PORT="${port}": must be a port that is free: ${message}`);
     process.exit(2);
