@@ -424,7 +424,8 @@ export class Invariants {
       endedAt === Infinity || at > tick - EVENT_PLACE_MS
     );
     const remembered = own.filter(({ at }) => at > tick - EVENT_SPACING_MS);
-    const most = plan.secrets + scopes + 2 * events.length + remembered.length;
+    // A Warning that waits for its turn is remembered, too.
+    const most = 2 * plan.secrets + scopes + 2 * events.length + remembered.length;
     const pending = clock.pending();
     if (pending > most) throw new Breach(`(d) ${name} has ${pending} timers, not ${most}`);
   }

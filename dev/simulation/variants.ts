@@ -52,13 +52,6 @@ export const VARIANTS: Variant[] = [
     breaks: /^\(a\)/,
   },
   {
-    name: "Retry-After for one identity holds the others",
-    file: "main.ts",
-    text: SOURCE,
-    by: SOURCE_OF_ONE_BACKOFF,
-    breaks: /^\((a|b|c|g)\)/,
-  },
-  {
     name: "writes and exchanges have no spacing",
     file: "main.ts",
     text: SPACING,
@@ -341,7 +334,7 @@ export const OPEN_VARIANTS: (Variant & { attack: string })[] = [
     breaks: /^\(a\)/,
   },
   {
-    name: "Retry-After for one identity holds the others of a siege",
+    name: "Retry-After for one identity holds the others",
     file: "main.ts",
     text: SOURCE,
     by: SOURCE_OF_ONE_BACKOFF,
