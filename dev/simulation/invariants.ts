@@ -217,8 +217,8 @@ export class Invariants {
     for (const key of [...world.cluster.secrets.keys()]) world.cluster.delete(key);
     await world.clock.advance(LETTING_GO_MS);
     this.check();
-    // One for each watch.
-    const timers = scopes;
+    // One for the sweep, and one for each watch.
+    const timers = 1 + scopes;
     for (const replica of replicas) {
       compareKnown(replica, 0);
       const pending = replica.clock.pending();
@@ -425,7 +425,7 @@ export class Invariants {
     );
     const remembered = own.filter(({ at }) => at > tick - EVENT_SPACING_MS);
     // A Warning that waits for its turn is remembered, too.
-    const most = 2 * plan.secrets + scopes + 2 * events.length + remembered.length;
+    const most = 2 * plan.secrets + 1 + scopes + 2 * events.length + remembered.length;
     const pending = clock.pending();
     if (pending > most) throw new Breach(`(d) ${name} has ${pending} timers, not ${most}`);
   }

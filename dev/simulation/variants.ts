@@ -19,7 +19,6 @@ const SOURCE_OF_ONE_BACKOFF =
   "const backoff = sources.values().next().value?.backoff ?? new Backoff();\n" +
   "const source = sources.get(key) ?? Object.assign(new Source(), { backoff });";
 const SPACING = "const ms = Math.min(Math.max(leftMs / 2, MIN_SPACING_MS), MAX_SPACING_MS);";
-const SLEEP = "Math.min(step.ms, MAX_SLEEP_MS),";
 const STUCK = "at < clock.monotonic() - STUCK_MS";
 
 export const VARIANTS: Variant[] = [
@@ -131,15 +130,15 @@ export const VARIANTS: Variant[] = [
   {
     name: "the delay of a timer overflows at 2^31 ms",
     file: "main.ts",
-    text: SLEEP,
-    by: "step.ms + 2 ** 31,",
+    text: "entry.timer = clock.setTimeout(() => this.#reconcile(entry), step.ms);",
+    by: "entry.timer = clock.setTimeout(() => this.#reconcile(entry), step.ms + 2 ** 31);",
     breaks: /^\((a|b|c)\)/,
   },
   {
-    name: "a timer waits as long as a token lives",
+    name: "no Secret is looked at each minute",
     file: "main.ts",
-    text: SLEEP,
-    by: "step.ms,",
+    text: "for (const entry of this.#entries.values()) this.#reconcile(entry);",
+    by: "",
     breaks: /^\(a\)/,
   },
   {
@@ -251,7 +250,7 @@ export const VARIANTS: Variant[] = [
   {
     name: "tokens that live for a moment are taken",
     file: "sts.ts",
-    text: 'if (expiresAt - issued < MIN_LIFE_MS) return "it lives less than 5 s";',
+    text: 'if (expiresAt - issuedAt! < MIN_LIFE_MS) return "it lives less than 5 s";',
     by: "",
     breaks: /^\((a|b|c)\)/,
   },
