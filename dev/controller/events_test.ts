@@ -302,7 +302,7 @@ rule(
     await world.clock.advance(1 * S);
     assertEquals(logged(world, "InvalidIdentity").length, 1_200);
     const dropped = metric(replica, "events_dropped_total")!;
-    assert(dropped >= 190 && dropped <= 200, `${dropped}`);
+    assertEquals(dropped, 1_200 - 1_000 - 6);
     assertEquals(world.cluster.events.length, 6);
   },
 );

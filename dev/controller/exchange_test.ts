@@ -431,6 +431,17 @@ rule("Retry-After holds an exchange, in seconds or as a date, for 5 min at most"
   }
 });
 
+rule(
+  "Retry-After of a refusal holds nothing: only what may pass by itself has one",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.issuer.fault = () => answer(403, "no", "120");
+    world.start();
+    await world.clock.advance(2 * S);
+    assert(world.issuer.requests.length >= 2);
+  },
+);
+
 rule("Retry-After holds only the identity that met it, and nothing skips it", async (world) => {
   world.cluster.create(secret("a"));
   world.cluster.create(secret("c"));

@@ -57,6 +57,20 @@ rule("At most 16 exchanges are under way, and 8 of one namespace", async (world)
   assertEquals(written(world).length, 80);
 });
 
+rule(
+  "A place that becomes free is one of the namespace's whose exchange has ended",
+  async (world) => {
+    world.issuer.fault = ({ identity }) => numberOf(identity) < 100 ? "hang" : 100;
+    createMany(world, "slow", 0, 20);
+    world.start();
+    await world.clock.advance(1 * S);
+    for (let number = 100; number < 140; number++) createMany(world, "quick", number, 1);
+    await world.clock.advance(5 * S);
+    assertEquals(exchanged(world).filter((number) => number < 100).length, 8);
+    assertEquals(written(world).length, 40);
+  },
+);
+
 rule("One namespace's hanging exchanges do not keep another's from its turn", async (world) => {
   createMany(world, "bad", 10, 50);
   world.issuer.fault = ({ identity }) => identity === ALICE ? undefined : "hang";

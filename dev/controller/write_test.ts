@@ -16,6 +16,7 @@ import {
   ALICE,
   annotate,
   annotationOf,
+  answer,
   apiAnswer,
   asked,
   base64,
@@ -529,6 +530,21 @@ rule(
     assert(written(world).length <= 5 * 6 + 2, `${written(world).length} writes`);
     await world.clock.advance(15 * S);
     assertEquals(claimsOf(held(world)).subject, identityOf(1200));
+  },
+);
+
+rule(
+  "Cycling identities that are refused brings about an exchange a second at most",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.issuer.fault = () => answer(403);
+    world.start();
+    for (let step = 0; step < 240; step++) {
+      world.cluster.update("apps/a", annotate({ [IDENTITY]: identityOf(step + 2) }));
+      await world.clock.advance(step < 120 ? 250 : 600);
+    }
+    const { length } = world.issuer.requests;
+    assert(length <= 102, `${length} exchanges`);
   },
 );
 
