@@ -53,8 +53,9 @@ export const PARTIAL_FAULTS: Record<string, Begin> = {
   "issuer is down for one identity": ofIdentity(() => new StsError("no answer of the issuer")),
   // As its Role is gone, and a replica is restarted; where the whole cluster is watched, all but its lists and watches.
   "a namespace is forbidden": (run, action) => {
+    const end = ofNamespace(() => answer(403))(run, action);
     run.restart(run.replicaAt(action.target).name);
-    return ofNamespace(() => answer(403))(run, action);
+    return end;
   },
   "a namespace's writes are refused": ofNamespace(({ verb }, _run, { amount }) =>
     verb === "patch" ? answer(amount < 0.5 ? 403 : 422) : undefined

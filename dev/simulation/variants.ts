@@ -139,7 +139,7 @@ export const VARIANTS: Variant[] = [
     file: "main.ts",
     text: "for (const entry of this.#entries.values()) this.#reconcile(entry);",
     by: "",
-    breaks: /^\(a\)/,
+    breaks: /^\((a|h)\)/,
   },
   {
     name: "a conflict drops the Secret",
