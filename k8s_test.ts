@@ -1026,17 +1026,23 @@ describeForms("writing", () => {
     assertEquals(JSON.parse(body), patch);
   });
 
-  test("needs nothing but the status of a write's response: its body may be anything, or be lost", async () => {
+  test("takes a write for done only if the response is whole and of the API server", async () => {
     const namespace = createSecrets(1);
     const client = connect();
-    for (const body of ["", "{", "<html></html>", "null", "[]", "x".repeat(5 * MIB)]) {
+    const patch = { metadata: { annotations: { a: "b" } } };
+    const patchOnce = () => failure(client.patch(namespace, "pull-0", patch, anySignal()));
+    for (const body of ["", "{", "<html></html>", "null", "[]", "{}"]) {
       api.faults.add({ status: 200, body });
-      await client.patch(namespace, "pull-0", {}, anySignal());
-      api.faults.add({ status: 201, body });
-      await client.createEvent(namespace, {}, anySignal());
+      assertEquals((await patchOnce()).reason, "InvalidResponse", body);
     }
+    for (const body of ["", "{", "<html></html>"]) {
+      api.faults.add({ status: 201, body });
+      const error = await failure(client.createEvent(namespace, {}, anySignal()));
+      assertEquals(error.reason, "InvalidResponse", body);
+    }
+    assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, undefined);
     api.faults.add({ cut: 0.5 });
-    await client.patch(namespace, "pull-0", { metadata: { annotations: { a: "b" } } }, anySignal());
+    assertEquals((await patchOnce()).status, undefined);
     assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, "b");
     await listAll(client, namespace);
   });

@@ -343,7 +343,8 @@ export function parseSecret(
     /** The life of the token that expires first, if each registry has one that is ours. */
     token: lives.reduce((a, b) => a && b && (a.expiresAt <= b.expiresAt ? a : b), lives[0]),
     /**
-     * Whether the docker config holds nothing but ours, so that it need not be read to be written.
+     * Whether the docker config holds nothing but ours, so that it need not be read to be written;
+     * a conflict makes this false.
      */
     isPlain,
   };
@@ -1116,6 +1117,7 @@ export class Controller {
       (error) => {
         backoff.fail(this.#deps, error);
         const isConflict = error.status === 409 || error.status === 404;
+        secret.isPlain &&= !isConflict;
         const result = isConflict ? "conflict" : isRefusal(error) ? "refused" : "failed";
         this.#count(`pull_secret_updater_refreshes_total{result="${result}"}`);
         if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CHANCE)) return;
@@ -1130,15 +1132,13 @@ export class Controller {
 
   /**
    * A docker config with more than our entries is read first, and decided on anew. So is a Secret
-   * whose last write failed: what the watch said may be from before etcd was restored.
+   * whose last write was a conflict: what the watch said may be from before etcd was restored.
    */
   async #patch(entry: Entry, signal: AbortSignal) {
     const { api, clock, log } = this.#deps;
     const { namespace, name, isPlain } = entry.secret;
     const source = this.#tokens.sourceOf(entry.secret);
-    const found = isPlain && entry.backoff.failures === 0
-      ? undefined
-      : await api.get(namespace, name, signal);
+    const found = isPlain ? undefined : await api.get(namespace, name, signal);
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
     const step = this.#stepOf(entry, secret);
     // The cached token became due meanwhile.
