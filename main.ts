@@ -1329,7 +1329,7 @@ async function main(args: string[]) {
         userAgent,
       }),
   });
-  if (flag !== "") return printStatus(api, config, flag === "--status=json");
+  if (flag !== "") return await printStatus(api, config, flag === "--status=json");
   serve(controller, port).on("listening", () => controller.start()).on("error", ({ message }) => {
     console.error(`PORT="${port}": must be a port that is free: ${message}`);
     process.exit(2);
