@@ -508,6 +508,7 @@ describeForms("each request", () => {
         "[]",
         "{}",
         '{"metadata":null}',
+        '{"metadata":{},"items":[]}',
       ]
     ) {
       const requests = {
@@ -561,7 +562,7 @@ describeForms("each request", () => {
         JSON.stringify(name),
       );
       // What a namespace ends with stands before a dot there, and before a slash in a path.
-      if (!/[-.]$/.test(name)) {
+      if (/^[-.]|[^-.]$/.test(name)) {
         api.faults.add({ status: 200, body: body(name, "pull") });
         assertEquals(
           (await failure(listAll(client))).reason,
@@ -655,6 +656,23 @@ describeForms("the list", () => {
       "4",
       "1",
     ]);
+  });
+
+  test("takes a page of exactly 4 MiB, and asks for one of a byte more again", async () => {
+    const body = JSON.stringify({ metadata: { resourceVersion: "7" }, items: [] });
+    for (const [size, limits] of [[4 * MIB, ["250"]], [4 * MIB + 1, ["250", "63"]]] as const) {
+      api.requests.length = 0;
+      api.faults.add({ verb: "list", body: body.padEnd(size) });
+      await listAll(connect(), createSecrets(0));
+      assertEquals(api.requests.map(({ query }) => query.get("limit")), limits);
+    }
+  });
+
+  test("ends with the page whose `continue` is empty", async () => {
+    const body = { metadata: { resourceVersion: "7", continue: "" }, items: [] };
+    api.faults.add({ verb: "list", times: 2, body });
+    assertEquals(await listAll(connect()), []);
+    assertEquals(api.requests.length, 1);
   });
 
   test("asks for a page that was too large again, from the same place", async () => {

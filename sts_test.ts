@@ -228,6 +228,7 @@ describeForms("the exchange", () => {
 
   test("tells the STS's own responses by their code from those of a proxy or another server", async () => {
     const sts = { status: 403, body: { code: 7, message: "no", details: [] } };
+    const unauthenticated = { status: 401, body: { code: 16, message: "no", details: [] } };
     const others: IssuerFault[] = [
       { status: 403, body: "<html>blocked</html>" },
       { status: 403, body: { message: "no" } },
@@ -237,6 +238,8 @@ describeForms("the exchange", () => {
     ];
     issuer.faults.add(sts);
     assertEquals((await failure(ask())).code, 7);
+    issuer.faults.add(unauthenticated);
+    assertEquals((await failure(ask())).code, 16);
     for (const fault of others) {
       issuer.faults.add(fault);
       const { status, code } = await failure(ask());
@@ -661,6 +664,14 @@ describe("reading a response", () => {
       "x",
     );
     assertThrows(() => source.readResponse(201, '{"token":"x"}', ""), source.StsError);
+    assertThrows(() => source.readResponse(200, '{"token":""}', ""), source.StsError);
+  });
+
+  test("is quoted up to 300 characters, of which none is half a character", () => {
+    const text = JSON.stringify({ code: 7, message: `${"x".repeat(299)}\u{1f980}y` });
+    const { message } = assertThrows(() => source.readResponse(403, text, ""), source.StsError);
+    assert(message.includes("x".repeat(299)) && !message.includes("y"), message);
+    assert(message.isWellFormed(), message);
   });
 
   test("fails with a StsError whatever an answer without a token is", () => {
@@ -881,6 +892,7 @@ describe("judging a token", () => {
     const flaw = (token: string) => `${source.findSubjectTokenFlaw(token, host, NOW)}`;
     assertEquals(flaw(subject()), "undefined");
     assertEquals(flaw(subject({ aud: host })), "undefined");
+    assertEquals(flaw(subject({ aud: ["other.example", host] })), "undefined");
     const flawed: [token: string, message: string][] = [
       ["", "is not a JWT"],
       ["text", "is not a JWT"],
@@ -957,6 +969,12 @@ describe("a shared token", () => {
     give(shared, token);
     assertEquals(give(shared, token, NOW + 3000_000), 600_000);
     assertEquals(shared.token?.renewAt, NOW + 3300_000);
+  });
+
+  test("that has expired is no good when the issuer gives it again", () => {
+    const shared = new source.TokenSource();
+    give(shared, jwt(CLAIMS));
+    assertThrows(() => give(shared, jwt(CLAIMS), NOW + 3600_000), source.StsError, "expires");
   });
 
   test("stays when the issuer gives one that is no good", () => {

@@ -316,13 +316,15 @@ rule(
 
 rule("A token that expires no later than the Secret's own is kept in hand", async (world) => {
   world.cluster.create(secret("a"));
-  world.start();
+  const replica = world.start();
   await world.clock.advance(1 * MIN);
   const { expiresAt } = claimsOf(held(world));
   world.issuer.claims = () => ({ exp: expiresAt / S });
+  const { armed } = replica.clock;
   await world.clock.advance(expiresAt - world.clock.now() - 20 * S);
   assertEquals(written(world).length, 1);
   assert(world.issuer.requests.length > 1);
+  assert(replica.clock.armed < armed + 1_000, `${replica.clock.armed - armed} timers`);
   world.issuer.claims = () => ({});
   await world.clock.advance(20 * S);
   assertEquals(written(world).length, 2);
@@ -459,6 +461,18 @@ rule("Retry-After holds only the identity that met it, and nothing skips it", as
   await world.clock.advance(3 * S);
   assertEquals(world.issuer.requests.map(({ identity }) => identity), [ALICE, BOB, ALICE]);
   for (const name of ["a", "c"]) assertNotEquals(held(world, name), undefined);
+});
+
+rule("Retry-After outlives the Secret that met it: made anew, it waits as well", async (world) => {
+  world.cluster.create(secret("a"));
+  world.issuer.fault = () => answer(429, "slow down", "240");
+  world.start();
+  await world.clock.advance(1 * S);
+  world.cluster.delete("apps/a");
+  await world.clock.advance(2 * MIN);
+  world.cluster.create(secret("a"));
+  await world.clock.advance(1 * MIN);
+  assertEquals(world.issuer.requests.length, 1);
 });
 
 rule(

@@ -92,6 +92,22 @@ rule(
   },
 );
 
+rule(
+  "A token that a clock set back takes for one of the future is not written, over and over",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    const replica = world.start();
+    await world.clock.advance(1 * MIN);
+    replica.clock.skew = -10 * MIN;
+    world.cluster.create(secret("b"));
+    await world.clock.advance(3 * MIN);
+    assertEquals(written(world, "b"), []);
+    replica.clock.skew = 0;
+    await world.clock.advance(1 * MIN);
+    assertEquals(written(world, "b").length, 1);
+  },
+);
+
 // ───── Several replicas ─────
 
 const TWO = { identities: 5, secrets: 20, life: 60 * S, during: 15 * MIN };

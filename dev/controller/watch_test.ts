@@ -152,6 +152,14 @@ for (
   });
 }
 
+rule("Watches that end after half a second each are failures, and back off", async (world) => {
+  world.cluster.watchLife = 500;
+  world.start();
+  await world.clock.advance(1 * MIN);
+  const { length } = asked(world, "watch");
+  assert(length >= 8 && length <= 30, `${length} watches`);
+});
+
 for (
   const [what, fault] of [
     ["end at once", "end"],
