@@ -660,7 +660,11 @@ describeForms("the list", () => {
 
   test("takes a page of exactly 4 MiB, and asks for one of a byte more again", async () => {
     const body = JSON.stringify({ metadata: { resourceVersion: "7" }, items: [] });
-    for (const [size, limits] of [[4 * MIB, ["250"]], [4 * MIB + 1, ["250", "63"]]] as const) {
+    const cases: [size: number, limits: string[]][] = [
+      [4 * MIB, ["250"]],
+      [4 * MIB + 1, ["250", "63"]],
+    ];
+    for (const [size, limits] of cases) {
       api.requests.length = 0;
       api.faults.add({ verb: "list", body: body.padEnd(size) });
       await listAll(connect(), createSecrets(0));
