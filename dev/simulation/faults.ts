@@ -100,6 +100,15 @@ export const FAULTS: Record<string, Begin> = {
       action,
     );
   },
+  // What the controller reads is not what it knows of.
+  "lists and watches fail": (run, action) => {
+    run.world.cluster.endWatches(answer(503));
+    run.askForAll();
+    return api(({ verb }) => verb === "list" || verb === "watch" ? answer(503) : undefined)(
+      run,
+      action,
+    );
+  },
   "watches deaf": ({ world: { cluster } }) => {
     cluster.isDeaf = true;
     cluster.deafen();

@@ -124,6 +124,9 @@ export class Invariants {
   #calmAt = 0;
   /** Which Secrets nothing is promised for, though it is for the others. */
   readonly #excuses = new Set<(secret: Secret) => boolean>();
+  /** Those of a namespace whose list gets no answer, which a replica waits for; and until when one does. */
+  readonly #unlisted = new Set<(secret: Secret) => boolean>();
+  #listedAt = 0;
   /** Until then some were. */
   #excusedUntil = 0;
   /** How much lets tokens, as a replica sees them, live for seconds; and until when one did. */
@@ -152,12 +155,19 @@ export class Invariants {
     this.#calmAt = Math.max(this.#calmAt, this.#run.world.clock.tick + recoveryMs);
   }
 
-  /** Nothing is promised for these Secrets; returns what ends it, to be well again so much later. */
-  excuse(isExcused: (secret: Secret) => boolean, recoveryMs: number): () => void {
+  /** Nothing is promised for these Secrets, whose lists may get no answer at all; returns what ends it, to be well again so much later. */
+  excuse(
+    isExcused: (secret: Secret) => boolean,
+    recoveryMs: number,
+    isListed = true,
+  ): () => void {
     const own = (secret: Secret) => isExcused(secret);
     this.#excuses.add(own);
+    if (!isListed) this.#unlisted.add(own);
     return () => {
       this.#excuses.delete(own);
+      this.#unlisted.delete(own);
+      if (!isListed) this.#listedAt = this.#run.world.clock.tick + recoveryMs;
       const until = this.#run.world.clock.tick + recoveryMs;
       this.#excusedUntil = Math.max(this.#excusedUntil, until);
       for (const standing of this.#standings.values()) {
@@ -441,7 +451,8 @@ export class Invariants {
     const startedAt = this.#startedAt.get(name) ?? tick;
     this.#startedAt.set(name, startedAt);
     const unready = readinessError();
-    if (unready && this.#isCalm() && tick > startedAt + LISTING_MS) {
+    const isListed = this.#unlisted.size === 0 && tick > this.#listedAt;
+    if (unready && isListed && this.#isCalm() && tick > startedAt + LISTING_MS) {
       throw new Breach(`(g) /readyz of ${name} fails: ${unready}`);
     }
     // As the kubelet does.
