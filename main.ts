@@ -1137,17 +1137,14 @@ export class Controller {
   async #patch(entry: Entry, signal: AbortSignal) {
     const { api, clock, log } = this.#deps;
     const { namespace, name, isPlain } = entry.secret;
-    const source = this.#tokens.sourceOf(entry.secret);
     const found = isPlain ? undefined : await api.get(namespace, name, signal);
+    // The cached token became due meanwhile.
+    if (this.#stepOf(entry).do === "exchange") return;
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
     const step = this.#stepOf(entry, secret);
-    // The cached token became due meanwhile.
-    if (step.do === "exchange") return;
-    if (step.do !== "write" || this.#tokens.sourceOf(secret) !== source) {
-      throw new ApiError("the Secret has changed", { status: 409 });
-    }
+    if (step.do !== "write") throw new ApiError("the Secret has changed", { status: 409 });
     const { uid, resourceVersion, identity, refresh } = secret;
-    const { jwt, expiresAt } = source.token!;
+    const { jwt, expiresAt } = this.#tokens.sourceOf(secret).token!;
     const expires = new Date(expiresAt).toISOString();
     const annotations = {
       [TOKEN_IDENTITY_KEY]: identity,
