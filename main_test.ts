@@ -659,6 +659,7 @@ test("Foreign text loses tokens, line breaks, control and bidirectional characte
   assertEquals(clean(`got ${jwt}.`), "got [removed].");
   assertEquals(clean(`Authorization: Bearer ${"abc.def".repeat(4)}`), "Authorization: [removed]");
   assertEquals(clean("bearer\tabcdefgh01234567 y"), "[removed] y");
+  assertEquals(clean(`key ${"Xy".repeat(20)} y`), "key [removed] y");
   assert(!clean(base64(`_token:${jwt}`)).includes(base64(`_token:${jwt}`).slice(0, 20)));
   assertEquals(clean("a\u001b[31mb\u0000\r\n\u007f\u0085"), "a\ufffd[31mb\ufffd \ufffd\ufffd");
   assertEquals(clean("a\u202eb\u2066c\u200f\u061c"), "a\ufffdb\ufffdc\ufffd\ufffd");

@@ -463,6 +463,37 @@ rule("Retry-After holds only the identity that met it, and nothing skips it", as
   for (const name of ["a", "c"]) assertNotEquals(held(world, name), undefined);
 });
 
+rule("The token of an identity that no Secret has any more is kept no longer", async (world) => {
+  world.cluster.create(secret("a"));
+  world.start();
+  await world.clock.advance(1 * S);
+  world.cluster.delete("apps/a");
+  await world.clock.advance(2 * MIN);
+  world.cluster.create(secret("a"));
+  await world.clock.advance(1 * S);
+  assertEquals(world.issuer.requests.length, 2);
+});
+
+rule(
+  "A Secret that gets another identity while it is read for a write gets no token of the former one",
+  async (world) => {
+    // The read is all that tells of it.
+    world.cluster.isDeaf = true;
+    world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
+    world.cluster.create(secret("b", { identity: BOB }));
+    let reads = 0;
+    world.cluster.fault = ({ verb }) => {
+      if (verb !== "get") return undefined;
+      if (reads++ === 0) world.cluster.update("apps/a", annotate({ [IDENTITY]: BOB }));
+      return 100;
+    };
+    world.start();
+    await world.clock.advance(5 * S);
+    assertEquals(written(world, "a").length, 1);
+    assertEquals(claimsOf(held(world)).subject, BOB);
+  },
+);
+
 rule("Retry-After outlives the Secret that met it: made anew, it waits as well", async (world) => {
   world.cluster.create(secret("a"));
   world.issuer.fault = () => answer(429, "slow down", "240");

@@ -444,6 +444,11 @@ for (const status of [408, 409, 425, 429, 499, 500, 502, 503, 504]) {
   );
 }
 
+rule("A page of a proxy with a 503 passes by itself, and comes with no advice", async (world) => {
+  const note = await refuse(world, page(503, "<html>overloaded</html>"));
+  assertEquals(note, "the issuer answered 503: not a response of an STS");
+});
+
 rule("Commands have the issuers of EKS, GKE and AKS in full", async (world) => {
   const issuers = [
     "https://oidc.eks.eu-central-1.amazonaws.com/id/EXAMPLED539D4633E53DE1B71EXAMPLE",

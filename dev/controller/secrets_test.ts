@@ -10,9 +10,13 @@ import {
   answer,
   apiAnswer,
   asked,
+  base64,
   blank,
   BOB,
   claimsOf,
+  configOf,
+  DATA_KEY,
+  fresh,
   gaps,
   held,
   HOUR,
@@ -294,3 +298,72 @@ rule(
     assert(claimsOf(held(world)).expiresAt > world.clock.now());
   },
 );
+
+const CHANGES: [what: string, change: object, reasons: string[]][] = [
+  ["gets another identity", annotate({ [IDENTITY]: BOB }), []],
+  ["gets a broken config", { data: { [DATA_KEY]: base64("{") } }, ["InvalidDockerConfig"]],
+];
+for (const [what, change, reasons] of CHANGES) {
+  rule(
+    `A Secret that ${what} soon after a write counts as overwritten by nobody`,
+    async (world) => {
+      world.cluster.create(secret("a"));
+      world.start();
+      await world.clock.advance(2 * S);
+      world.cluster.update("apps/a", change);
+      await world.clock.advance(1 * S);
+      assertEquals(warnings(world).map(({ reason }) => reason), reasons);
+    },
+  );
+}
+
+rule("A Secret that waits has one timer, however often it is changed meanwhile", async (world) => {
+  world.cluster.create(secret("a"));
+  world.issuer.fault = () => answer(403);
+  const replica = world.start();
+  await world.clock.advance(2 * MIN);
+  const before = replica.clock.pending();
+  for (let step = 0; step < 20; step++) {
+    world.cluster.update("apps/a", annotate({ note: `${step}` }));
+    await world.clock.advance(50);
+  }
+  assert(replica.clock.pending() <= before + 1, `${replica.clock.pending()}`);
+});
+
+rule("Another's write ends the back-off for good as well", async (world) => {
+  world.cluster.create(secret("a"));
+  world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(500) : undefined;
+  world.start();
+  await world.clock.advance(10 * MIN);
+  world.cluster.update("apps/a", { data: { [DATA_KEY]: base64(configOf(fresh(world))) } });
+  await world.clock.advance(2 * MIN);
+  const tried = asked(world, "patch").length;
+  world.cluster.update("apps/a", blank);
+  await world.clock.advance(2 * S);
+  assert(asked(world, "patch").length >= tried + 2, `${asked(world, "patch").length - tried}`);
+});
+
+rule(
+  "A token that becomes due while a Secret is read for a write is renewed, which is no conflict",
+  async (world) => {
+    world.cluster.create(secret("b"));
+    const replica = world.start();
+    await world.clock.advance(1 * S);
+    const { issuedAt = 0, expiresAt } = claimsOf(held(world, "b"));
+    const dueAt = issuedAt + 0.67 * (expiresAt - issuedAt);
+    await world.clock.advance(dueAt - world.clock.now() - 5 * S);
+    world.cluster.fault = ({ verb }) => verb === "get" ? 10 * S : undefined;
+    world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
+    await world.clock.advance(30 * S);
+    assertEquals(metric(replica, 'refreshes_total{result="conflict"}'), 0);
+    assert(claimsOf(held(world)).expiresAt > expiresAt);
+  },
+);
+
+rule("A write that the watch does not tell of is not made again at once", async (world) => {
+  world.cluster.isDeaf = true;
+  world.cluster.create(secret("a"));
+  world.start();
+  await world.clock.advance(9 * S);
+  assertEquals(asked(world, "patch").length, 1);
+});
