@@ -13,6 +13,8 @@ const SLOW_API_MS = 8_000;
 const SLOW_ISSUER_MS = 9_000;
 const STATUSES = [401, 403, 404, 409, 410, 422, 429, 500, 503];
 const HOUR_S = 3600;
+/** So often a refresh is asked for that the controller does not know of. */
+const ASKED_UNSEEN_MS = 7 * 60_000;
 /** The API server is stopped while etcd is restored. */
 export const RESTORE_MS = 10_000;
 /** Of what stands between it and the controller: a redirect, time-outs, conflicts, too early, cancelled. */
@@ -103,11 +105,15 @@ export const FAULTS: Record<string, Begin> = {
   // What the controller reads is not what it knows of.
   "lists and watches fail": (run, action) => {
     run.world.cluster.endWatches(answer(503));
-    run.askForAll();
-    return api(({ verb }) => verb === "list" || verb === "watch" ? answer(503) : undefined)(
+    const end = run.every(ASKED_UNSEEN_MS, () => run.askForAll());
+    const endFault = api(({ verb }) => /list|watch/.test(verb) ? answer(503) : undefined)(
       run,
       action,
     );
+    return () => {
+      end();
+      endFault!();
+    };
   },
   "watches deaf": ({ world: { cluster } }) => {
     cluster.isDeaf = true;

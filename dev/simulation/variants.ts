@@ -157,6 +157,13 @@ export const VARIANTS: Variant[] = [
     breaks: /^\((b|c)\)/,
   },
   {
+    name: "a Secret that is read otherwise than it is known is read again at once",
+    file: "main.ts",
+    text: 'if (step.do !== "write") throw new ApiError("the Secret has changed", { status: 409 });',
+    by: 'if (step.do !== "write") return;',
+    breaks: /^\(b\)/,
+  },
+  {
     name: "two steps for a Secret are made at once",
     file: "main.ts",
     text: "while (!entry.isBusy && this.#isCurrent(entry)) {",
