@@ -136,6 +136,8 @@ export class Invariants {
   #cameOrWentAt = 0;
   /** When the last Warning was written: that a Secret was made anew is no reason for another. */
   readonly #reportedAt = new Map<string, number>();
+  /** Until when nothing need be reported, by Secret. */
+  readonly #silentUntil = new Map<string, number>();
   /** Requests of events, of the last minute. */
   #events: ApiRequest[] = [];
   /** When a replica was seen first. */
@@ -170,8 +172,11 @@ export class Invariants {
       if (!isListed) this.#listedAt = this.#run.world.clock.tick + recoveryMs;
       const until = this.#run.world.clock.tick + recoveryMs;
       this.#excusedUntil = Math.max(this.#excusedUntil, until);
-      for (const standing of this.#standings.values()) {
-        if (isExcused(standing.secret)) standing.settledAt = Math.max(standing.settledAt, until);
+      for (const [key, standing] of this.#standings) {
+        if (!isExcused(standing.secret)) continue;
+        standing.settledAt = Math.max(standing.settledAt, until);
+        // A report that was not written counts as one.
+        this.#silentUntil.set(key, until + EVENT_SPACING_MS);
       }
     };
   }
@@ -381,7 +386,8 @@ export class Invariants {
   /** (h): what cannot be filled is reported soon; and from time to time, as long as it cannot. */
   #judgeReports(key: string, { idleFrom, settledAt }: Standing, at: number): void {
     const reportedAt = this.#reportedAt.get(key) ?? -Infinity;
-    const since = Math.max(idleFrom, this.#calmAt + EVENT_SPACING_MS, settledAt);
+    const silentUntil = this.#silentUntil.get(key) ?? 0;
+    const since = Math.max(idleFrom, this.#calmAt + EVENT_SPACING_MS, settledAt, silentUntil);
     const isNew = at >= since + REPORTING_MS && reportedAt < idleFrom - EVENT_SPACING_MS;
     const isOld = at >= since + REPORTING_AGAIN_MS && reportedAt < at - REPORTING_AGAIN_MS;
     if (isNew || isOld) throw new Breach(`(h) ${key} cannot be filled, which is not reported`);
