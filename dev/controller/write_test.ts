@@ -300,25 +300,34 @@ for (const [status, result] of [[403, "refused"], [422, "refused"], [500, "faile
   );
 }
 
-rule(
-  "A Secret that is read otherwise than a silent watch knows it is read at the back-off's pace",
-  async (world) => {
-    world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
-    world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(503) : undefined;
-    world.start();
-    // The token in hand is too old by then for a request.
-    await world.clock.advance(12 * S);
-    world.cluster.deafen();
-    world.cluster.update("apps/a", annotate({ [REFRESH]: "now" }));
-    world.cluster.fault = () => undefined;
-    const before = asked(world, "get").length;
-    await world.clock.advance(40 * S);
-    const tries = asked(world, "get").length - before;
-    assert(tries > 0 && tries <= 3, `${tries} in 40 s`);
-    await world.clock.advance(2 * MIN);
-    assertEquals(annotationOf(world, REFRESHED), "now");
-  },
-);
+for (
+  const [what, annotations] of [
+    ["a refresh", { [REFRESH]: "now" }],
+    ["another identity", { [IDENTITY]: BOB }],
+    ["a service account", { [ACCOUNT]: "puller" }],
+  ] as const
+) {
+  rule(
+    `A Secret that is read with ${what} that a silent watch does not tell of is read at the back-off's pace`,
+    async (world) => {
+      world.cluster.create(secret("a", { config: '{"auths":{},"other":1}' }));
+      world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(503) : undefined;
+      world.start();
+      // The token in hand is too old by then for a request.
+      await world.clock.advance(12 * S);
+      world.cluster.deafen();
+      world.cluster.update("apps/a", annotate(annotations));
+      world.cluster.fault = () => undefined;
+      const before = asked(world, "get").length;
+      await world.clock.advance(40 * S);
+      const tries = asked(world, "get").length - before;
+      assert(tries > 0 && tries <= 3, `${tries} in 40 s`);
+      await world.clock.advance(2 * MIN);
+      assertNotEquals(held(world), undefined);
+      assertEquals(annotationOf(world, REFRESHED), REFRESH in annotations ? "now" : undefined);
+    },
+  );
+}
 
 rule("A refusal that quotes the whole Secret gives nothing of it away", async (world) => {
   world.cluster.create(secret("a"));
