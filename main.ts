@@ -255,7 +255,7 @@ export function clean(text: string) {
       (run) => /[A-Z]/.test(run) && !/^[\da-f/]+$/i.test(run) ? "[removed]" : run,
     )
     .replace(/\s+/g, " ")
-    .replace(/[\p{C}\p{Zl}\p{Zp}]/gu, "\ufffd");
+    .replace(/\p{C}/gu, "\ufffd");
 }
 
 /** The same, as long as an event's note may be. */
@@ -517,7 +517,7 @@ class Backoff {
 const isRefusal = ({ status = 500 }: Partial<ApiError>) =>
   status < 500 && !TRANSIENT_STATUSES.includes(status);
 
-/** The header bears seconds or a date. */
+/** The header has seconds or a date. */
 function retryAfterMs({ status = 0, retryAfter = "" }: Partial<ApiError>, now: number) {
   if (status !== 429 && status < 500) return 0;
   const ms = /^\d+$/.test(retryAfter) ? +retryAfter * 1000 : Date.parse(retryAfter) - now;
@@ -966,22 +966,22 @@ export class Controller {
     let backoff = new Backoff();
     let version = "";
     for (;;) {
-      // Infinity: this round is a list.
-      const watchedFrom = version ? monotonic() : Infinity;
+      const isWatch = version !== "";
+      const startedAt = monotonic();
       try {
         version = await this.#requests.within(
           LIST_WATCH_TIMEOUT_MS,
           (signal) => this.#listAndWatch(namespace, version, signal),
         );
-        if (watchedFrom === Infinity) continue;
-        if (monotonic() < watchedFrom + WATCH_SHORT_MS) {
+        if (!isWatch) continue;
+        if (monotonic() < startedAt + WATCH_SHORT_MS) {
           throw new ApiError("watch: it ended at once");
         }
         backoff = new Backoff();
         this.#count('pull_secret_updater_watch_restarts_total{reason="ended"}');
       } catch (error) {
         version = "";
-        const hasLived = monotonic() > watchedFrom + WATCH_GOOD_MS;
+        const hasLived = isWatch && monotonic() > startedAt + WATCH_GOOD_MS;
         if (hasLived) backoff = new Backoff();
         await this.#pause(namespace, error, backoff, hasLived);
       }
@@ -1073,7 +1073,7 @@ export class Controller {
     return nextStep(secret, entry, this.#tokens.sourceOf(secret), clock.now(), clock.monotonic());
   }
 
-  /** Looks at each Secret, and drops the tokens that none uses any more. */
+  /** Reconciles each Secret, and drops the tokens that none uses any more. */
   #sweep = () => {
     for (const entry of this.#entries.values()) this.#reconcile(entry);
     this.#tokens.sweep(new Set(this.#secrets().map(this.#tokens.sourceOf)));
@@ -1090,7 +1090,7 @@ export class Controller {
       if (step.decision === "wait") backoff.failures = 0;
       if (step.do === "sleep") {
         if (step.report) this.#report(secret, step.report);
-        // The sweep looks at the others: a timer each would cost as much as all that is kept.
+        // The sweep reconciles the others: a timer each would cost as much as all that is kept.
         if (step.ms < SWEEP_MS) {
           entry.timer = clock.setTimeout(() => this.#reconcile(entry), step.ms);
         }
@@ -1138,11 +1138,13 @@ export class Controller {
     const { api, clock, log } = this.#deps;
     const { namespace, name, isPlain } = entry.secret;
     const found = isPlain ? undefined : await api.get(namespace, name, signal);
-    // The cached token became due meanwhile.
-    if (this.#stepOf(entry).do === "exchange") return;
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
     const step = this.#stepOf(entry, secret);
-    if (step.do !== "write") throw new ApiError("the Secret has changed", { status: 409 });
+    if (step.do !== "write") {
+      // The cached token became due meanwhile.
+      if (this.#stepOf(entry).do === "exchange") return;
+      throw new ApiError("the Secret has changed", { status: 409 });
+    }
     const { uid, resourceVersion, identity, refresh } = secret;
     const { jwt, expiresAt } = this.#tokens.sourceOf(secret).token!;
     const expires = new Date(expiresAt).toISOString();
@@ -1210,7 +1212,7 @@ Environment:
   AUDIENCE                 the audience of the tokens (cgr.dev)
   REGISTRIES               the hosts that get an entry in each Secret, comma-separated (cgr.dev)
   SUBJECT_TOKEN_FILE       the token to exchange (/var/run/chainguard/oidc/oidc-token)
-  WATCH_NAMESPACES         the namespaces to look after, comma-separated (all)
+  WATCH_NAMESPACES         the namespaces to watch, comma-separated (all)
   HTTPS_PROXY, NO_PROXY    the proxy to the issuer, and the hosts to be reached without it; also in
                            lower case (none)
   NODE_EXTRA_CA_CERTS      a file of more CAs for the issuer, read by Node and Deno (none)

@@ -182,7 +182,7 @@ function isInSubnet(address: string, noProxy: string) {
       // What is no subnet exempts nobody.
     }
   }
-  return isIP(address) !== 0 && subnets.check(address, familyOf(address));
+  return subnets.check(address, familyOf(address));
 }
 
 /**

@@ -37,8 +37,6 @@ const shipped = NODE_V8_COVERAGE === undefined && DENO_COVERAGE_DIR === undefine
 /** What a hostile server does with a connection; `request` is the head and body that came. */
 export type Attack = (socket: Socket, request: string) => void;
 
-export type Gate = Awaited<ReturnType<typeof openGate>>;
-
 /** Stands before a server; what a request meets is for `choose` to say, and nothing is passed on. */
 async function openGate(target: string) {
   const { hostname, port } = new URL(target);
