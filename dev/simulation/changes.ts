@@ -13,6 +13,8 @@ const CALMER_FIGHT_MS = 30_000;
 /** The shortest life of tokens that are of any use, and what of it the slowest exchange and write may take. */
 const SHORT_LIFE_MS = 12_000;
 const SLOWEST_PART = 0.1;
+/** What is left of a token's life when the last Secret is renewed: 0.67 and a spread of 0.1 are over. */
+const LEFT_PART = 0.23;
 /** An issuer that gives the same token again is asked once a second at most, and after half of what is left. */
 const ASKED_AGAIN_MS = 1_000;
 /** So many such lives are tried. */
@@ -170,10 +172,13 @@ export const CHANGES: Record<string, Begin> = {
   },
   "tokens live for seconds": (run, { amount }) => {
     const { world: { issuer }, plan: { latency, life, skew } } = run;
-    // A clock that is ahead takes from each life what it is ahead by.
+    const slowest = latency.issuer + 2 * latency.api;
+    // A clock that is ahead takes from each life what it is ahead by; one that is behind renews so much later, and
+    // nothing but the life's end tells it: that is too late where no more was left.
     const shortest = Math.max(
       SHORT_LIFE_MS + skew,
-      (latency.issuer + 2 * latency.api) / SLOWEST_PART,
+      slowest / SLOWEST_PART,
+      (skew / 2 + slowest) / LEFT_PART,
     );
     issuer.life = Math.floor(shortest * (1 + amount * (LIVES - 1)) / 1000) * 1000;
     // Else all would keep what they have for most of an hour.
