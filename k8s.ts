@@ -78,7 +78,7 @@ export type WatchEvent =
 /** What the controller asks of the API server. */
 export type KubernetesApi = Omit<KubernetesClient, "close">;
 
-export interface ClientOptions {
+interface ClientOptions {
   /** Of the API server, without a slash at the end. */
   url: string;
   /** The name that its certificate has to have; undefined: the host of the URL. */
@@ -140,12 +140,14 @@ export class KubernetesClient {
   ) {
     const { url, tokenFile, userAgent, onResponse } = this.#options;
     let response: Dispatcher.ResponseData;
+    const isPatch = options.method === "PATCH";
     try {
       const headers = {
-        accept: "application/json",
-        "content-type": options.method === "PATCH"
-          ? "application/merge-patch+json"
+        // Of what was patched only the metadata is read, and so asked for: less for all to encode.
+        accept: isPatch
+          ? "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
           : "application/json",
+        "content-type": isPatch ? "application/merge-patch+json" : "application/json",
         "user-agent": userAgent,
         ...tokenFile && { authorization: `Bearer ${readMounted(tokenFile)}` },
       };
@@ -364,7 +366,7 @@ const secretsPath = (namespace?: string, name?: string) =>
   `/api/v1${namespace ? `/namespaces/${namespace}` : ""}/secrets${name ? `/${name}` : ""}`;
 
 /** Names are judged here, as they become parts of paths: none reaches beyond its place. */
-function asSecret(value: Partial<Secret> | null): Secret {
+function asSecret(value: Partial<Secret> | null) {
   const { namespace, name, uid, resourceVersion } = value?.metadata ?? {};
   const isWhole = [namespace, name, uid, resourceVersion].every((field) =>
     typeof field === "string"

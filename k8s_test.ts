@@ -384,10 +384,13 @@ describeForms("each request", () => {
     await failure(client.get(namespace, "none", anySignal()));
     api.faults.add({ verb: "watch", close: 0 });
     await readAll(client.watch(namespace, "0", 60, anySignal()));
-    for (const { headers } of api.requests) {
+    for (const { method, headers } of api.requests) {
+      const isPatch = method === "PATCH";
       assertEquals([headers["user-agent"], headers.accept], [
         "pull-secret-updater/test",
-        "application/json",
+        isPatch
+          ? "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
+          : "application/json",
       ]);
     }
     const responses = ["list 200", "get 200", "patch 200", "create 201", "get 404", "watch 200"];

@@ -2,14 +2,14 @@
  * Keeps image pull Secrets filled with registry tokens that have not expired.
  *
  * Data goes one way: list and watch → the store → `reconcile` → `decide` → exchange or patch → the
- * patch comes back by the watch → `decide` says wait. All that is remembered between two steps is
- * when the next one may be tried. Every replica does all of this; there is no leader.
+ * patch comes back by the watch → `decide` says wait. Between two steps are remembered the token of
+ * each identity, and when the next step may be tried. Every replica does all of this; none leads.
  *
  * Two clocks: lives of tokens are told by the wall clock (`now`), pauses by the monotonic one
  * (`tick`).
  */
 import { existsSync } from "node:fs";
-import { createServer, type Server } from "node:http";
+import { createServer } from "node:http";
 import { setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
@@ -31,7 +31,6 @@ import {
   issuerAgent,
   RENEW_FRACTION,
   renewalTime,
-  type Requester,
   StsError,
   TokenSource,
 } from "./sts.ts";
@@ -55,8 +54,9 @@ const INVALID_CONFIG = "InvalidDockerConfig";
  */
 const RENEW_SPREAD = 0.1;
 /**
- * Between two writes to one Secret, and two exchanges for one identity; or half of what the token
- * has left.
+ * Between two writes to one Secret, and two exchanges for one identity: half of what the token has
+ * left, within these. So one Secret brings 360 writes an hour at most, and 3,600 tries of an
+ * exchange or a write if it is changed all the time and each fails.
  */
 const MIN_SPACING_MS = 1_000;
 const MAX_SPACING_MS = 10_000;
@@ -123,7 +123,7 @@ const MAX_NOTE_BYTES = 1024;
  */
 const NOTE_START_BYTES = 300;
 const NOTE_END_BYTES = 700;
-/** No value that is valid has more: of what tenants write no more is kept. */
+/** An identity of 15 levels has 295: of what tenants write no more is kept. */
 const MAX_FOREIGN_CHARS = 300;
 /** Rendering blocks everything else, for 25 ms with 5,000 Secrets. */
 const METRICS_MAX_AGE_MS = 1_000;
@@ -267,14 +267,14 @@ export function toNote(text: string) {
 
 /** A string that a tenant wrote, cut to what may be kept of it; nothing for any other value. */
 function textOf(value: unknown) {
-  if (typeof value !== "string") return undefined;
+  if (typeof value !== "string") return;
   if (value.length <= MAX_FOREIGN_CHARS) return value;
   // Copied: what is merely sliced would keep the whole in memory.
   return `${Buffer.from(value.slice(0, MAX_FOREIGN_CHARS))}…`;
 }
 
 type Level = "info" | "warn";
-export type Log = (level: Level, msg: string, fields: object) => void;
+type Log = (level: Level, msg: string, fields: object) => void;
 
 /** Logs one JSON object a line. */
 export const createLog =
@@ -294,7 +294,7 @@ export interface Report {
 }
 
 /** What is read from a Secret, and all that is kept of it. */
-export type PullSecret = ReturnType<typeof parseSecret>;
+type PullSecret = ReturnType<typeof parseSecret>;
 
 /**
  * Reads a Secret, whoever wrote it: nothing in it decides the type of anything, or how much is
@@ -312,9 +312,10 @@ export function parseSecret(
   const identity = annotation(IDENTITY_KEY) || (label ?? "");
   const account = annotation(ACCOUNT_KEY);
   const refresh = annotation(REFRESH_KEY);
-  const { passwords, isPlain, flaw } = parseDockerConfig(secret.data?.[DATA_KEY], registries);
-  const lives = passwords.map((password) => {
-    const { audiences = [], subject = "", issuedAt, expiresAt = 0 } = decode(password) ?? {};
+  const { tokens, isPlain, flaw } = readDockerConfig(secret.data?.[DATA_KEY], registries);
+  // No signature is verified: a forgery keeps the Secret that it is in from a token, a day at most.
+  const lives = tokens.map((claims) => {
+    const { audiences = [], subject = "", issuedAt, expiresAt = 0 } = claims ?? {};
     const life = { issuedAt, expiresAt };
     const owner = IDENTITY.test(subject) ? subject : annotation(TOKEN_IDENTITY_KEY);
     return owner === identity && audiences.includes(audience) && !findLifeFlaw(life, now)
@@ -333,9 +334,9 @@ export function parseSecret(
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
-    /** Whether nothing can be done for it: gone, unusable, or any problem but a rival entry. */
-    isSkipped: isGone || passwords.length === 0 ||
-      (problem?.reason ?? INVALID_CONFIG) !== INVALID_CONFIG,
+    /** Whether nothing can be done for it: gone, or any problem but that clients take another entry. */
+    isSkipped: isGone || tokens.length === 0 ||
+      (problem !== undefined && problem.reason !== INVALID_CONFIG),
     /** Why, or what keeps clients from the token though it is there. */
     problem,
     /** Its value, if a refresh is requested that was not served yet. */
@@ -344,7 +345,7 @@ export function parseSecret(
     token: lives.reduce((a, b) => a && b && (a.expiresAt <= b.expiresAt ? a : b), lives[0]),
     /**
      * Whether the docker config holds nothing but ours, so that it need not be read to be written;
-     * a conflict makes this false.
+     * a conflict makes this false, until list or watch bring the Secret again.
      */
     isPlain,
   };
@@ -401,11 +402,11 @@ const decodeConfig = (data: unknown) =>
   UTF_8.decode(Buffer.from(typeof data === "string" ? data : "", "base64"));
 
 /**
- * The passwords of the registries' entries, where the user is ours; none if nothing can be done
- * with the config.
+ * The tokens of the registries' entries, where the user is ours; none if nothing can be done with
+ * the config.
  */
 function parseDockerConfig(data: unknown, registries: string[]) {
-  const unusable = (flaw: string) => ({ passwords: [], isPlain: false, flaw });
+  const unusable = (flaw: string) => ({ data, registries, tokens: [], isPlain: false, flaw });
   let config;
   try {
     config = JSON.parse(decodeConfig(data)) ?? {};
@@ -422,15 +423,27 @@ function parseDockerConfig(data: unknown, registries: string[]) {
     registries.some((host) => Object.hasOwn(Object(config.credHelpers), host));
   const rival = hasHelper ? "a credential helper" : others.find(isRival);
   return {
-    passwords: registries.map((host) => Object.hasOwn(auths, host) ? passwordOf(auths[host]) : ""),
+    data,
+    registries,
+    tokens: registries.map((host) => Object.hasOwn(auths, host) ? tokenOf(auths[host]) : undefined),
     isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),
     flaw: rival && `has "${textOf(rival)}" beside the token, which clients take in its place`,
   };
 }
 
-function passwordOf(entry: unknown) {
+/** What was read last: all Secrets of an identity hold the same. */
+let lastConfig = parseDockerConfig("", []);
+
+function readDockerConfig(data: unknown, registries: string[]) {
+  if (data !== lastConfig.data || registries !== lastConfig.registries) {
+    lastConfig = parseDockerConfig(data, registries);
+  }
+  return lastConfig;
+}
+
+function tokenOf(entry: unknown) {
   const encoded = isObject(entry) && typeof entry.auth === "string" ? entry.auth : "";
-  return /^_token:(.*)/s.exec(Buffer.from(encoded, "base64").toString())?.[1] ?? "";
+  return decode(/^_token:(.*)/s.exec(Buffer.from(encoded, "base64").toString())?.[1] ?? "");
 }
 
 /**
@@ -458,7 +471,7 @@ function stateOf({ isSkipped, token }: PullSecret, now: number) {
 /**
  * What a Secret needs at the instant `now` (ms since the epoch), by the first of these that holds:
  *
- * 1. It is being deleted or no longer selected, or has a problem: skip.
+ * 1. It is being deleted or no longer selected, or nothing can be done for it: skip.
  * 2. A refresh is requested that was not served yet: a new token (requested).
  * 3. A registry has no token of ours: a token (missing). One has expired: a token (expired).
  * 4. Past `fraction` of the token's life: a token that lives longer (due). Else wait until then.
@@ -474,10 +487,10 @@ export function decide(secret: PullSecret, now: number, fraction: number) {
 // ───── Time and turns ─────
 
 /** Real time; tests hand in a clock that they advance. */
-export const systemClock = {
+const systemClock = {
   /** The wall clock, in ms since the epoch. */
-  now: () => Date.now(),
-  /** A clock that never jumps, in ms. */
+  now: Date.now,
+  /** A clock that never jumps, in ms; it may stand still while the machine sleeps. */
   monotonic: () => performance.now(),
   setTimeout: (callback: () => void, ms: number): unknown => setTimeout(callback, ms),
   clearTimeout: (timer: unknown) => clearTimeout(timer as number),
@@ -494,7 +507,7 @@ class Backoff {
   /** How often it has failed in a row. */
   failures = 0;
   /** Monotonic. */
-  retryAt = -Infinity;
+  retryAt = 0;
   /** The failure that was logged last. */
   logged = "";
 
@@ -686,7 +699,7 @@ const METRICS = `# HELP pull_secret_updater_build_info The version that runs.
 # HELP pull_secret_updater_watch_restarts_total Lists and watches that ended, by reason.
 # TYPE pull_secret_updater_watch_restarts_total counter
 # HELP pull_secret_updater_events_dropped_total Events not written, being too many.
-# TYPE pull_secret_updater_events_dropped_total counter`.split("\n");
+# TYPE pull_secret_updater_events_dropped_total counter`.split(/\n(?=# HELP)/);
 /**
  * What can be foreseen is there from the start, with 0, so that its first increase is seen as one.
  */
@@ -734,11 +747,9 @@ function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecr
   for (const [state, size] of Object.entries(states)) {
     samples.push(`pull_secret_updater_secrets{state="${state}"} ${size}`);
   }
-  const lines = METRICS.flatMap((line) => {
-    const [, kind, name = ""] = line.split(" ");
-    return kind === "TYPE"
-      ? [line, ...samples.filter((sample) => sample.startsWith(name))]
-      : [line];
+  const lines = METRICS.flatMap((head) => {
+    const [, , name = ""] = head.split(" ");
+    return [head, ...samples.filter((sample) => sample.startsWith(name))];
   });
   return `${lines.join("\n")}\n`;
 }
@@ -746,7 +757,7 @@ function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecr
 // ───── The controller ─────
 
 /** All that the controller reaches the world through. */
-export interface Dependencies extends Time {
+interface Dependencies extends Time {
   api: KubernetesApi;
   /** Reads the controller's own subject token, anew each time. */
   readSubjectToken: () => string;
@@ -799,7 +810,8 @@ function nextStep(
   });
   if (decision === "skip") return next("sleep", SWEEP_MS, problem);
   if (decision === "wait") return next("sleep", renewalTime(token!, fraction) - now, problem);
-  // Nothing bypasses this, a refresh request neither.
+  // Nothing bypasses this, a refresh request neither. Who makes the Secret anew, or labels it again,
+  // starts afresh, for as many writes of their own.
   if (backoff.retryAt > tick) return next("sleep", backoff.retryAt - tick);
 
   // Judged anew: the clock may have been set back.
@@ -807,7 +819,8 @@ function nextStep(
   const { expiresAt = 0, renewAt = 0 } = cached && !findLifeFlaw(cached, now) ? cached : {};
   const isRequested = decision === "requested";
   const askInMs = source.backoff.retryAt - tick;
-  // A token from within the spacing (10 s at most) is new enough for a request.
+  // A token from within the spacing (10 s at most) is new enough for a request, as one that is not
+  // due is for all others.
   const hasJustRenewed = askInMs > 0 && !source.failure;
   const isFresh = isRequested ? hasJustRenewed : renewAt > now;
   // Keeps expired tokens out of Secrets: it outlives one that is still valid, or at least this
@@ -854,7 +867,7 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
   const turns = createTurns(MAX_EXCHANGES);
 
   /** It must not fail. */
-  async function renew(source: Source, requester: Requester) {
+  async function renew(source: Source, requester: PullSecret) {
     const { namespace, account, identity } = requester;
     const startedAt = clock.monotonic();
     let subjectToken = "";
@@ -878,7 +891,7 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
     count("pull_secret_updater_exchange_duration_seconds_sum", seconds);
   }
 
-  function sourceOf({ namespace, identity, account }: Requester) {
+  function sourceOf({ namespace, identity, account }: PullSecret) {
     const key = account === undefined ? identity : `${identity} ${namespace}/${account}`;
     const source = sources.get(key) ?? new Source();
     sources.set(key, source);
@@ -1035,24 +1048,29 @@ export class Controller {
     const secret = parseSecret(object, this.#config, now);
     // Another Secret of the same name starts afresh.
     if (this.#entries.get(key)?.secret.uid !== secret.uid) this.#remove(key);
-    const fraction = RENEW_FRACTION + random() * RENEW_SPREAD;
-    const entry: Entry = this.#entries.get(key) ?? { secret, fraction, backoff: new Backoff() };
+    const entry: Entry = this.#entries.get(key) ?? {
+      secret,
+      fraction: RENEW_FRACTION + random() * RENEW_SPREAD,
+      backoff: new Backoff(),
+    };
     const { secret: before, backoff } = entry;
-    const isSame = before.identity === secret.identity;
+    const isSame = before.identity === secret.identity && before.account === secret.account;
     const isBlanked = before.token && !secret.token && isSame && !secret.isSkipped;
     const isSpaced = backoff.failures === 0 && backoff.retryAt > tick;
     if (isBlanked && isSpaced) {
       const seconds = Math.ceil((backoff.retryAt - tick) / 1000);
-      const message =
-        "the token was overwritten by another client (kubectl apply, GitOps?); it will be " +
-        `written again in ${seconds} s. Leave data out of what is applied: see GitOps, README`;
-      this.#report(secret, { reason: "Overwritten", message });
+      this.#report(secret, {
+        reason: "Overwritten",
+        message:
+          "the token was overwritten by another client (kubectl apply, GitOps?); it will be " +
+          `written again in ${seconds} s. Leave data out of what is applied: see GitOps, README`,
+      });
     }
     // Whoever wrote it, a replica or this one: the next write keeps its distance. And who changes
     // the identity all the time makes no more than an exchange a second.
     const { expiresAt = 0 } = secret.token ?? {};
-    const isNew = expiresAt > now && expiresAt !== before.token?.expiresAt;
-    if (isNew || !isSame) backoff.space(this.#deps, expiresAt - now);
+    const hasNewToken = expiresAt > now && expiresAt !== before.token?.expiresAt;
+    if (hasNewToken || !isSame) backoff.space(this.#deps, expiresAt - now);
     // Never older than the one in the store: one loop for each namespace, in the API server's
     // order, and nothing else upserts. Only a restored etcd goes back; a write that is too late is
     // a 409.
@@ -1108,15 +1126,15 @@ export class Controller {
   }
 
   /**
-   * Writes the cached token. After a 409: back off, sleep, read the Secret, decide anew, patch; the
-   * third in a row is reported.
+   * Writes the cached token. After a 409: back off, sleep, read the Secret unless the watch brings
+   * it meanwhile, decide anew, patch; reported if two or more tries had failed before.
    */
   #write(entry: Entry) {
     const { secret, backoff } = entry;
     return this.#requests.within(REQUEST_TIMEOUT_MS, (signal) => this.#patch(entry, signal)).catch(
       (error) => {
         backoff.fail(this.#deps, error);
-        const isConflict = error.status === 409 || error.status === 404;
+        const isConflict = [404, 409].includes(error.status);
         secret.isPlain &&= !isConflict;
         const result = isConflict ? "conflict" : isRefusal(error) ? "refused" : "failed";
         this.#count(`pull_secret_updater_refreshes_total{result="${result}"}`);
@@ -1153,12 +1171,8 @@ export class Controller {
       [TOKEN_EXPIRES_KEY]: expires,
       [REFRESHED_KEY]: refresh,
     };
-    const config = withToken(
-      found ? decodeConfig(found.data?.[DATA_KEY]) : "{}",
-      this.#config.registries,
-      jwt,
-    );
-    const data = { [DATA_KEY]: toBase64(config) };
+    const before = found ? decodeConfig(found.data?.[DATA_KEY]) : "{}";
+    const data = { [DATA_KEY]: toBase64(withToken(before, this.#config.registries, jwt)) };
     // A Secret that is not the one that was decided on, or not as it was, is a conflict.
     await api.patch(
       namespace,
@@ -1168,11 +1182,10 @@ export class Controller {
     );
     entry.backoff.failures = 0;
     entry.backoff.space(this.#deps, expiresAt - clock.now());
-    const { decision: reason } = step;
     this.#count('pull_secret_updater_refreshes_total{result="success"}');
-    log("info", "token written", { namespace, name, identity, reason, expires });
+    log("info", "token written", { namespace, name, identity, reason: step.decision, expires });
     const message = `the Secret holds a token of ${identity} until ${expires}`;
-    if (reason !== "due") this.#report(secret, { reason: "TokenIssued", message });
+    if (step.decision !== "due") this.#report(secret, { reason: "TokenIssued", message });
   }
 }
 
@@ -1269,7 +1282,7 @@ function statusOf(secret: PullSecret, now: number) {
  * Serves the probes and the metrics. Each caller gets one answer: who keeps asking does not keep
  * others from theirs.
  */
-function serve(controller: Controller, port: number): Server {
+function serve(controller: Controller, port: number) {
   let [metrics, renderAt] = [Buffer.alloc(0), 0];
   const pages: Record<string, () => string | undefined> = {
     "/healthz": controller.livenessError,

@@ -55,20 +55,20 @@ export class StsError extends Error {
 
 export type Claims = NonNullable<ReturnType<typeof decode>>;
 /** When a token was issued and expires, in ms since the epoch. */
-export type Life = Pick<Claims, "issuedAt" | "expiresAt">;
+type Life = Pick<Claims, "issuedAt" | "expiresAt">;
 
 /** Decodes a JWT that has a subject and an expiry; returns nothing for any other text. */
 export function decode(token: string) {
-  if (token.length > MAX_TOKEN_CHARS || !JWT.test(token)) return undefined;
+  if (token.length > MAX_TOKEN_CHARS || !JWT.test(token)) return;
   let payload;
   try {
     payload = decodeJwt(token);
   } catch {
-    return undefined;
+    return;
   }
   const { iss, sub, aud, iat, exp } = payload;
-  if (typeof sub !== "string" || !isNumericDate(exp)) return undefined;
-  if (iat !== undefined && !(isNumericDate(iat) && iat < exp)) return undefined;
+  if (typeof sub !== "string" || !isNumericDate(exp)) return;
+  if (iat !== undefined && !(isNumericDate(iat) && iat < exp)) return;
   return {
     issuer: typeof iss === "string" ? iss : "",
     subject: sub,
@@ -82,7 +82,7 @@ const isNumericDate = (value: unknown) =>
   typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
 
 /** When a token is to be renewed (ms since the epoch), at a fraction of its life. */
-export function renewalTime({ issuedAt, expiresAt }: Life, fraction: number): number {
+export function renewalTime({ issuedAt, expiresAt }: Life, fraction: number) {
   const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
   return issued + fraction * (expiresAt - issued);
 }
@@ -151,12 +151,12 @@ const cut = (text: string) =>
  * The dispatcher for requests to the issuer. A proxy, and the hosts to be reached without it, are
  * given here and not left to undici, which would read variables that the program has no right to.
  */
-export function issuerAgent(issuer: string, httpsProxy = "", noProxy = ""): Dispatcher {
+export function issuerAgent(issuer: string, httpsProxy = "", noProxy = "") {
   // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
   const connect = { timeout: CONNECT_TIMEOUT_MS, allowH2: false, allowPartialTrustChain: true };
   const options = { allowH2: false, maxResponseSize: MAX_RESPONSE_BYTES, connect };
   if (httpsProxy === "" || isInSubnet(bareHost(issuer), noProxy)) return new Agent(options);
-  const isAddress = isIP(bareHost(httpsProxy)) !== 0;
+  const isAddress = isIP(bareHost(httpsProxy));
   const connectToProxy = buildConnector(connect);
   const clientFactory = (proxy: URL) =>
     new Pool(proxy, {
@@ -233,16 +233,6 @@ export function readResponse(status: number, text: string, retryAfter: string) {
   const said = typeof message === "string" ? cut(message) : "not a response of an STS";
   const what = status < 300 ? "no token" : status < 400 ? "a redirect, not followed" : said;
   throw new StsError(`the issuer answered ${status}: ${what}`, fields);
-}
-
-/**
- * Who a token is for: an identity, and the service account that it is exchanged as, if not the
- * controller's.
- */
-export interface Requester {
-  namespace: string;
-  identity: string;
-  account?: string;
 }
 
 /**

@@ -100,9 +100,10 @@ async function call(
   body?: unknown,
   type = "application/json",
   bearer = token,
+  others: Record<string, string> = {},
 ): Promise<Answer> {
   const text = body === undefined || typeof body === "string" ? body : JSON.stringify(body);
-  const headers = { authorization: `Bearer ${bearer}`, "content-type": type };
+  const headers = { authorization: `Bearer ${bearer}`, "content-type": type, ...others };
   const answer = await request(url + path, { method, dispatcher, headers, body: text });
   const answered = await answer.body.text();
   const kind = String(answer.headers["content-type"]);
@@ -455,6 +456,19 @@ describe("merge-patch", () => {
     assertEquals(body.metadata.creationTimestamp, old.metadata.creationTimestamp);
     assert(Number(body.metadata.resourceVersion) > Number(old.metadata.resourceVersion));
     assertEquals((await get(`${secrets}/kept`)).body.data, body.data);
+  });
+
+  test("answers with the metadata alone to who accepts that", async () => {
+    await create("partial", pullSecret());
+    const path = `${secrets}/partial?fieldManager=contract`;
+    const accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json";
+    const change = { metadata: { labels: { a: "b" } } };
+    const { status, body } = await call("PATCH", path, change, MERGE_PATCH, token, { accept });
+    assertEquals(status, 200);
+    assertEquals(Object.keys(body).sort(), ["apiVersion", "kind", "metadata"]);
+    assertEquals([body.kind, body.apiVersion], ["PartialObjectMetadata", "meta.k8s.io/v1"]);
+    const { metadata } = (await get(`${secrets}/partial`)).body;
+    assertEquals(body.metadata, metadata);
   });
 
   test("that changes nothing keeps the resource version", async () => {

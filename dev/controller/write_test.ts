@@ -592,6 +592,22 @@ rule("Cycling service accounts does not spin either", async (world) => {
 });
 
 rule(
+  "Cycling service accounts that are refused brings about a token request a second at most",
+  async (world) => {
+    world.cluster.create(secret("a"));
+    world.issuer.fault = () => answer(403);
+    world.start();
+    for (let step = 0; step < 240; step++) {
+      world.cluster.update("apps/a", annotate({ [ACCOUNT]: `account-${step}` }));
+      await world.clock.advance(step < 120 ? 250 : 600);
+    }
+    const { length } = asked(world, "token");
+    assert(length <= 102, `${length} token requests`);
+    assert(world.issuer.requests.length <= 102, `${world.issuer.requests.length} exchanges`);
+  },
+);
+
+rule(
   "An issuer whose every token is for somebody else, or no good, brings about no write and few exchanges",
   async (world) => {
     world.cluster.create(secret("a"));

@@ -90,6 +90,7 @@ export interface NewSecret {
 
 const BODY_LIMIT = 3 * 1024 * 1024;
 const MERGE_PATCH = "application/merge-patch+json";
+const METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 /** A bookmark comes this long before the end of a watch. */
 const LAST_BOOKMARK_MS = 2_000;
 const TOKEN_MIN_S = 600;
@@ -332,7 +333,8 @@ export class ApiServer extends Listener<ApiRequest> {
       case "patch": {
         if (!name) throw methodNotAllowed();
         const patch = readPatch(request);
-        return { status: 200, body: this.#registry.patch(resource, namespace, name, patch) };
+        const body = this.#registry.patch(resource, namespace, name, patch);
+        return { status: 200, body: asAskedFor(body, request) };
       }
       case "delete": {
         const options = request.body ? parse("DeleteOptions", request.body) : undefined;
@@ -500,6 +502,13 @@ function readJson({ kind }: Resource, { headers, body }: ApiRequest): unknown {
     );
   }
   return parse(kind, body);
+}
+
+/** An object, or its metadata alone. */
+function asAskedFor(object: KubeObject, { headers }: ApiRequest): object {
+  if (!headers.accept?.startsWith(METADATA_ONLY)) return object;
+  const { metadata } = object;
+  return { kind: "PartialObjectMetadata", apiVersion: "meta.k8s.io/v1", metadata };
 }
 
 function readPatch({ headers, body }: ApiRequest): unknown {

@@ -89,7 +89,10 @@ interface Standing {
   settledAt: number;
   /** Since when nothing can be done for it, if nothing can. */
   idleFrom: number;
-  /** When each replica wrote it last, and how far the next write of that one has to be apart. */
+  /**
+   * When each replica wrote it last, and how far the next write of that one has to be apart. Who takes the label off and
+   * puts it on again makes as many changes as the controller writes: it starts afresh, as a Secret that is deleted.
+   */
   wrote: Map<string, { at: number; spacing: number }>;
   /** It asks for a refresh, and must not from then on. */
   servedAt: number;
@@ -334,6 +337,7 @@ export class Invariants {
     if (before) this.#judge(key, before, at, now);
     if (seen === "ADDED" || seen === "DELETED") this.#cameOrWentAt = at;
     if (type === "DELETED") return void this.#standings.delete(key);
+    if (seen === "DELETED") before?.wrote.clear();
     if (by) this.#judgeWrite(before!, secret, by, at, now);
     const settledAt = by ? before!.settledAt : at + SETTLING_MS;
     const isServed = refreshOf(secret) === undefined;

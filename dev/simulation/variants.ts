@@ -144,8 +144,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "a conflict drops the Secret",
     file: "main.ts",
-    text: "const isConflict = error.status === 409 || error.status === 404;",
-    by: "const isConflict = error.status === 409 || error.status === 404;\n" +
+    text: "const isConflict = [404, 409].includes(error.status);",
+    by: "const isConflict = [404, 409].includes(error.status);\n" +
       "if (isConflict) this.#remove(keyOf(secret));",
     breaks: /^\((a|d)\)/,
   },
@@ -229,8 +229,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "the token is logged",
     file: "main.ts",
-    text: '"token written", { namespace, name, identity, reason, expires }',
-    by: '"token written", { namespace, name, identity, reason, expires, end: jwt.slice(-20) }',
+    text: '"token written", { namespace, name, identity, reason: step.decision, expires }',
+    by: '"token written", { namespace, name, identity, expires, end: jwt.slice(-20) }',
     breaks: /^\(f\)/,
   },
   {
