@@ -334,7 +334,7 @@ export function parseSecret(
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
-    /** Whether nothing can be done for it: gone, or any problem but that clients take another entry. */
+    /** Whether nothing can be done for it: gone, or a problem other than a rival entry. */
     isSkipped: isGone || tokens.length === 0 ||
       (problem !== undefined && problem.reason !== INVALID_CONFIG),
     /** Why, or what keeps clients from the token though it is there. */
@@ -810,8 +810,8 @@ function nextStep(
   });
   if (decision === "skip") return next("sleep", SWEEP_MS, problem);
   if (decision === "wait") return next("sleep", renewalTime(token!, fraction) - now, problem);
-  // Nothing bypasses this, a refresh request neither. Who makes the Secret anew, or labels it again,
-  // starts afresh, for as many writes of their own.
+  // Nothing bypasses this, a refresh request neither. A Secret that is made
+  // anew, or labelled again, starts afresh.
   if (backoff.retryAt > tick) return next("sleep", backoff.retryAt - tick);
 
   // Judged anew: the clock may have been set back.
