@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { after, test } from "node:test";
+import { parse } from "yaml";
 
 const ROOT = join(import.meta.dirname!, "..");
 const NAMES = ["SHA256SUMS", "install-node.yaml", "install.yaml", "main.js", "sbom.cdx.json"];
@@ -110,4 +111,17 @@ test("A release that is asked for wrongly ends with exit status 2 and one line, 
   const { status, stdout } = run(ROOT, "release.ts", "--help");
   assertEquals(status, 0);
   for (const word of [...NAMES, "--out DIR"]) assert(stdout.includes(word), word);
+});
+
+test("The release workflow takes no tag but the version's", () => {
+  const { jobs } = parse(read(ROOT, ".github/workflows/release.yaml"));
+  const { run: script } = jobs.check.steps.find(({ id }: { id?: string }) => id === "version");
+  const [, version = ""] = /^const VERSION = "(.+)";$/m.exec(read(ROOT, "main.ts")) ?? [];
+  const statuses = [`v${version}`, version, `v${version}.1`, "v"].map((tag) =>
+    spawnSync("bash", ["-e", "-c", script], {
+      cwd: ROOT,
+      env: { ...process.env, GITHUB_REF_NAME: tag },
+    }).status
+  );
+  assertEquals(statuses, [0, 1, 1, 1]);
 });
