@@ -20,6 +20,7 @@ export interface Component {
   version: string;
   purl: string;
   hashes?: { alg: string; content: string }[];
+  properties?: unknown;
 }
 
 export interface Sbom {
@@ -62,13 +63,21 @@ function baseImage(): Component {
   };
 }
 
+/** What is left differs neither from run to run nor from one npm to the next: npm 10 notes each folder, npm 11 does not. */
+function withoutNotes({ properties: _, ...component }: Component): Component {
+  return component;
+}
+
 export function makeSbom(): Sbom {
   const [, version = ""] = /^const VERSION = "(.*)";$/m.exec(read("main.ts")) ?? [];
-  const { serialNumber: _, metadata: { component }, components, ...rest } = askNpm(version);
+  const { serialNumber: _, metadata, components, ...rest } = askNpm(version);
   const { name } = JSON.parse(read("package.json"));
-  // Without what differs from run to run and from one npm to the next.
-  const metadata = { component: { ...component, name, type: "application" } };
-  return { ...rest, metadata, components: [...components, baseImage()] };
+  const program = { ...withoutNotes(metadata.component), name, type: "application" };
+  return {
+    ...rest,
+    metadata: { component: program },
+    components: [...components.map(withoutNotes), baseImage()],
+  };
 }
 
 if (import.meta.main ?? process.argv[1] === import.meta.filename) {

@@ -36,15 +36,15 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
 
   await step("npm run manifest: the program in a ConfigMap, on a stock Node", async () => {
     await provide(context, "node", BUILD);
-    await runCommands(context, "manifest -- --runtime node", force);
+    await runCommands(context, "manifest -- --runtime node", installed);
     return await check(context, "node");
   });
-  await step("npm run manifest: the program in a ConfigMap, on a stock Deno", async () => {
+  await step("install.yaml: the program in a ConfigMap, on a stock Deno", async () => {
     await provide(context, "deno", BASE);
     await runCommands(
       context,
-      "kubectl apply --server-side -f -\nkubectl rollout status",
-      installed,
+      "kubectl apply --server-side -f install.yaml\nkubectl rollout status",
+      force,
     );
     return await check(context, "deno");
   });

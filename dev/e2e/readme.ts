@@ -36,6 +36,7 @@ export async function runCommands(
   for (
     const name of [
       "deploy.yaml",
+      "install.yaml",
       "package.json",
       "Containerfile",
       "node_modules",
