@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { parse } from "yaml";
 import { isInstalled } from "../cluster/processes.ts";
 import { expose, METRIC_PREFIX, samplesIn } from "./exposed.ts";
+import { anchorsOf } from "./markdown.ts";
 
 // deno-lint-ignore no-explicit-any
 type Json = any;
@@ -14,6 +15,8 @@ const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const RULES = parse(read("docs/alerts/rules.yaml"));
 const DASHBOARD = JSON.parse(read("docs/dashboard.json"));
+/** Stands for where the README is to be read: the project has no address of its own. */
+const RUNBOOKS = "https://REPOSITORY";
 /** What Prometheus adds to each series, and what names a Secret or a version. */
 const FREE_LABELS = ["cluster", "job", "instance", "namespace", "name", "version"];
 const hasPromtool = {
@@ -101,6 +104,25 @@ test("The PrometheusRule has the rules of the rule file", () => {
     "PrometheusRule",
   ]);
   assertEquals(resource.spec, RULES);
+});
+
+test("Each alert's name begins with the program's, and it says how bad it is, what to do, and where to read on", () => {
+  for (const { alert, labels, annotations, ...rest } of rules) {
+    assertMatch(alert, /^PullSecretUpdater[A-Z]/);
+    assertMatch(labels.severity, /^(critical|warning|info)$/, alert);
+    assertEquals(Object.keys(annotations), ["summary", "description", "runbook_url"], alert);
+    assertEquals(Object.keys(rest).filter((key) => !["expr", "for"].includes(key)), []);
+    const [address = "", anchor = ""] = annotations.runbook_url.split("#");
+    assertEquals(address, `${RUNBOOKS}/README.md`, alert);
+    assert(anchorsOf(read("README.md")).has(anchor), `${alert}: ${anchor}`);
+  }
+});
+
+test("Each file of rules names the address of the runbook once, and the README what to put there", () => {
+  for (const name of ["rules.yaml", "prometheusrule.yaml"]) {
+    assertEquals(read(`docs/alerts/${name}`).split(RUNBOOKS).length - 1, 1, name);
+  }
+  assert(read("README.md").includes(`\`${RUNBOOKS}\``));
 });
 
 test("Each alert has a test in which it fires, and one in which it does not", () => {
