@@ -1,11 +1,12 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { execFileSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { execFileSync, spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { parse } from "yaml";
 import { isInstalled } from "../cluster/processes.ts";
-import { expose, METRIC_PREFIX, samplesIn } from "./exposed.ts";
+import { expose, METRIC_PREFIX, type Sample, samplesIn } from "./exposed.ts";
 import { anchorsOf } from "./markdown.ts";
 
 // deno-lint-ignore no-explicit-any
@@ -17,8 +18,10 @@ const RULES = parse(read("docs/alerts/rules.yaml"));
 const DASHBOARD = JSON.parse(read("docs/dashboard.json"));
 /** Stands for where the README is to be read: the project has no address of its own. */
 const RUNBOOKS = "https://REPOSITORY";
-/** What Prometheus adds to each series, and what names a Secret or a version. */
-const FREE_LABELS = ["cluster", "job", "instance", "namespace", "name", "version"];
+/** What Prometheus adds to each series. */
+const SCRAPE_LABELS = ["cluster", "job", "instance"];
+/** What names a Secret or a version: any value will do. */
+const FREE_LABELS = ["namespace", "name", "version"];
 const hasPromtool = {
   skip: isInstalled("promtool") ? false : "promtool is not installed (Debian: prometheus)",
 };
@@ -39,6 +42,9 @@ function samplesOf(queries: string[]): Set<string> {
     ),
   );
 }
+
+const statesIn = (samples: Sample[]) =>
+  samples.filter(({ name }) => name === "secrets").map(({ labels }) => labels.state).sort();
 
 test("Alerts and dashboard ask for samples that the program gives, and for no others", () => {
   const asked = samplesOf([...rules.map(({ expr }) => expr), ...panelQueries]);
@@ -85,16 +91,34 @@ test("The rules are tested with series that the program gives, and counters from
   const text = read("docs/alerts/rules_test.yaml");
   const series = samplesIn(text.replace(/^ *- series: /gm, ""));
   assert(series.length > 20, "the series are found");
-  const formOf = ({ name, labels }: { name: string; labels: Record<string, string> }) =>
+  const formOf = ({ name, labels }: Sample) =>
     JSON.stringify([
       name,
-      Object.entries(labels).filter(([label]) => !FREE_LABELS.includes(label)).sort(),
+      Object.entries(labels).filter(([label]) => !SCRAPE_LABELS.includes(label))
+        .map(([label, value]) => [label, FREE_LABELS.includes(label) ? "" : value]).sort(),
     ]);
   const forms = new Set(exposition.samples.map(formOf));
   assertEquals(series.filter((each) => !forms.has(formOf(each))), []);
   const counters = [...text.matchAll(/series: \S+_total\S*\n +values: (\S+)/g)];
   assert(counters.length > 5, "the counters are found");
   for (const [found, values] of counters) assert(!values!.startsWith("_"), found);
+});
+
+test("Each replica in the tests of the rules is scraped by its address, and counts its Secrets in all states", () => {
+  const states = statesIn(exposition.samples);
+  for (const { name, input_series } of parse(read("docs/alerts/rules_test.yaml")).tests) {
+    const series = samplesIn(input_series.map((each: Json) => each.series).join("\n"));
+    assertEquals(series.length, input_series.length, name);
+    const replicas = Map.groupBy(
+      series,
+      ({ labels }) => JSON.stringify(SCRAPE_LABELS.map((label) => labels[label])),
+    );
+    for (const [replica, samples] of replicas) {
+      assert(samples[0]?.labels.instance, `${name}: ${replica}`);
+      const given = statesIn(samples);
+      assertEquals(given, given.length === 0 ? [] : states, `${name}: ${replica}`);
+    }
+  }
 });
 
 test("The PrometheusRule has the rules of the rule file", () => {
@@ -150,3 +174,53 @@ test("promtool takes the rules, and their tests pass", hasPromtool, () => {
     stdio: "pipe",
   });
 });
+
+/** The alerts whose tests fail with other queries. */
+function failingWith(change: (expr: string) => string): string[] {
+  const folder = mkdtempSync(join(tmpdir(), "pull-secret-updater-alerts-"));
+  try {
+    const groups = RULES.groups.map((group: Json) => ({
+      ...group,
+      rules: group.rules.map((rule: Json) => ({ ...rule, expr: change(rule.expr) })),
+    }));
+    writeFileSync(join(folder, "rules.yaml"), JSON.stringify({ groups })); // JSON is YAML
+    const file = parse(read("docs/alerts/rules_test.yaml"));
+    // The one of a day takes longer than all others together.
+    const tests = file.tests.filter((each: Json) =>
+      each.alert_rule_test.every(({ eval_time }: Json) => eval_time.endsWith("m"))
+    );
+    writeFileSync(join(folder, "rules_test.yaml"), JSON.stringify({ ...file, tests }));
+    const { stdout, stderr } = spawnSync("promtool", ["test", "rules", "rules_test.yaml"], {
+      cwd: folder,
+      encoding: "utf8",
+    });
+    const found = [...`${stdout}${stderr}`.matchAll(/^ *alertname: ?(\w+)/gm)];
+    return [...new Set(found.map(([, name = ""]) => name))].sort();
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+test(
+  "The tests of each alert fail if its query does not keep clusters apart, or jobs",
+  hasPromtool,
+  () => {
+    const alerts = rules.map(({ alert }) => alert).sort();
+    assertEquals(failingWith((expr) => expr), []);
+    assertEquals(failingWith((expr) => expr.replaceAll("cluster, ", "")), alerts);
+    assertEquals(failingWith((expr) => expr.replaceAll(/, job\b/g, "")), alerts);
+  },
+);
+
+test(
+  "The tests of each alert on one kind of count fail if its query takes all kinds",
+  hasPromtool,
+  () => {
+    const selective = rules.filter(({ expr }) => expr.includes('="') || expr.includes('=~"'));
+    assert(selective.length > 3, "they are found");
+    assertEquals(
+      failingWith((expr) => expr.replaceAll(/\{.*?\}/g, "")),
+      selective.map(({ alert }) => alert).sort(),
+    );
+  },
+);
