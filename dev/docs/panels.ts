@@ -11,6 +11,13 @@ export interface Panel {
   targets: { expr: string; legendFormat: string }[];
 }
 
+/** Of a dashboard. */
+export interface Variable {
+  name: string;
+  /** What matches all values, if they are a label's. */
+  allValue?: string;
+}
+
 export interface Series {
   labels: Record<string, string>;
   /** Time in s, and the value. */
@@ -69,6 +76,16 @@ export function drawDashboard(
 ${drawn.join("\n")}
 </svg>
 `;
+}
+
+/** A query as Grafana sends it while all values of its variables are chosen. */
+export function fillIn(expr: string, variables: Variable[], rateInterval = "1m"): string {
+  return expr.replace(/\$(\w+)/g, (found, name) => {
+    if (name === "__rate_interval") return rateInterval;
+    const value = variables.find((variable) => variable.name === name)?.allValue;
+    if (value === undefined) throw new Error(`${found} is no variable that has a value for all`);
+    return value;
+  });
 }
 
 function linesOf(panel: Panel, answers: Map<string, Series[]>): Line[] {
