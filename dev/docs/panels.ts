@@ -100,7 +100,9 @@ function linesOf(panel: Panel, answers: Map<string, Series[]>): Line[] {
       points: points.filter(([, value]) => Number.isFinite(value)),
     }))
   );
-  return found.map((line, i) => {
+  // All counters are there from the start, with 0: their names alone would fill the legend.
+  const moving = found.filter(({ points }) => points.some(([, value]) => value !== 0));
+  return (moving.length > 0 ? moving : found).map((line, i) => {
     const color = COLORS[fixed.get(line.name) ?? ""] ?? PALETTE[i % PALETTE.length]!;
     return { ...line, color };
   });

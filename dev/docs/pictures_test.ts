@@ -96,6 +96,13 @@ test("Stacked lines stand upon each other", () => {
   assert(second < first);
 });
 
+test("A line that is 0 all the time is left out, unless there is no other", () => {
+  const namesIn = (svg: string) => ["a", "b"].filter((name) => svg.includes(`>${name}<`));
+  const idle = series("a", 0, 0);
+  assertEquals(namesIn(draw("none", [idle, series("b", 0, 1)])), ["b"]);
+  assertEquals(namesIn(draw("none", [idle, series("b", 0, 0)])), ["a", "b"]);
+});
+
 test("Names come from the labels, and are escaped", () => {
   const svg = draw("none", [series("<valid>", 1, 2)]);
   assert(svg.includes("&lt;valid&gt;") && svg.includes("A &amp; B"));
