@@ -14,7 +14,7 @@ import { ACCOUNT, IDENTITY, NAMESPACE, ROOT, SECRET_TYPE } from "../e2e/context.
 import { findPort, RUNTIME, startProgram } from "../program.ts";
 import { startApiServer } from "../server/apiserver.ts";
 import { startIssuer } from "../server/issuer.ts";
-import { drawDashboard, type Panel, type Series } from "./panels.ts";
+import { drawDashboard, fillIn, type Panel, type Series, type Variable } from "./panels.ts";
 
 const LIFE_S = 120;
 const SCRAPE_S = 5;
@@ -92,8 +92,7 @@ interface Answer {
   data: { result: { metric: Series["labels"]; values: [number, string][] }[] };
 }
 
-async function ask(url: string, expr: string, start: number, end: number): Promise<Series[]> {
-  const query = expr.replaceAll("$__rate_interval", RATE_INTERVAL);
+async function ask(url: string, query: string, start: number, end: number): Promise<Series[]> {
   const range = new URLSearchParams({
     query,
     start: `${start}`,
@@ -133,12 +132,14 @@ try {
     replicas[1] = await startReplica(ports[1]!);
   });
   const end = start + MINUTES * 60;
-  const { panels }: { panels: Panel[] } = JSON.parse(
+  const dashboard: { panels: Panel[]; templating: { list: Variable[] } } = JSON.parse(
     readFileSync(join(ROOT, "docs/dashboard.json"), "utf8"),
   );
+  const { panels, templating } = dashboard;
   const answers = new Map<string, Series[]>();
   for (const { expr } of panels.flatMap(({ targets }) => targets)) {
-    answers.set(expr, await ask(prometheus.url, expr, start, end));
+    const query = fillIn(expr, templating.list, RATE_INTERVAL);
+    answers.set(expr, await ask(prometheus.url, query, start, end));
   }
   writeFileSync(join(ROOT, "docs/dashboard.svg"), drawDashboard(panels, answers, start, end));
 } finally {

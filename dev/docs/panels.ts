@@ -11,6 +11,13 @@ export interface Panel {
   targets: { expr: string; legendFormat: string }[];
 }
 
+/** Of a dashboard. */
+export interface Variable {
+  name: string;
+  /** What matches all values, if they are a label's. */
+  allValue?: string;
+}
+
 export interface Series {
   labels: Record<string, string>;
   /** Time in s, and the value. */
@@ -71,6 +78,16 @@ ${drawn.join("\n")}
 `;
 }
 
+/** A query as Grafana sends it while all values of its variables are chosen. */
+export function fillIn(expr: string, variables: Variable[], rateInterval = "1m"): string {
+  return expr.replace(/\$(\w+)/g, (found, name) => {
+    if (name === "__rate_interval") return rateInterval;
+    const value = variables.find((variable) => variable.name === name)?.allValue;
+    if (value === undefined) throw new Error(`${found} is no variable that has a value for all`);
+    return value;
+  });
+}
+
 function linesOf(panel: Panel, answers: Map<string, Series[]>): Line[] {
   const fixed = new Map(
     panel.fieldConfig.overrides.map(({ matcher, properties }) =>
@@ -83,7 +100,9 @@ function linesOf(panel: Panel, answers: Map<string, Series[]>): Line[] {
       points: points.filter(([, value]) => Number.isFinite(value)),
     }))
   );
-  return found.map((line, i) => {
+  // All counters are there from the start, with 0: their names alone would fill the legend.
+  const moving = found.filter(({ points }) => points.some(([, value]) => value !== 0));
+  return (moving.length > 0 ? moving : found).map((line, i) => {
     const color = COLORS[fixed.get(line.name) ?? ""] ?? PALETTE[i % PALETTE.length]!;
     return { ...line, color };
   });

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { drawDashboard, type Panel, type Series } from "./panels.ts";
+import { drawDashboard, fillIn, type Panel, type Series } from "./panels.ts";
 import { animate, escape, spansOf } from "./terminal.ts";
 
 const DOCS = join(import.meta.dirname!, "../../docs");
@@ -96,10 +96,28 @@ test("Stacked lines stand upon each other", () => {
   assert(second < first);
 });
 
+test("A line that is 0 all the time is left out, unless there is no other", () => {
+  const namesIn = (svg: string) => ["a", "b"].filter((name) => svg.includes(`>${name}<`));
+  const idle = series("a", 0, 0);
+  assertEquals(namesIn(draw("none", [idle, series("b", 0, 1)])), ["b"]);
+  assertEquals(namesIn(draw("none", [idle, series("b", 0, 0)])), ["a", "b"]);
+});
+
 test("Names come from the labels, and are escaped", () => {
   const svg = draw("none", [series("<valid>", 1, 2)]);
   assert(svg.includes("&lt;valid&gt;") && svg.includes("A &amp; B"));
   assertEquals(escape('<a href="b">&'), "&lt;a href=&quot;b&quot;&gt;&amp;");
+});
+
+test("A query is asked for all values of its variables, and not with a variable that is unknown", () => {
+  const variables = [{ name: "job", allValue: ".*" }, { name: "datasource" }];
+  assertEquals(
+    fillIn('rate(a{job=~"$job"}[$__rate_interval])', variables, "20s"),
+    'rate(a{job=~".*"}[20s])',
+  );
+  for (const unknown of ["$jobs", "$datasource"]) {
+    assertThrows(() => fillIn(unknown, variables), Error, `${unknown} is no variable`);
+  }
 });
 
 test("The pictures in docs are of this form, with each panel of the dashboard", () => {
