@@ -7,8 +7,6 @@
 import { readFileSync } from "node:fs";
 import { Agent, buildConnector, type Dispatcher, request } from "undici";
 
-/** As undici's own. */
-const CONNECT_TIMEOUT_MS = 10_000;
 /** For the headers of a response, and for silence within its body; a watch sets its own. */
 const SILENCE_TIMEOUT_MS = 30_000;
 /**
@@ -124,7 +122,7 @@ export class KubernetesClient {
         // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told
         // otherwise.
         const tls = { ca: caFile && readMounted(caFile), servername, allowPartialTrustChain: true };
-        buildConnector({ ...tls, allowH2: false, timeout: CONNECT_TIMEOUT_MS })(
+        buildConnector({ ...tls, allowH2: false })(
           connection,
           callback,
         );

@@ -9,9 +9,7 @@
  * (`tick`).
  */
 import { existsSync } from "node:fs";
-import { createServer } from "node:http";
-import { setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
-import { join } from "node:path";
+import { createServer, setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import process from "node:process";
 import {
   ApiError,
@@ -95,12 +93,10 @@ const REQUEST_TIMEOUT_MS = 30_000;
  */
 const ADDRESS_TIMEOUT_MS = 2_500;
 /**
- * At a second each, a thousand identities take a minute; one namespace leaves half of the places to
- * others.
+ * Exchanges at once, and writes: at a second each, a thousand identities take a minute, and the API
+ * server gets some hundreds of writes a second. One namespace leaves half of the places to others.
  */
-const MAX_EXCHANGES = 16;
-/** Gentle with the API server, and still hundreds a second. */
-const MAX_WRITES = 16;
+const MAX_AT_ONCE = 16;
 /** The shortest life that a token request may ask for. */
 const SUBJECT_TOKEN_LIFE_S = 600;
 /** A request that goes on so long after it was given up is a fault of ours. */
@@ -132,6 +128,8 @@ const METRICS_MAX_AGE_MS = 1_000;
  * too.
  */
 const BACKLOG = 4_096;
+/** Who sends or takes nothing for so long, as the kubelet would wait, is cut off. */
+const CALL_TIMEOUT_MS = 5_000;
 /** Two conflicts in a row are chance: replicas, and a user. */
 const MAX_CHANCE = 2;
 /** Of the expiry of single Secrets no more are given: each scrape would be megabytes. */
@@ -182,12 +180,12 @@ export function readConfig(env: (name: string) => string | undefined) {
     isPod || (url.startsWith("https:") && existsSync(path)) ? path : undefined;
   const issuer = readUrl("ISSUER_URL", BASE_URL, "https://issuer.enforce.dev");
   const proxy = env("HTTPS_PROXY") ? "HTTPS_PROXY" : "https_proxy";
-  const namespaceFile = join(dir, "namespace");
+  const namespaceFile = `${dir}/namespace`;
   return {
     api: {
       url,
-      tokenFile: ifUsed(join(dir, "token")),
-      caFile: ifUsed(join(dir, "ca.crt")),
+      tokenFile: ifUsed(`${dir}/token`),
+      caFile: ifUsed(`${dir}/ca.crt`),
       // Some Node releases reject the valid IP SAN of an IPv6 address; that of the cluster's own
       // has this name, too.
       servername: isIPv6 ? "kubernetes.default.svc" : undefined,
@@ -279,10 +277,10 @@ type Log = (level: Level, msg: string, fields: object) => void;
 /** Logs one JSON object a line. */
 export const createLog =
   (now: () => number, write: (level: Level, line: string) => void): Log => (level, msg, fields) => {
-    const record = { time: new Date(now()).toISOString(), level, msg, ...fields };
     const tidy = (_key: string, value: unknown) =>
       typeof value === "string" ? toNote(value) : value;
-    write(level, `${JSON.stringify(record, tidy)}\n`);
+    const time = new Date(now()).toISOString();
+    write(level, `${JSON.stringify({ time, level, msg, ...fields }, tidy)}\n`);
   };
 
 // ───── The Secret ─────
@@ -513,8 +511,10 @@ class Backoff {
 
   /** Returns how long to wait, in ms. */
   fail({ clock, random }: Time, error: Partial<ApiError>, maxMs = MAX_BACKOFF_MS) {
-    const ms = Math.min(MIN_BACKOFF_MS * 2 ** this.failures++, maxMs) * (0.5 + random() / 2);
-    const waitMs = Math.max(ms, retryAfterMs(error, clock.now()));
+    const waitMs = Math.max(
+      Math.min(MIN_BACKOFF_MS * 2 ** this.failures++, maxMs) * (0.5 + random() / 2),
+      retryAfterMs(error, clock.now()),
+    );
     this.retryAt = Math.max(this.retryAt, clock.monotonic() + waitMs);
     return waitMs;
   }
@@ -864,7 +864,7 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
   const { clock, exchange } = deps;
   /** By identity and subject. */
   const sources = new Map<string, Source>();
-  const turns = createTurns(MAX_EXCHANGES);
+  const turns = createTurns(MAX_AT_ONCE);
 
   /** It must not fail. */
   async function renew(source: Source, requester: PullSecret) {
@@ -927,7 +927,7 @@ export class Controller {
   #report: ReturnType<typeof createReporter>;
   #tokens: ReturnType<typeof createTokens>;
   #counters = new Map(COUNTERS.map((series) => [series, 0]));
-  #writes = createTurns(MAX_WRITES);
+  #writes = createTurns(MAX_AT_ONCE);
   #entries = new Map<string, Entry>();
   /** The namespaces whose first list was not answered yet. */
   #unanswered: Set<string | undefined>;
@@ -1266,24 +1266,24 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) 
 function statusOf(secret: PullSecret, now: number) {
   const { namespace, name, token, problem } = secret;
   const state = stateOf(secret, now);
-  const expiresIn = token ? `${Math.round((token.expiresAt - now) / 1000)}s` : "";
   const why = state === "valid" ? "" : `kubectl events -n ${namespace} --for secret/${name}`;
   return {
     namespace,
     name,
     identity: clean(secret.identity),
     state,
-    expiresIn,
+    expiresIn: token ? `${Math.round((token.expiresAt - now) / 1000)}s` : "",
     problem: clean(problem?.message ?? why),
   };
 }
 
 /**
- * Serves the probes and the metrics. Each caller gets one answer: who keeps asking does not keep
- * others from theirs.
+ * Serves the probes and the metrics: to each connection one response, by the first line that comes.
+ * node:http would first parse all that a caller sends, a thousand requests at once.
  */
 function serve(controller: Controller, port: number) {
-  let [metrics, renderAt] = [Buffer.alloc(0), 0];
+  let metrics = Buffer.of();
+  let renderAt = 0;
   const pages: Record<string, () => string | undefined> = {
     "/healthz": controller.livenessError,
     "/readyz": controller.readinessError,
@@ -1293,13 +1293,20 @@ function serve(controller: Controller, port: number) {
       metrics = Buffer.from(controller.renderMetrics());
     },
   };
-  return createServer(({ url = "" }, response) => {
-    const [path = ""] = url.split("?");
-    const page = pages[path];
-    const error = page ? page() : "not found";
-    const headers = { "content-type": "text/plain; version=0.0.4", connection: "close" };
-    response.writeHead(!error ? 200 : page ? 503 : 404, headers);
-    response.end(path === "/metrics" ? metrics : `${error ?? "ok"}\n`);
+  return createServer((socket) => {
+    const close = () => socket.destroy();
+    socket.setTimeout(CALL_TIMEOUT_MS, close).on("error", close).once("data", (chunk) => {
+      const [, path = ""] = /^\w+ (\/[^? ]*)/.exec(`${chunk}`) ?? [];
+      const page = pages[path];
+      const error = page ? page() : "not found";
+      const status = !error ? "200 OK" : page ? "503 Service Unavailable" : "404 Not Found";
+      const body = path === "/metrics" ? metrics : Buffer.from(`${error ?? "ok"}\n`);
+      socket.pause().write(
+        `HTTP/1.1 ${status}\r\ncontent-type: text/plain; version=0.0.4\r\n` +
+          `content-length: ${body.length}\r\nconnection: close\r\n\r\n`,
+      );
+      socket.end(body, close);
+    });
   }).listen({ port, backlog: BACKLOG });
 }
 
@@ -1314,7 +1321,6 @@ async function main(args: string[]) {
   if (flag === "--help") return void console.log(HELP);
   if (flag === "--version") return void console.log(VERSION);
   const config = readConfig((name) => process.env[name]);
-  const { issuer, audience, subjectTokenFile, httpsProxy, noProxy, port } = config;
   setDefaultAutoSelectFamilyAttemptTimeout(ADDRESS_TIMEOUT_MS);
   const userAgent = `pull-secret-updater/${VERSION}`;
   const api = new KubernetesClient({
@@ -1323,7 +1329,7 @@ async function main(args: string[]) {
     userAgent,
     onResponse: (verb, code) => controller.countResponse(verb, code),
   });
-  const dispatcher = issuerAgent(issuer, httpsProxy, noProxy);
+  const dispatcher = issuerAgent(config.issuer, config.httpsProxy, config.noProxy);
   const log = createLog(
     Date.now,
     (level, line) => process[level === "info" ? "stdout" : "stderr"].write(line),
@@ -1333,19 +1339,22 @@ async function main(args: string[]) {
     clock: systemClock,
     random: Math.random,
     log,
-    readSubjectToken: () => readMounted(subjectTokenFile),
+    readSubjectToken: () => readMounted(config.subjectTokenFile),
     exchange: (subjectToken, identity, signal) =>
-      exchange(issuer, subjectToken, { aud: audience, identity }, {
+      exchange(config.issuer, subjectToken, { aud: config.audience, identity }, {
         dispatcher,
         signal,
         userAgent,
       }),
   });
   if (flag !== "") return await printStatus(api, config, flag === "--status=json");
-  serve(controller, port).on("listening", () => controller.start()).on("error", ({ message }) => {
-    console.error(`PORT="${port}": must be a port that is free: ${message}`);
-    process.exit(2);
-  });
+  serve(controller, config.port).on("listening", () => controller.start()).on(
+    "error",
+    ({ message }) => {
+      console.error(`PORT="${config.port}": must be a port that is free: ${message}`);
+      process.exit(2);
+    },
+  );
   const stop = (signal: string) => {
     log("info", "stopped", { signal });
     process.exit(0);

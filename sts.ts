@@ -165,8 +165,14 @@ export function issuerAgent(issuer: string, httpsProxy = "", noProxy = "") {
       connect: (to, callback) =>
         connectToProxy(isAddress ? { ...to, servername: undefined } : to, callback),
     });
-  const proxies = { httpProxy: "", httpsProxy, noProxy };
-  return new EnvHttpProxyAgent({ ...options, ...proxies, requestTls: connect, clientFactory });
+  return new EnvHttpProxyAgent({
+    ...options,
+    httpProxy: "",
+    httpsProxy,
+    noProxy,
+    requestTls: connect,
+    clientFactory,
+  });
 }
 
 const bareHost = (url: string) => new URL(url).hostname.replace(/^\[|\]$/g, "");
@@ -210,8 +216,8 @@ export async function exchange(
       body,
       ...options,
     });
-    const { statusCode, headers: { "retry-after": retryAfter = "" } } = response;
-    return readResponse(statusCode, await response.body.text(), `${retryAfter}`);
+    const retryAfter = `${response.headers["retry-after"] ?? ""}`;
+    return readResponse(response.statusCode, await response.body.text(), retryAfter);
   } catch (error) {
     if (error instanceof StsError) throw error;
     throw new StsError(`no response from the issuer at ISSUER_URL=${issuer}: ${error.message}`);

@@ -541,7 +541,7 @@ rule(
         `GET /${"x".repeat(100_000)} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n`,
         /^(HTTP\/1.1 4|$)/,
       ],
-      ["what is not HTTP\r\n\r\n", /^(HTTP\/1.1 400 |$)/],
+      ["what is not HTTP\r\n\r\n", /^HTTP\/1.1 404 /],
       [
         "CONNECT 192.0.2.1:443 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
         /^(?!HTTP\/1.1 200)/,
