@@ -95,20 +95,28 @@ export function selfContained(
   });
   add(["volumes"], { name: "program", configMap: { name } });
   // Not being the first in its file, the last one begins with a line of its own.
-  return `${HEADER}${before}---\n${programMap(name, program)}${
+  return `${HEADER}${before}---\n${programMap(deployment, name, program)}${
     deployment.toString({ lineWidth: LINE_WIDTH })
   }`;
 }
 
-/** Its name changes with the program: then the Pods are replaced, and `kubectl rollout undo` finds the one before. */
-function programMap(name: string, program: string): string {
-  const labels = { "app.kubernetes.io/name": "pull-secret-updater" };
+/**
+ * Its name changes with the program: then the Pods are replaced, and `kubectl rollout undo` finds the one before. GitOps
+ * leaves that one, as old Pods may still mount it.
+ */
+function programMap(deployment: Document, name: string, program: string): string {
+  const { namespace, labels } = deployment.toJS().metadata;
+  const annotations = {
+    "argocd.argoproj.io/sync-options": "Prune=false",
+    "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+  };
   const text = new Scalar(program);
   text.type = Scalar.BLOCK_LITERAL;
   const document = new Document({
     apiVersion: "v1",
     kind: "ConfigMap",
-    metadata: { name, namespace: "pull-secret-updater", labels },
+    metadata: { name, namespace, labels, annotations },
     immutable: true,
     data: { [KEY]: text },
   });

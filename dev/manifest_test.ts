@@ -175,3 +175,58 @@ test("What it does not know ends it with exit status 2, one line on stderr and n
     assertMatch(stderr, /^[^\n]*(must be deno or node|Unknown option)[^\n]*\n$/);
   }
 });
+
+test("Each object and each Pod says what it is and of which version; selectors go by the name alone, as they cannot change", () => {
+  const [, version] = /^const VERSION = "(.+)";$/m.exec(read("main.ts"))!;
+  const labels = {
+    "app.kubernetes.io/name": "pull-secret-updater",
+    "app.kubernetes.io/version": version,
+    "app.kubernetes.io/component": "controller",
+    "app.kubernetes.io/part-of": "pull-secret-updater",
+  };
+  for (const yaml of [DEPLOY, selfContained(DEPLOY, "program\n", ON_DENO)]) {
+    const { template, selector } = ofKind("Deployment", yaml).spec;
+    for (const { kind, metadata } of [...objects(yaml), { kind: "Pod", ...template }]) {
+      assertEquals({ ...metadata.labels, ...labels }, metadata.labels, kind);
+    }
+    const [spread] = template.spec.topologySpreadConstraints;
+    const { selector: budget } = ofKind("PodDisruptionBudget", yaml).spec;
+    for (const { matchLabels } of [selector, budget, spread.labelSelector]) {
+      assertEquals(matchLabels, { "app.kubernetes.io/name": "pull-secret-updater" });
+    }
+  }
+});
+
+test("Pods go to nodes of Linux, and get no variables of the namespace's services", () => {
+  const { nodeSelector, enableServiceLinks } = podOf(DEPLOY);
+  assertEquals(nodeSelector, { "kubernetes.io/os": "linux" });
+  assertEquals(enableServiceLinks, false);
+});
+
+test("A node can be drained though no Pod is ready", () => {
+  const { spec } = ofKind("PodDisruptionBudget", DEPLOY);
+  assertEquals(spec.unhealthyPodEvictionPolicy, "AlwaysAllow");
+  assertEquals(spec.maxUnavailable, 1);
+});
+
+test("The role for those who name identities gives what the policy asks for and nothing else, and is added to no other", () => {
+  const role = objects(DEPLOY).find(({ kind, metadata }) =>
+    kind === "ClusterRole" && metadata.name === "pull-secret-updater-user"
+  );
+  const check = /authorizer\.group\("([^"]+)"\)\.resource\("identities"\)[^]*?check\("(\w+)"\)/
+    .exec(DEPLOY)!;
+  const [, group, verb] = check;
+  assertEquals(role.rules, [{ apiGroups: [group], resources: ["identities"], verbs: [verb] }]);
+  const keys = Object.keys(role.metadata.labels);
+  assertEquals(keys.filter((key) => key.includes("aggregate")), []);
+  assertEquals(ofKind("ClusterRoleBinding", DEPLOY).roleRef.name, "pull-secret-updater");
+});
+
+test("Argo CD and Flux leave the ConfigMap of the program before, which a rollback needs", () => {
+  const { annotations } = ofKind("ConfigMap", selfContained(DEPLOY, "program\n", ON_DENO)).metadata;
+  assertEquals(annotations, {
+    "argocd.argoproj.io/sync-options": "Prune=false",
+    "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+  });
+});

@@ -156,7 +156,7 @@ export async function narrow(context: Context): Promise<void> {
       "-o",
       "name",
     ]);
-    expect(!/\/pull-secret-updater(-(identity|controller|tokens))?$/m.test(left), left);
+    expect(!/\/pull-secret-updater(-(user|identity|controller|tokens))?$/m.test(left), left);
     expect(await secret(), "the tenant's Secret lost its token");
   });
 }
