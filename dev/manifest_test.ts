@@ -6,11 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
-import { parseAllDocuments } from "yaml";
 import { defaultImage, type Options, selfContained } from "./manifest.ts";
-
-// deno-lint-ignore no-explicit-any
-type Json = any;
+import { type Json, objectsOf, ofKind, podOf } from "./objects.ts";
 
 const ROOT = join(import.meta.dirname!, "..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
@@ -21,12 +18,6 @@ const MAX_DATA_BYTES = 1_048_576;
 const LINES = 10_000;
 const ON_DENO: Options = { runtime: "deno", image: "registry.example/deno:1" };
 const ON_NODE: Options = { runtime: "node", image: "registry.example/node:1" };
-
-const objects = (yaml: string): Json[] =>
-  parseAllDocuments(yaml).map((document) => document.toJS());
-const ofKind = (kind: string, yaml: string): Json =>
-  objects(yaml).find((object) => object.kind === kind);
-const podOf = (yaml: string): Json => ofKind("Deployment", yaml).spec.template.spec;
 
 /** Runs a file; its outputs are read apart. */
 function run(file: string, args: string[] = [], options: { cwd?: string; env?: object } = {}) {
@@ -46,7 +37,7 @@ test("Nothing but the Deployment differs from deploy.yaml, to the byte", () => {
   const [text = ""] = DEPLOY.slice(DEPLOY.indexOf("apiVersion")).split("---\napiVersion: apps/v1");
   assert(made.includes(text));
   const others = (yaml: string) =>
-    objects(yaml).filter(({ kind }) => !["ConfigMap", "Deployment"].includes(kind));
+    objectsOf(yaml).filter(({ kind }) => !["ConfigMap", "Deployment"].includes(kind));
   assertEquals(others(made), others(DEPLOY));
 });
 
@@ -134,6 +125,7 @@ test("The same sources give the same bytes in any folder, as the bundle too, whe
       "sts.ts",
       "dev/bundle.ts",
       "dev/manifest.ts",
+      "dev/manifest_flags.ts",
       "deploy.yaml",
     ];
     const settings = ["Containerfile", "package.json", "deno.json", "vendor"];
@@ -186,7 +178,7 @@ test("Each object and each Pod says what it is and of which version; selectors g
   };
   for (const yaml of [DEPLOY, selfContained(DEPLOY, "program\n", ON_DENO)]) {
     const { template, selector } = ofKind("Deployment", yaml).spec;
-    for (const { kind, metadata } of [...objects(yaml), { kind: "Pod", ...template }]) {
+    for (const { kind, metadata } of [...objectsOf(yaml), { kind: "Pod", ...template }]) {
       assertEquals({ ...metadata.labels, ...labels }, metadata.labels, kind);
     }
     const [spread] = template.spec.topologySpreadConstraints;
@@ -210,7 +202,7 @@ test("A node can be drained though no Pod is ready", () => {
 });
 
 test("The role for those who name identities gives what the policy asks for and nothing else, and is added to no other", () => {
-  const role = objects(DEPLOY).find(({ kind, metadata }) =>
+  const role = objectsOf(DEPLOY).find(({ kind, metadata }) =>
     kind === "ClusterRole" && metadata.name === "pull-secret-updater-user"
   );
   const check = /authorizer\.group\("([^"]+)"\)\.resource\("identities"\)[^]*?check\("(\w+)"\)/

@@ -1,12 +1,15 @@
 /** The install that needs no image of ours: the program in a ConfigMap, run by a stock Node and by a stock Deno. */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { defaultImage } from "../manifest.ts";
+import { run } from "../cluster/processes.ts";
+import { defaultImage, selfContained } from "../manifest.ts";
+import { readSettings } from "../manifest_flags.ts";
 import {
   ACCOUNT,
   type Context,
   expect,
   getJson,
+  type Json,
   NAMESPACE,
   pullSecret,
   ROOT,
@@ -19,6 +22,8 @@ import { aliasPatch } from "./patch.ts";
 import { runCommands } from "./readme.ts";
 
 const NS = "self-contained";
+/** For the manifest of another namespace. */
+const ELSEWHERE = "self-contained-elsewhere";
 const REPLICAS = 2;
 /** Of this part's own; another for each runtime, as a new exchange is to be seen. */
 const IDENTITIES = {
@@ -33,10 +38,14 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
     issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
   }
   await kubectl(["create", "namespace", NS]);
+  await flags(context);
+  await step("kustomize's base and components", async () => {
+    await run("node", ["--test", "--test-reporter=tap", "dev/kustomize_test.ts"], { cwd: ROOT });
+  });
 
   await step("npm run manifest: the program in a ConfigMap, on a stock Node", async () => {
     await provide(context, "node", BUILD);
-    await runCommands(context, "manifest -- --runtime node", force);
+    await runCommands(context, "manifest -- --runtime node", here);
     return await check(context, "node");
   });
   await step("npm run manifest: the program in a ConfigMap, on a stock Deno", async () => {
@@ -44,16 +53,84 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
     await runCommands(
       context,
       "kubectl apply --server-side -f -\nkubectl rollout status",
-      installed,
+      here,
     );
     return await check(context, "deno");
   });
+  await step(
+    "ConfigMaps of programs before are deleted by the README's command, and no other",
+    async () => {
+      const labels = { "app.kubernetes.io/name": "pull-secret-updater" };
+      const metadata = { namespace: NAMESPACE, name: "controller-000000000000", labels };
+      const old = { apiVersion: "v1", kind: "ConfigMap", metadata };
+      await kubectl(["create", "-f", "-"], JSON.stringify(old));
+      const names = async () =>
+        (await getJson(context, "configmaps", "-n", NAMESPACE)).items
+          .map(({ metadata }: Json) => metadata.name).filter((name: string) =>
+            name !== metadata.name
+          );
+      const others = await names();
+      expect(others.some((name: string) => name.startsWith("controller-")), others.join());
+      await runCommands(context, "kubectl delete configmap -n pull-secret-updater");
+      const { items } = await getJson(context, "configmaps", "-n", NAMESPACE);
+      expect(
+        items.length === others.length && `${await names()}` === `${others}`,
+        "others are gone",
+      );
+    },
+  );
 }
 
-/** As the README tells those who have applied deploy.yaml before. */
-const force = (block: string) => block.replace("--server-side", "--server-side --force-conflicts");
-/** The packages are there. */
-const installed = (block: string) => force(block).replace("npm ci && ", "");
+/** Each flag, with what it may take. */
+const FLAGS = [
+  [
+    "--image",
+    "registry.example/runtime:1",
+    "--image-pull-secret",
+    "one",
+    "--image-pull-secret=two",
+  ],
+  ["--namespace", ELSEWHERE],
+  ["--issuer", "https://[fd00::1]:8443/path"],
+  ["--audience", "registry.example", "--registries", "cgr.dev,mirror.example:5000"],
+  ["--proxy", "http://proxy.example:3128", "--no-proxy", ".example,10.0.0.0/8"],
+  ["--ca-configmap", "private-ca"],
+  ["--namespaces", `default,${ELSEWHERE}`],
+  ["--ipv6"],
+  ["--openshift"],
+  ["--replicas", "1"],
+  ["--priority-class", "system-cluster-critical"],
+  ["--dns", "ClusterFirst"],
+];
+
+/** What the flags give, as the API server takes it; nothing of it stays. */
+export async function flags({ kubectl, step }: Pick<Context, "kubectl" | "step">): Promise<void> {
+  await step("npm run manifest: what each flag gives passes a dry run at the server", async () => {
+    const deploy = fs.readFileSync(join(ROOT, "deploy.yaml"), "utf8");
+    // In a dry run no namespace comes into being.
+    await kubectl(["create", "namespace", ELSEWHERE]);
+    const cases = ["deno", "node"].flatMap((runtime) =>
+      [...FLAGS, FLAGS.flat()].map((args) => [...args, "--runtime", runtime])
+    );
+    for (const args of cases) {
+      const settings = readSettings(args);
+      const runtime = settings.runtime === "node" ? "node" : "deno";
+      const text = selfContained(deploy, "program\n", { runtime, image: "example", settings });
+      const flags = ["--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict"];
+      await kubectl(["apply", ...flags, "-f", "-"], text).catch((error: Error) => {
+        throw new Error(`${args.join(" ")}: ${error.message}`);
+      });
+    }
+    await kubectl(["delete", "namespace", ELSEWHERE, "--wait=false"]);
+    return `${cases.length} manifests`;
+  });
+}
+
+/** For this cluster's issuer, as the README tells those who have applied deploy.yaml before; the packages are there. */
+const here = (block: string) =>
+  block.replace("npm ci && ", "")
+    .replace("--server-side", "--server-side --force-conflicts")
+    .replace(/-s manifest( --)?/, "-s manifest -- --ca-configmap private-ca");
 
 /** Gives the node the stand-in for a public image, under the name that the manifest has. */
 async function provide(
@@ -71,7 +148,6 @@ async function provide(
 
 async function check(context: Context, runtime: "node" | "deno"): Promise<string> {
   const { kubectl } = context;
-  await runCommands(context, "--patch-file private-ca.yaml");
   await kubectl([
     "patch",
     "deployment",
