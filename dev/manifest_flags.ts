@@ -215,6 +215,7 @@ function grant(deploy: string, variable: string): string {
 function narrowed(clusterWide: string, namespace: string): string {
   return clusterWide
     .replaceAll("kind: ClusterRole", "kind: Role")
+    .replace(/ `npm run manifest .* narrows it\./, "")
     .replace(/^ {2}name: pull-secret-updater$/m, `$&\n  namespace: ${quoted(namespace)}`);
 }
 

@@ -202,6 +202,7 @@ test("What the flags leave alone keeps its text, and no comment says what is no 
   assert(!proxied.includes("variables are hidden"));
   assert(proxied.includes("Who may read HTTPS_PROXY may also set it"));
   assert(!made("deno", "--dns", "ClusterFirst").includes("needs no cluster DNS"));
+  assert(!made("deno", "--namespaces", "a,b").includes("narrows it"));
 });
 
 test("The rights in single namespaces are those of the README", () => {
