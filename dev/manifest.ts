@@ -13,7 +13,16 @@ import { join } from "node:path";
 import process from "node:process";
 import { Document, isMap, isScalar, isSeq, parseAllDocuments, Scalar, type YAMLMap } from "yaml";
 import { bundle } from "./bundle.ts";
-import { editDeployment, editText, readSettings, type Settings, usage } from "./manifest_flags.ts";
+import {
+  add,
+  CONTAINER,
+  editDeployment,
+  editText,
+  POD,
+  readSettings,
+  type Settings,
+  usage,
+} from "./manifest_flags.ts";
 
 const ROOT = join(import.meta.dirname!, "..");
 /** Where the image of the Containerfile has the program, too: so the arguments are the same. */
@@ -56,7 +65,7 @@ export function defaultImage(containerfile: string, runtime: Options["runtime"])
   return image;
 }
 
-/** Puts the program into the manifest of an install by image. What stands before the Deployment stays as it is. */
+/** Puts the program into the manifest of an install by image. What no setting changes before the Deployment stays as it is. */
 export function selfContained(
   deploy: string,
   program: string,
@@ -70,7 +79,7 @@ export function selfContained(
   const deployment = (parseAllDocuments(text) as Document[]).find((document) =>
     document.get("kind") === "Deployment"
   );
-  const container = deployment?.getIn(["spec", "template", "spec", "containers", 0]);
+  const container = deployment?.getIn(CONTAINER);
   if (!deployment?.range || !isMap(container)) {
     throw new Error("deploy.yaml has no Deployment with a container");
   }
@@ -86,18 +95,9 @@ export function selfContained(
   container.items.splice(beforeArgs, 0, deployment.createPair("command", [runtime]));
   const hash = createHash("sha256").update(program).digest("hex").slice(0, HASH_DIGITS);
   const name = `controller-${hash}`;
-  const add = (path: string[], item: object) =>
-    deployment.addIn(
-      ["spec", "template", "spec", ...path],
-      deployment.createNode(item, { flow: true }),
-    );
-  add(["containers", "0", "volumeMounts"], {
-    name: "program",
-    mountPath: PROGRAM,
-    subPath: KEY,
-    readOnly: true,
-  });
-  add(["volumes"], { name: "program", configMap: { name } });
+  const mount = { name: "program", mountPath: PROGRAM, subPath: KEY, readOnly: true };
+  add(deployment, [...CONTAINER, "volumeMounts"], mount);
+  add(deployment, [...POD, "volumes"], { name: "program", configMap: { name } });
   // Not being the first in its file, the last one begins with a line of its own.
   return `${HEADER}${before}---\n${programMap(deployment, name, program)}${
     deployment.toString({ lineWidth: LINE_WIDTH })

@@ -35,8 +35,8 @@ const HOST = /^([\w.-]+|\[[\da-f:.]+\])$/;
 /** It becomes one that Pod Security holds and whose Pods may get all tokens: not one that others use. */
 const SHARED_NAMESPACE = /^(default|kube-.*)$/;
 
-const POD = ["spec", "template", "spec"];
-const CONTAINER = [...POD, "containers", 0];
+export const POD = ["spec", "template", "spec"];
+export const CONTAINER = [...POD, "containers", 0];
 const CA_FOLDER = "/etc/private-ca";
 const CA_KEY = "ca.crt";
 const DEFAULT_PORTS: Record<string, number> = { "http:": 80, "https:": 443 };
@@ -219,7 +219,8 @@ function narrowed(clusterWide: string, namespace: string): string {
     .replace(/^ {2}name: pull-secret-updater$/m, `$&\n  namespace: ${quoted(namespace)}`);
 }
 
-function add(deployment: Document, path: (string | number)[], item: object): void {
+/** To a list, in one line. */
+export function add(deployment: Document, path: (string | number)[], item: object): void {
   deployment.addIn(path, deployment.createNode(item, { flow: true }));
 }
 

@@ -31,6 +31,28 @@ const IDENTITIES = {
   deno: `${"9".repeat(40)}/${"b".repeat(16)}`,
 };
 
+/** Each flag, with what it may take. */
+const FLAGS = [
+  [
+    "--image",
+    "registry.example/runtime:1",
+    "--image-pull-secret",
+    "one",
+    "--image-pull-secret=two",
+  ],
+  ["--namespace", ELSEWHERE],
+  ["--issuer", "https://[fd00::1]:8443/path"],
+  ["--audience", "registry.example", "--registries", "cgr.dev,mirror.example:5000"],
+  ["--proxy", "http://proxy.example:3128", "--no-proxy", ".example,10.0.0.0/8"],
+  ["--ca-configmap", "private-ca"],
+  ["--namespaces", `default,${ELSEWHERE}`],
+  ["--ipv6"],
+  ["--openshift"],
+  ["--replicas", "1"],
+  ["--priority-class", "system-cluster-critical"],
+  ["--dns", "ClusterFirst"],
+];
+
 /** Leaves the install on Deno behind. */
 export async function manifest(context: Context, { BASE, BUILD }: Bases): Promise<void> {
   const { clusterIssuer, issuer, kubectl, step } = context;
@@ -60,48 +82,20 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
   await step(
     "ConfigMaps of programs before are deleted by the README's command, and no other",
     async () => {
+      const names = async (): Promise<string[]> =>
+        (await getJson(context, "configmaps", "-n", NAMESPACE)).items
+          .map(({ metadata }: Json) => metadata.name);
+      const before = await names();
+      expect(before.some((name) => name.startsWith("controller-")), `${before}`);
       const labels = { "app.kubernetes.io/name": "pull-secret-updater" };
       const metadata = { namespace: NAMESPACE, name: "controller-000000000000", labels };
       const old = { apiVersion: "v1", kind: "ConfigMap", metadata };
       await kubectl(["create", "-f", "-"], JSON.stringify(old));
-      const names = async () =>
-        (await getJson(context, "configmaps", "-n", NAMESPACE)).items
-          .map(({ metadata }: Json) => metadata.name).filter((name: string) =>
-            name !== metadata.name
-          );
-      const others = await names();
-      expect(others.some((name: string) => name.startsWith("controller-")), others.join());
       await runCommands(context, "kubectl delete configmap -n pull-secret-updater");
-      const { items } = await getJson(context, "configmaps", "-n", NAMESPACE);
-      expect(
-        items.length === others.length && `${await names()}` === `${others}`,
-        "others are gone",
-      );
+      expect(`${await names()}` === `${before}`, `${await names()}`);
     },
   );
 }
-
-/** Each flag, with what it may take. */
-const FLAGS = [
-  [
-    "--image",
-    "registry.example/runtime:1",
-    "--image-pull-secret",
-    "one",
-    "--image-pull-secret=two",
-  ],
-  ["--namespace", ELSEWHERE],
-  ["--issuer", "https://[fd00::1]:8443/path"],
-  ["--audience", "registry.example", "--registries", "cgr.dev,mirror.example:5000"],
-  ["--proxy", "http://proxy.example:3128", "--no-proxy", ".example,10.0.0.0/8"],
-  ["--ca-configmap", "private-ca"],
-  ["--namespaces", `default,${ELSEWHERE}`],
-  ["--ipv6"],
-  ["--openshift"],
-  ["--replicas", "1"],
-  ["--priority-class", "system-cluster-critical"],
-  ["--dns", "ClusterFirst"],
-];
 
 /** What the flags give, as the API server takes it; nothing of it stays. */
 export async function flags({ kubectl, step }: Pick<Context, "kubectl" | "step">): Promise<void> {
