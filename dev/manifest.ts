@@ -2,18 +2,27 @@
  * Prints deploy.yaml with the program itself in it: bundled, readable, in a ConfigMap that a stock Deno or Node runs. There
  * is no image to build, to push or to trust but the runtime's own.
  *
- *   npm run -s manifest -- [--runtime deno|node] [--image IMAGE] | kubectl apply --server-side -f -
+ *   npm run -s manifest -- [FLAG…] | kubectl apply --server-side -f -
  *
- * The manifest alone goes to stdout. The same sources give the same bytes.
+ * --help lists the flags. The manifest alone goes to stdout. The same sources give the same bytes.
  */
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { Document, isMap, isScalar, isSeq, parseAllDocuments, Scalar, type YAMLMap } from "yaml";
 import { bundle } from "./bundle.ts";
+import {
+  add,
+  CONTAINER,
+  editDeployment,
+  editText,
+  POD,
+  readSettings,
+  type Settings,
+  usage,
+} from "./manifest_flags.ts";
 
 const ROOT = join(import.meta.dirname!, "..");
 /** Where the image of the Containerfile has the program, too: so the arguments are the same. */
@@ -44,6 +53,8 @@ export interface Options {
   runtime: "deno" | "node";
   /** Has the runtime on its path. */
   image: string;
+  /** What else differs from deploy.yaml. */
+  settings?: Settings;
 }
 
 /** The image that runs the program unless another is asked for: the Containerfile's own base of that runtime. */
@@ -54,61 +65,62 @@ export function defaultImage(containerfile: string, runtime: Options["runtime"])
   return image;
 }
 
-/** Puts the program into the manifest of an install by image. What stands before the Deployment stays as it is. */
+/** Puts the program into the manifest of an install by image. What no setting changes before the Deployment stays as it is. */
 export function selfContained(
   deploy: string,
   program: string,
-  { runtime, image }: Options,
+  { runtime, image, settings = {} }: Options,
 ): string {
   const size = Buffer.byteLength(program);
   if (size > MAX_DATA_BYTES) {
     throw new Error(`the program has ${size} bytes, a ConfigMap holds ${MAX_DATA_BYTES}`);
   }
-  const deployment = (parseAllDocuments(deploy) as Document[]).find((document) =>
+  const text = editText(deploy, settings);
+  const deployment = (parseAllDocuments(text) as Document[]).find((document) =>
     document.get("kind") === "Deployment"
   );
-  const container = deployment?.getIn(["spec", "template", "spec", "containers", 0]);
+  const container = deployment?.getIn(CONTAINER);
   if (!deployment?.range || !isMap(container)) {
     throw new Error("deploy.yaml has no Deployment with a container");
   }
-  const before = deploy.slice(0, deployment.range[0]).replace(/^(#.*\n)+/, "").replace(
+  const before = text.slice(0, deployment.range[0]).replace(/^(#.*\n)+/, "").replace(
     /---\s*$/,
     "",
   );
 
+  editDeployment(deployment, settings);
   container.set("image", new Scalar(image));
   if (runtime === "node") runOnNode(deployment, container);
   const beforeArgs = container.items.findIndex(({ key }) => isScalar(key) && key.value === "args");
   container.items.splice(beforeArgs, 0, deployment.createPair("command", [runtime]));
   const hash = createHash("sha256").update(program).digest("hex").slice(0, HASH_DIGITS);
   const name = `controller-${hash}`;
-  const add = (path: string[], item: object) =>
-    deployment.addIn(
-      ["spec", "template", "spec", ...path],
-      deployment.createNode(item, { flow: true }),
-    );
-  add(["containers", "0", "volumeMounts"], {
-    name: "program",
-    mountPath: PROGRAM,
-    subPath: KEY,
-    readOnly: true,
-  });
-  add(["volumes"], { name: "program", configMap: { name } });
+  const mount = { name: "program", mountPath: PROGRAM, subPath: KEY, readOnly: true };
+  add(deployment, [...CONTAINER, "volumeMounts"], mount);
+  add(deployment, [...POD, "volumes"], { name: "program", configMap: { name } });
   // Not being the first in its file, the last one begins with a line of its own.
-  return `${HEADER}${before}---\n${programMap(name, program)}${
+  return `${HEADER}${before}---\n${programMap(deployment, name, program)}${
     deployment.toString({ lineWidth: LINE_WIDTH })
   }`;
 }
 
-/** Its name changes with the program: then the Pods are replaced, and `kubectl rollout undo` finds the one before. */
-function programMap(name: string, program: string): string {
-  const labels = { "app.kubernetes.io/name": "pull-secret-updater" };
+/**
+ * Its name changes with the program: then the Pods are replaced, and `kubectl rollout undo` finds the one before. GitOps
+ * leaves that one, as old Pods may still mount it.
+ */
+function programMap(deployment: Document, name: string, program: string): string {
+  const { namespace, labels } = deployment.toJS().metadata;
+  const annotations = {
+    "argocd.argoproj.io/sync-options": "Prune=false",
+    "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+  };
   const text = new Scalar(program);
   text.type = Scalar.BLOCK_LITERAL;
   const document = new Document({
     apiVersion: "v1",
     kind: "ConfigMap",
-    metadata: { name, namespace: "pull-secret-updater", labels },
+    metadata: { name, namespace, labels, annotations },
     immutable: true,
     data: { [KEY]: text },
   });
@@ -136,19 +148,15 @@ function runOnNode(deployment: Document, container: YAMLMap): void {
 }
 
 async function main(): Promise<void> {
-  const args = process.argv.slice(2).filter((arg) => arg !== "--");
-  const { runtime = "deno", image } = parseArgs({
-    args,
-    options: { runtime: { type: "string" }, image: { type: "string" } },
-  }).values;
-  if (runtime !== "deno" && runtime !== "node") {
-    throw new Error(`--runtime "${runtime}": must be deno or node`);
+  const settings = readSettings(process.argv.slice(2).filter((arg) => arg !== "--"));
+  if (settings.help) {
+    process.stdout.write(usage());
+    return;
   }
   const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
-  const options = {
-    runtime,
-    image: image ?? defaultImage(read("Containerfile"), runtime),
-  } as const;
+  const runtime = settings.runtime === "node" ? "node" : "deno";
+  const image = settings.image ?? defaultImage(read("Containerfile"), runtime);
+  const options = { runtime, image, settings } as const;
   process.stdout.write(selfContained(read("deploy.yaml"), await bundle("main.ts"), options));
 }
 

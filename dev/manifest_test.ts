@@ -6,11 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
-import { parseAllDocuments } from "yaml";
 import { defaultImage, type Options, selfContained } from "./manifest.ts";
-
-// deno-lint-ignore no-explicit-any
-type Json = any;
+import { type Json, objectsOf, ofKind, podOf } from "./objects.ts";
 
 const ROOT = join(import.meta.dirname!, "..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
@@ -21,12 +18,6 @@ const MAX_DATA_BYTES = 1_048_576;
 const LINES = 10_000;
 const ON_DENO: Options = { runtime: "deno", image: "registry.example/deno:1" };
 const ON_NODE: Options = { runtime: "node", image: "registry.example/node:1" };
-
-const objects = (yaml: string): Json[] =>
-  parseAllDocuments(yaml).map((document) => document.toJS());
-const ofKind = (kind: string, yaml: string): Json =>
-  objects(yaml).find((object) => object.kind === kind);
-const podOf = (yaml: string): Json => ofKind("Deployment", yaml).spec.template.spec;
 
 /** Runs a file; its outputs are read apart. */
 function run(file: string, args: string[] = [], options: { cwd?: string; env?: object } = {}) {
@@ -46,7 +37,7 @@ test("Nothing but the Deployment differs from deploy.yaml, to the byte", () => {
   const [text = ""] = DEPLOY.slice(DEPLOY.indexOf("apiVersion")).split("---\napiVersion: apps/v1");
   assert(made.includes(text));
   const others = (yaml: string) =>
-    objects(yaml).filter(({ kind }) => !["ConfigMap", "Deployment"].includes(kind));
+    objectsOf(yaml).filter(({ kind }) => !["ConfigMap", "Deployment"].includes(kind));
   assertEquals(others(made), others(DEPLOY));
 });
 
@@ -134,6 +125,7 @@ test("The same sources give the same bytes in any folder, as the bundle too, whe
       "sts.ts",
       "dev/bundle.ts",
       "dev/manifest.ts",
+      "dev/manifest_flags.ts",
       "deploy.yaml",
     ];
     const settings = ["Containerfile", "package.json", "deno.json", "vendor"];
@@ -174,4 +166,59 @@ test("What it does not know ends it with exit status 2, one line on stderr and n
     assertEquals({ status, stdout }, { status: 2, stdout: "" });
     assertMatch(stderr, /^[^\n]*(must be deno or node|Unknown option)[^\n]*\n$/);
   }
+});
+
+test("Each object and each Pod says what it is and of which version; selectors go by the name alone, as they cannot change", () => {
+  const [, version] = /^const VERSION = "(.+)";$/m.exec(read("main.ts"))!;
+  const labels = {
+    "app.kubernetes.io/name": "pull-secret-updater",
+    "app.kubernetes.io/version": version,
+    "app.kubernetes.io/component": "controller",
+    "app.kubernetes.io/part-of": "pull-secret-updater",
+  };
+  for (const yaml of [DEPLOY, selfContained(DEPLOY, "program\n", ON_DENO)]) {
+    const { template, selector } = ofKind("Deployment", yaml).spec;
+    for (const { kind, metadata } of [...objectsOf(yaml), { kind: "Pod", ...template }]) {
+      assertEquals({ ...metadata.labels, ...labels }, metadata.labels, kind);
+    }
+    const [spread] = template.spec.topologySpreadConstraints;
+    const { selector: budget } = ofKind("PodDisruptionBudget", yaml).spec;
+    for (const { matchLabels } of [selector, budget, spread.labelSelector]) {
+      assertEquals(matchLabels, { "app.kubernetes.io/name": "pull-secret-updater" });
+    }
+  }
+});
+
+test("Pods go to nodes of Linux, and get no variables of the namespace's services", () => {
+  const { nodeSelector, enableServiceLinks } = podOf(DEPLOY);
+  assertEquals(nodeSelector, { "kubernetes.io/os": "linux" });
+  assertEquals(enableServiceLinks, false);
+});
+
+test("A node can be drained though no Pod is ready", () => {
+  const { spec } = ofKind("PodDisruptionBudget", DEPLOY);
+  assertEquals(spec.unhealthyPodEvictionPolicy, "AlwaysAllow");
+  assertEquals(spec.maxUnavailable, 1);
+});
+
+test("The role for those who name identities gives what the policy asks for and nothing else, and is added to no other", () => {
+  const role = objectsOf(DEPLOY).find(({ kind, metadata }) =>
+    kind === "ClusterRole" && metadata.name === "pull-secret-updater-user"
+  );
+  const check = /authorizer\.group\("([^"]+)"\)\.resource\("identities"\)[^]*?check\("(\w+)"\)/
+    .exec(DEPLOY)!;
+  const [, group, verb] = check;
+  assertEquals(role.rules, [{ apiGroups: [group], resources: ["identities"], verbs: [verb] }]);
+  const keys = Object.keys(role.metadata.labels);
+  assertEquals(keys.filter((key) => key.includes("aggregate")), []);
+  assertEquals(ofKind("ClusterRoleBinding", DEPLOY).roleRef.name, "pull-secret-updater");
+});
+
+test("Argo CD and Flux leave the ConfigMap of the program before, which a rollback needs", () => {
+  const { annotations } = ofKind("ConfigMap", selfContained(DEPLOY, "program\n", ON_DENO)).metadata;
+  assertEquals(annotations, {
+    "argocd.argoproj.io/sync-options": "Prune=false",
+    "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+  });
 });

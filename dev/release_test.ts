@@ -88,7 +88,7 @@ test("An install.yaml that is not what the sources give fails the check, with on
   assertEquals(run(root, "install.ts", "--check").status, 0);
   const breaks = [
     () => appendFileSync(join(root, "install.yaml"), "\n"),
-    () => appendFileSync(join(root, "main.ts"), "\nconsole.log();\n"),
+    () => appendFileSync(join(root, "main.ts"), "\nexport const EXTRA = 1;\n"),
     () => rmSync(join(root, "install.yaml")),
   ];
   for (const breakIt of breaks) {

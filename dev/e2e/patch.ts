@@ -17,9 +17,8 @@ export function aliasPatch({ address }: Pick<Context, "address">): Json {
   };
 }
 
-export async function patchedManifest(context: Context, image: string): Promise<string> {
-  const { work, ca, kubectl } = context;
-  const patch = aliasPatch(context);
+/** A Pod's part that has it trust the ConfigMap private-ca. */
+export function trustOfTheIssuer(image?: string): Json {
   const container = {
     name: "controller",
     image,
@@ -27,7 +26,13 @@ export async function patchedManifest(context: Context, image: string): Promise<
     volumeMounts: [{ name: "private-ca", mountPath: CA_FOLDER, readOnly: true }],
   };
   const volumes = [{ name: "private-ca", configMap: { name: "private-ca" } }];
-  Object.assign(patch.spec.template.spec, { containers: [container], volumes });
+  return { containers: [container], volumes };
+}
+
+export async function patchedManifest(context: Context, image: string): Promise<string> {
+  const { work, ca, kubectl } = context;
+  const patch = aliasPatch(context);
+  Object.assign(patch.spec.template.spec, trustOfTheIssuer(image));
   const authority = {
     apiVersion: "v1",
     kind: "ConfigMap",

@@ -13,8 +13,10 @@ import process from "node:process";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
-import { parseAllDocuments } from "yaml";
+import { parse, parseAllDocuments } from "yaml";
 import { type ApiServer, startApiServer } from "../server/apiserver.ts";
+import { selfContained } from "../manifest.ts";
+import { readSettings } from "../manifest_flags.ts";
 import { makeAuthority } from "../server/certificates.ts";
 import { type Issuer, startIssuer } from "../server/issuer.ts";
 
@@ -47,7 +49,8 @@ interface Container {
 }
 /** The variables of a proxy that the program reads. Deno reads them, too. */
 const PROXIES = ["HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy"];
-const { args, env } = readContainer(readFileSync(join(ROOT, "deploy.yaml"), "utf8"));
+const DEPLOY = readFileSync(join(ROOT, "deploy.yaml"), "utf8");
+const { args, env } = readContainer(DEPLOY);
 const variables = listOf("--allow-env");
 
 before(() => {
@@ -75,6 +78,24 @@ function readContainer(manifest: string): Container {
   return container;
 }
 
+/** What `npm run manifest` makes of the arguments. */
+function argumentsWith(...flags: string[]): string[] {
+  const options = { runtime: "deno", image: "IMAGE", settings: readSettings(flags) } as const;
+  return readContainer(selfContained(DEPLOY, "", options)).args;
+}
+
+/** What a component of kustomize makes of them, by its JSON patch. */
+function argumentsOfComponent(name: string): string[] {
+  const file = readFileSync(join(ROOT, "kustomize", name, "kustomization.yaml"), "utf8");
+  const changed = [...args];
+  for (const { op, path, value } of parse(parse(file).patches[0].patch)) {
+    const index = Number(/\/args\/(\d+)$/.exec(path)![1]);
+    if (op === "test") assertEquals(changed[index], value);
+    else changed.splice(index, op === "replace" ? 1 : 0, value);
+  }
+  return changed;
+}
+
 /** The values of a flag. */
 function listOf(flag: string, flags = args): string[] {
   const found = flags.filter((arg) => arg.startsWith(`${flag}=`));
@@ -93,9 +114,6 @@ interface Pod {
   port: number;
   program: string;
 }
-
-/** What stands in the manifest for an IPv4 cluster. */
-const API = "$(KUBERNETES_SERVICE_HOST):$(KUBERNETES_SERVICE_PORT)";
 
 /** The manifest's arguments, expanded as the kubelet does it. Each replacement must be found. */
 function argumentsOf(
@@ -161,7 +179,7 @@ function start(args: string[], environment: Record<string, string>): Running {
 const startIn = (pod: Pod, args = argumentsOf(pod), settings: Record<string, string> = {}) =>
   start(args, { ...environmentOf(pod), ...settings });
 
-/** The rights that the README's recipe for a proxy adds: those variables. */
+/** The rights to those variables, which flags for a proxy grant. */
 function withProxyVariables(args: string[]): string[] {
   const hidden = listOf("--ignore-env", args).filter((name) => !PROXIES.includes(name));
   const granted = [...listOf("--allow-env", args), ...PROXIES];
@@ -287,19 +305,18 @@ test("on an IPv6 cluster Deno refuses the manifest's flags", async () => {
 });
 
 test(
-  "on an IPv6 cluster the program works with brackets in the flags",
+  "on an IPv6 cluster the program works with what --ipv6 changes",
   { skip: !hasIPv6 },
   async () => {
-    const bracketed = API.replace("$(KUBERNETES_SERVICE_HOST)", "[$(KUBERNETES_SERVICE_HOST)]");
     const cluster = await startCluster("::1");
     await worksIn(
       cluster,
-      argumentsOf(cluster.pod, args.map((arg) => arg.replace(API, bracketed))),
+      argumentsOf(cluster.pod, argumentsWith("--ipv6")),
     );
   },
 );
 
-test("the program works through a proxy with what the README's recipe changes", async () => {
+test("the program works through a proxy with what --proxy changes, and with kustomize's component", async () => {
   const asked: string[] = [];
   const proxy = await listen((_, response) => response.writeHead(502).end());
   proxy.on("connect", ({ url = "" }, socket) => {
@@ -311,13 +328,16 @@ test("the program works through a proxy with what the README's recipe changes", 
     for (const end of [socket, upstream]) end.on("error", () => {});
     toEnd.push(() => socket.destroy());
   });
-  const cluster = await startCluster("127.0.0.1");
-  const [issuer, address] = [`localhost:${cluster.pod.issuerPort}`, `127.0.0.1:${portOf(proxy)}`];
-  const recipe = withProxyVariables(argumentsOf(cluster.pod));
-  await worksIn(cluster, recipe.map((arg) => arg.replace(issuer, address)), {
-    HTTPS_PROXY: `http://${address}`,
-  });
-  assertEquals([...new Set(asked)], [issuer]);
+  const [address, url] = [`127.0.0.1:${portOf(proxy)}`, `http://127.0.0.1:${portOf(proxy)}`];
+  for (const changed of [argumentsWith("--proxy", url), argumentsOfComponent("proxy")]) {
+    const cluster = await startCluster("127.0.0.1");
+    const issuer = `localhost:${cluster.pod.issuerPort}`;
+    // It cannot go there straight.
+    const proxied = argumentsOf(cluster.pod, changed)
+      .map((arg) => arg.replace(`${issuer},`, "").replace("$(PROXY_ADDRESS)", address));
+    await worksIn(cluster, proxied, { HTTPS_PROXY: url });
+    assertEquals([...new Set(asked.splice(0))], [issuer]);
+  }
 });
 
 /** What undici would read. */

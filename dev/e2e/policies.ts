@@ -26,6 +26,7 @@ import {
   refused,
   until,
 } from "./context.ts";
+import { flags } from "./manifest.ts";
 
 type Given = Pick<Context, "cluster" | "kubectl" | "as" | "step" | "work">;
 
@@ -154,7 +155,7 @@ async function prepare({ kubectl }: Given): Promise<void> {
     kind: "ServiceAccount",
     metadata: { name, namespace: TEAM },
   }));
-  const users = ["alice", "bob", "carol", GITOPS].map((name) => ({ kind: "User", name }));
+  const users = ["alice", "bob", "carol", "erin", GITOPS].map((name) => ({ kind: "User", name }));
   const controller = { kind: "ServiceAccount", name: ACCOUNT, namespace: NAMESPACE };
   const write = { apiGroups: [""], resources: ["secrets"], verbs: ["*"] };
   const use = {
@@ -180,7 +181,18 @@ async function prepare({ kubectl }: Given): Promise<void> {
     ...grant(TEAM, "everything", everything, [{ kind: "User", name: "dave" }]),
     ...grant(TEAM, "token", token, [{ kind: "User", name: "carol" }, controller]),
   ];
-  await createAll(kubectl, [...namespaces, ...accounts, ...roles, ...secrets]);
+  const anyIdentity = {
+    apiVersion: "rbac.authorization.k8s.io/v1",
+    kind: "RoleBinding",
+    metadata: { name: "any-identity", namespace: TEAM },
+    roleRef: {
+      apiGroup: "rbac.authorization.k8s.io",
+      kind: "ClusterRole",
+      name: "pull-secret-updater-user",
+    },
+    subjects: [{ kind: "User", name: "erin" }],
+  };
+  await createAll(kubectl, [...namespaces, ...accounts, ...roles, anyIdentity, ...secrets]);
   await until("the policies are in force", () => areInForce(kubectl));
   const old = ["", "-too", "-three"].map((more) =>
     labelled(`differing${more}`, { [IDENTITY]: OTHER_UID })
@@ -849,6 +861,8 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
   const carol = user("carol");
   /** May do everything in one namespace. */
   const dave = user("dave");
+  /** Is bound to the role that the manifest has for users, in one namespace. */
+  const erin = user("erin");
   const create = (who: Kubectl, secret: Json) => who(["create", "-f", "-"], JSON.stringify(secret));
   const annotate = (who: Kubectl, name: string, ...notes: string[]) =>
     who(["annotate", "secret", name, "-n", TEAM, "--overwrite", ...notes]);
@@ -860,6 +874,14 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
     ...secret,
     metadata: { ...secret.metadata, namespace },
   });
+
+  await step("the manifest's role for users allows any identity, where it is bound", () =>
+    each({
+      "one": () => create(erin, labelled("erins")),
+      "another": () => create(erin, labelled("erins-other", {}, {}, OTHER_UID)),
+      "elsewhere": () =>
+        refused(create(erin, inNamespace(OTHER, labelled("erins"))), needsUse("erin", NAME, OTHER)),
+    }));
 
   await step("without the Role a user cannot name an identity", () =>
     each({
@@ -1407,6 +1429,7 @@ async function alone(file: string): Promise<number> {
       work,
     };
     await manifest(context, file);
+    await flags(context);
     await policies(context);
   } finally {
     await endCluster(place);

@@ -1,0 +1,14 @@
+/** Reads manifests: the objects of a file, for the tests. */
+import { parseAllDocuments } from "yaml";
+
+// deno-lint-ignore no-explicit-any
+export type Json = any;
+
+export const objectsOf = (yaml: string): Json[] =>
+  parseAllDocuments(yaml).map((document) => document.toJS());
+
+/** The first of a kind. */
+export const ofKind = (kind: string, yaml: string): Json =>
+  objectsOf(yaml).find((object) => object.kind === kind);
+
+export const podOf = (yaml: string): Json => ofKind("Deployment", yaml).spec.template.spec;
