@@ -6,7 +6,15 @@ import { test } from "node:test";
 import { parse, parseAllDocuments } from "yaml";
 import { MAX_COLUMNS, MAX_COMPLEXITY, MAX_LINES, MAX_TOKENS, PRODUCT } from "../size.ts";
 import { expose } from "./exposed.ts";
-import { anchorsOf, type Block, blocksOf, linksOf, tablesUnder } from "./markdown.ts";
+import {
+  anchorsOf,
+  type Block,
+  blocksOf,
+  DOCUMENTS,
+  linksOf,
+  PAGES,
+  tablesUnder,
+} from "./markdown.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
@@ -15,8 +23,9 @@ const filesIn = (folder: string, ending: string) =>
     join(folder, name)
   );
 const README = read("README.md");
-const BLOCKS = blocksOf(README);
-const PAGES = [...filesIn(".", ".md"), ...filesIn("docs", ".md")];
+const BLOCKS = DOCUMENTS.flatMap((page) =>
+  blocksOf(read(page)).map((block) => ({ ...block, page }))
+);
 const [, VERSION = ""] = /^const VERSION = "(.+)";$/m.exec(read("main.ts")) ?? [];
 /** How to measure the product. */
 const SIZE = BLOCKS.find(({ text }) => text.startsWith("npm run -s size"))!;
@@ -71,7 +80,7 @@ test("Each block of YAML and each of commands is run by the end-to-end test, or 
   const neither = BLOCKS
     .filter(({ language }) => ["sh", "yaml"].includes(language))
     .filter((block) => !run.has(block) && !MARK.test(block.text))
-    .map(({ line, text }) => `README.md:${line}: ${text.split("\n")[0]}`);
+    .map(({ page, line, text }) => `${page}:${line}: ${text.split("\n")[0]}`);
   assertEquals(neither, []);
 });
 
@@ -99,10 +108,10 @@ test("README and CONTRIBUTING name the budget that is measured", () => {
 });
 
 test("Each YAML block parses, and each of commands is a language that a shell may read", () => {
-  for (const { language, text, line } of BLOCKS) {
+  for (const { language, text, page, line } of BLOCKS) {
     assert(
       ["sh", "yaml", "text", ""].includes(language),
-      `README.md:${line} is of language ${language}`,
+      `${page}:${line} is of language ${language}`,
     );
     if (language === "yaml") {
       for (const document of parseAllDocuments(text)) assertEquals(document.errors, []);
