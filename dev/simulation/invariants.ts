@@ -444,8 +444,9 @@ export class Invariants {
       endedAt === Infinity || at > tick - EVENT_PLACE_MS
     );
     const remembered = own.filter(({ at }) => at > tick - EVENT_SPACING_MS);
-    // A Warning that waits for its turn is remembered, too.
-    const most = 2 * plan.secrets + 1 + scopes + 2 * events.length + remembered.length;
+    // A Warning that waits for its turn is remembered, too. The plan's actions may make further Secrets.
+    const secrets = Math.max(plan.secrets, this.#standings.size);
+    const most = 2 * secrets + 1 + scopes + 2 * events.length + remembered.length;
     const pending = clock.pending();
     if (pending > most) throw new Breach(`(d) ${name} has ${pending} timers, not ${most}`);
   }
