@@ -339,7 +339,8 @@ export class Invariants {
     if (type === "DELETED") return void this.#standings.delete(key);
     if (seen === "DELETED") before?.wrote.clear();
     if (by) this.#judgeWrite(before!, secret, by, at, now);
-    const settledAt = by ? before!.settledAt : at + SETTLING_MS;
+    // A change does not end what excuses the Secret for longer, as a Retry-After does.
+    const settledAt = Math.max(before?.settledAt ?? 0, by ? 0 : at + SETTLING_MS);
     const isServed = refreshOf(secret) === undefined;
     this.#take(
       secret,
