@@ -3,7 +3,7 @@
  *
  * Usage: node dev/e2e/run.ts [--keep] [--dir D] [--port P] [--bridge B] [--pod-cidr C] [--only PART[,PART…]]
  *
- * Parts: laptop, story, moving and pods (which need it), tenants, tools, policies, manifest, resilience, narrow (which needs tenants).
+ * Parts: laptop, story, moving and pods (which need it), tenants, gitops, tools, policies, manifest, resilience, narrow (which needs tenants).
  * Prints one line a step. When one fails, everything that was said is kept in D-logs, and the exit status is 1.
  */
 import * as fs from "node:fs";
@@ -19,6 +19,7 @@ import { makeAuthority } from "../server/certificates.ts";
 import { startIssuer } from "../server/issuer.ts";
 import { type Context, type Kubectl, kubectlAs } from "./context.ts";
 import { deploy } from "./deploy.ts";
+import { gitops } from "./gitops.ts";
 import { laptop } from "./laptop.ts";
 import { collectLogs } from "./logs.ts";
 import { manifest } from "./manifest.ts";
@@ -207,6 +208,7 @@ async function main(): Promise<void> {
     moving: () => moving(context),
     pods: () => pods(context),
     tenants: () => tenants(context),
+    gitops: () => gitops(context),
     tools: () => tools(context),
     policies: () => policies(context),
     manifest: () => manifest(context, bases),
