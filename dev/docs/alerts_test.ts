@@ -7,7 +7,6 @@ import { test } from "node:test";
 import { parse } from "yaml";
 import { isInstalled } from "../cluster/processes.ts";
 import { expose, METRIC_PREFIX, type Sample, samplesIn } from "./exposed.ts";
-import { anchorsOf } from "./markdown.ts";
 import { fillIn } from "./panels.ts";
 
 // deno-lint-ignore no-explicit-any
@@ -17,7 +16,7 @@ const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const RULES = parse(read("docs/alerts/rules.yaml"));
 const DASHBOARD = JSON.parse(read("docs/dashboard.json"));
-/** Stands for where the README is to be read: the project has no address of its own. */
+/** Stands for where the documents are to be read: the project has no address of its own. */
 const RUNBOOKS = "https://REPOSITORY";
 /** What Prometheus adds to each series. */
 const SCRAPE_LABELS = ["cluster", "job", "instance"];
@@ -247,17 +246,15 @@ test("Each alert's name begins with the program's, and it says how bad it is, wh
     assertMatch(labels.severity, /^(critical|warning|info)$/, alert);
     assertEquals(Object.keys(annotations), ["summary", "description", "runbook_url"], alert);
     assertEquals(Object.keys(rest).filter((key) => !["expr", "for"].includes(key)), []);
-    const [address = "", anchor = ""] = annotations.runbook_url.split("#");
-    assertEquals(address, `${RUNBOOKS}/README.md`, alert);
-    assert(anchorsOf(read("README.md")).has(anchor), `${alert}: ${anchor}`);
+    assertEquals(annotations.runbook_url, `${RUNBOOKS}/docs/troubleshooting.md`, alert);
   }
 });
 
-test("Each file of rules names the address of the runbook once, and the README what to put there", () => {
+test("Each file of rules names the address of the runbook once, and the page on it what to put there", () => {
   for (const name of ["rules.yaml", "prometheusrule.yaml"]) {
     assertEquals(read(`docs/alerts/${name}`).split(RUNBOOKS).length - 1, 1, name);
   }
-  assert(read("README.md").includes(`\`${RUNBOOKS}\``));
+  assert(read("docs/monitoring.md").includes(`\`${RUNBOOKS}\``));
 });
 
 test("Each alert has a test in which it fires, and one in which it does not", () => {

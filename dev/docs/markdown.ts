@@ -1,8 +1,23 @@
-/** Reads the project's Markdown: its fenced blocks, tables, headings and links. */
+/** Reads the project's Markdown: which documents there are, their fenced blocks, tables, lists, headings and links. */
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+
+const ROOT = join(import.meta.dirname!, "../..");
+const markdownIn = (folder: string) =>
+  readdirSync(join(ROOT, folder)).filter((name) => name.endsWith(".md")).sort().map((name) =>
+    join(folder, name)
+  );
+
+/** What users read, in the order in which a block is looked for. */
+export const DOCUMENTS = ["README.md", ...markdownIn("docs")];
+/** All that people write. What is generated, under docs/bench, is not among it. */
+export const PAGES = [...markdownIn("."), ...markdownIn("docs"), "kustomize/README.md"];
 
 export interface Block {
   language: string;
   text: string;
+  /** What the HTML comment right above it says, which readers do not see. */
+  mark: string;
   /** Where it begins. */
   line: number;
 }
@@ -14,6 +29,10 @@ export function blocksOf(markdown: string): Block[] {
   ) => ({
     language,
     text: text.replaceAll(new RegExp(`^${indent}`, "gm"), ""),
+    mark: /<!-- (?:(?!-->)[^])* -->\s*$/.exec(markdown.slice(0, index))?.[0].slice(5).replace(
+      / -->\s*$/,
+      "",
+    ) ?? "",
     line: markdown.slice(0, index).split("\n").length,
   }));
 }
@@ -23,13 +42,29 @@ export function proseOf(markdown: string): string {
   return markdown.replace(/^( *)```.*?^\1```$/gms, "");
 }
 
-/** The rows of the tables under a heading, each with its cells; the first is the table's head. */
-export function tablesUnder(markdown: string, heading: string): string[][] {
+/** What stands between a heading and the next, without the blocks. */
+function proseUnder(markdown: string, heading: string): string {
   const prose = proseOf(markdown);
   const start = prose.indexOf(`\n${heading}\n`);
   if (start === -1) throw new Error(`there is no "${heading}"`);
-  const [section = ""] = prose.slice(start + heading.length + 2).split(/^#{1,6} /m);
-  const lines = section.split("\n").filter((line) =>
+  return prose.slice(start + heading.length + 2).split(/^#{1,6} /m)[0]!;
+}
+
+/** The items of the lists under a heading, each on one line. */
+export function itemsUnder(markdown: string, heading: string): string[] {
+  return itemsIn(proseUnder(markdown, heading));
+}
+
+/** The items of the lists in some prose, each on one line. */
+export function itemsIn(prose: string): string[] {
+  return [...prose.matchAll(/^- (.*\n(?: {2,}\S.*\n|\n(?= ))*)/gm)].map(([, item = ""]) =>
+    item.replace(/\s+/g, " ").trim()
+  );
+}
+
+/** The rows of the tables under a heading, each with its cells; the first is the table's head. */
+export function tablesUnder(markdown: string, heading: string): string[][] {
+  const lines = proseUnder(markdown, heading).split("\n").filter((line) =>
     line.startsWith("|") && !/^\|[ |:-]+$/.test(line)
   );
   return lines.map((line) => line.split(/(?<!\\)\|/).slice(1, -1).map((cell) => cell.trim()));

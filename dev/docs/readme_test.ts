@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { Buffer } from "node:buffer";
 import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -6,7 +7,15 @@ import { test } from "node:test";
 import { parse, parseAllDocuments } from "yaml";
 import { MAX_COLUMNS, MAX_COMPLEXITY, MAX_LINES, MAX_TOKENS, PRODUCT } from "../size.ts";
 import { expose } from "./exposed.ts";
-import { anchorsOf, type Block, blocksOf, linksOf, tablesUnder } from "./markdown.ts";
+import {
+  anchorsOf,
+  type Block,
+  blocksOf,
+  DOCUMENTS,
+  itemsUnder,
+  linksOf,
+  PAGES,
+} from "./markdown.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
@@ -15,13 +24,16 @@ const filesIn = (folder: string, ending: string) =>
     join(folder, name)
   );
 const README = read("README.md");
-const BLOCKS = blocksOf(README);
-const PAGES = [...filesIn(".", ".md"), ...filesIn("docs", ".md")];
+const BLOCKS = DOCUMENTS.flatMap((page) =>
+  blocksOf(read(page)).map((block) => ({ ...block, page }))
+);
 const [, VERSION = ""] = /^const VERSION = "(.+)";$/m.exec(read("main.ts")) ?? [];
 /** How to measure the product. */
 const SIZE = BLOCKS.find(({ text }) => text.startsWith("npm run -s size"))!;
-/** How a block says that it is not run as it stands. */
-const MARK = /^# .*(not run|the tests)|# the tests /m;
+/** How the comment above a block says that it is not run as it stands. */
+const MARK = /^test: /;
+/** What the documents may have: the README's limit is also one of bytes. */
+const LIMITS = { readmeLines: 250, readmeBytes: 15 * 1024, pageLines: 400, columns: 120 };
 
 test("Links and pictures within the repository lead somewhere", () => {
   const broken = PAGES.flatMap((page) =>
@@ -33,6 +45,41 @@ test("Links and pictures within the repository lead somewhere", () => {
     }).map((target) => `${page}: ${target}`)
   );
   assertEquals(broken, []);
+});
+
+test("No document is longer than a person reads, or wider than a terminal", () => {
+  const lines = (page: string) => read(page).trimEnd().split("\n");
+  assert(lines("README.md").length <= LIMITS.readmeLines, `${lines("README.md").length} lines`);
+  assert(Buffer.byteLength(README) <= LIMITS.readmeBytes, `${Buffer.byteLength(README)} bytes`);
+  const long = DOCUMENTS.filter((page) => lines(page).length > LIMITS.pageLines);
+  const wide = PAGES.flatMap((page) =>
+    lines(page).flatMap((line, i) =>
+      [...line].length > LIMITS.columns ? [`${page}:${i + 1}: ${line}`] : []
+    )
+  );
+  assertEquals([...long, ...wide], []);
+});
+
+test("Each page is linked from the README", () => {
+  const linked = linksOf(README).map((target) => target.split("#")[0]);
+  assertEquals(DOCUMENTS.slice(1).filter((page) => !linked.includes(page)), []);
+});
+
+test("What messages send people to has its heading in the README, with a link", () => {
+  for (const name of ["GitOps", "One service account per tenant"]) {
+    assert(read("main.ts").includes(name), name);
+    const [, below = ""] = README.split(`\n### ${name}\n`);
+    assertMatch(below.split("\n## ")[0]!.split("\n### ")[0]!, /\]\(docs\/.*\)/, name);
+  }
+});
+
+test("Blocks that are the same file are the same", () => {
+  const files = new Map<string, string>();
+  for (const { text } of BLOCKS) {
+    const [, file] = /^# (\S+\.yaml)$/m.exec(text) ?? [];
+    if (file) assertEquals(text, files.get(file) ?? text, file);
+    if (file) files.set(file, text);
+  }
 });
 
 /** The first block of a language that holds a text, as dev/e2e/readme.ts finds it. */
@@ -59,7 +106,7 @@ function blocksThatAreRun(): Set<Block> {
     const [, file = ""] = /^# (\S+\.yaml)$/m.exec(text) ?? [];
     const isNamed = file !== "" && commands.some((each) => each.includes(` ${file}`));
     const isPart = commands.some((each) => each.includes(text));
-    const isStep = text.trim().split(" && ").every((command) => steps.includes(command));
+    const isStep = text.trim().split(/ && |\n/).every((command) => steps.includes(command));
     if (isNamed || isPart || isStep) run.add(block);
   }
   run.add(SIZE);
@@ -70,27 +117,27 @@ test("Each block of YAML and each of commands is run by the end-to-end test, or 
   const run = blocksThatAreRun();
   const neither = BLOCKS
     .filter(({ language }) => ["sh", "yaml"].includes(language))
-    .filter((block) => !run.has(block) && !MARK.test(block.text))
-    .map(({ line, text }) => `README.md:${line}: ${text.split("\n")[0]}`);
+    .filter((block) => !run.has(block) && !MARK.test(block.mark))
+    .map(({ page, line, text }) => `${page}:${line}: ${text.split("\n")[0]}`);
   assertEquals(neither, []);
 });
 
 test("No block says that it is not run, and is", () => {
-  const both = [...blocksThatAreRun()].filter(({ text }) => /^# .*not run/m.test(text));
-  assertEquals(both.map(({ line }) => line), []);
+  const both = [...blocksThatAreRun()].filter(({ mark }) => /^test: not run/.test(mark));
+  assertEquals(both.map(({ line, text }) => `${line}: ${text}`), []);
 });
 
-test("The README's command for the size measures each file of the product", () => {
+test("The command for the size measures each file of the product", () => {
   const [command = ""] = SIZE.text.split("\n");
   const { stdout } = spawnSync("sh", ["-c", command], { cwd: ROOT, encoding: "utf8" });
   const files = [...stdout.matchAll(/^(\S+\.ts): \d+ tokens$/gm)].map(([, file]) => file);
   assertEquals(files, PRODUCT);
 });
 
-test("README and CONTRIBUTING name the budget that is measured", () => {
+test("Reviewing and CONTRIBUTING name the budget that is measured", () => {
   const tokens = `at most ${MAX_TOKENS.toLocaleString("en")} tokens`;
   const functions = `complexity above ${MAX_COMPLEXITY}, or more than ${MAX_LINES} lines`;
-  for (const page of ["README.md", "CONTRIBUTING.md"]) {
+  for (const page of ["docs/reviewing.md", "CONTRIBUTING.md"]) {
     const text = read(page).replace(/\s+/g, " ");
     for (const words of [tokens, functions]) assert(text.includes(words), `${page}: ${words}`);
   }
@@ -99,10 +146,10 @@ test("README and CONTRIBUTING name the budget that is measured", () => {
 });
 
 test("Each YAML block parses, and each of commands is a language that a shell may read", () => {
-  for (const { language, text, line } of BLOCKS) {
+  for (const { language, text, page, line } of BLOCKS) {
     assert(
-      ["sh", "yaml", "text", ""].includes(language),
-      `README.md:${line} is of language ${language}`,
+      ["sh", "yaml", "hcl", ""].includes(language),
+      `${page}:${line} is of language ${language}`,
     );
     if (language === "yaml") {
       for (const document of parseAllDocuments(text)) assertEquals(document.errors, []);
@@ -113,40 +160,49 @@ test("Each YAML block parses, and each of commands is a language that a shell ma
 test("README, changelog and package name the version that main.ts has", () => {
   assertMatch(VERSION, /^\d+\.\d+\.\d+$/);
   assertEquals(/^Status: version (\S+)/m.exec(README)?.[1], VERSION);
-  assertEquals([...new Set(README.match(/(?<=pull-secret-updater:)\d+\.\d+\.\d+/g))], [VERSION]);
+  const images = DOCUMENTS.flatMap((page) =>
+    read(page).match(/(?<=pull-secret-updater:)\d+\.\d+\.\d+/g) ?? []
+  );
+  assertEquals([...new Set(images)], [VERSION]);
   assertEquals(/^## (\d+\.\d+\.\d+)/m.exec(read("CHANGELOG.md"))?.[1], VERSION);
   assertEquals(JSON.parse(read("package.json")).version ?? VERSION, VERSION);
 });
 
-test("The images that the README names are the manifest's", () => {
+test("The images that the documents name are the manifest's", () => {
   const bases = [...read("Containerfile").matchAll(/^ARG \w+=(\S+)$/gm)].map(([, image]) => image);
-  for (const [, image] of README.matchAll(/`(docker\.io\/\S+:\S+)`/g)) {
-    assert(bases.includes(image), image);
+  for (const page of DOCUMENTS) {
+    for (const [image] of read(page).matchAll(/\bdocker\.io\/[\w/-]+:[\w.-]+\w/g)) {
+      assert(bases.includes(image), `${page}: ${image}`);
+    }
   }
 });
 
-test("The README's table of metrics is the program's", async () => {
+test("The list of metrics is the program's", async () => {
   const { types, samples } = await expose();
-  const rows = tablesUnder(README, "## What it tells").filter(([, type = ""]) =>
-    ["gauge", "counter", "summary"].includes(type)
+  const items = itemsUnder(read("docs/monitoring.md"), "## Metrics").map((item) =>
+    /^`(\w+)(?:\{([\w,]+)\})?` \((\w+)\): ./.exec(item)?.slice(1) ?? []
   );
-  const named = rows.map(([name = "", type]) => [/\w+/.exec(name)?.[0], type]);
-  assertEquals(named.sort(), [...types].sort());
-  for (const [cell = ""] of rows) {
-    const [, name, labels = ""] = /(\w+)(?:\{([\w,]+)\})?/.exec(cell) ?? [];
+  assertEquals(items.map(([name, , type]) => [name, type]).sort(), [...types].sort());
+  for (const [name, labels = ""] of items) {
     const sample = samples.find((each) => each.name.replace(/_(sum|count)$/, "") === name);
     assertEquals(Object.keys(sample!.labels).join(), labels, name);
   }
 });
 
-test("The README's table of alerts is that of the rules", () => {
+test("The list of alerts is that of the rules", () => {
   const rules: { alert: string; labels: { severity: string } }[] =
     parse(read("docs/alerts/rules.yaml")).groups[0].rules;
-  const rows = tablesUnder(README, "## What it tells").filter(([name = ""]) =>
-    /^`Pull\w+`$/.test(name)
+  const items = itemsUnder(read("docs/monitoring.md"), "## Alerts").map((item) =>
+    /^`(\w+)` \((\w+)\): ./.exec(item)?.slice(1)
   );
-  assertEquals(
-    rows.map(([name, severity]) => [name, severity]),
-    rules.map(({ alert, labels }) => [`\`${alert}\``, labels.severity]),
-  );
+  assertEquals(items, rules.map(({ alert, labels }) => [alert, labels.severity]));
+});
+
+test("The list of variables is the program's", () => {
+  const items = itemsUnder(read("docs/reference.md"), "## Environment");
+  const names = items.flatMap((item) => item.split(" (")[0]!.match(/\w+/g) ?? []);
+  const { stdout } = spawnSync("node", ["main.ts", "--help"], { cwd: ROOT, encoding: "utf8" });
+  const told = [...stdout.matchAll(/^ {2}([A-Z][A-Z_]+)\b/gm)].map(([, name]) => name!);
+  assert(told.length > 8, stdout);
+  assertEquals(told.filter((name) => !names.includes(name)), []);
 });

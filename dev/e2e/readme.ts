@@ -1,25 +1,25 @@
-/** The README's YAML and its commands, as they stand. */
+/** The YAML and the commands of the README and of the pages under docs, as they stand. */
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { run } from "../cluster/processes.ts";
-import { blocksOf } from "../docs/markdown.ts";
+import { blocksOf, DOCUMENTS } from "../docs/markdown.ts";
 import { type Context, ROOT } from "./context.ts";
 
-/** The fenced blocks of a language. */
+/** The fenced blocks of a language, document by document. */
 function blocks(language: string): string[] {
-  const all = blocksOf(fs.readFileSync(join(ROOT, "README.md"), "utf8"));
+  const all = DOCUMENTS.flatMap((page) => blocksOf(fs.readFileSync(join(ROOT, page), "utf8")));
   return all.filter((block) => block.language === language).map(({ text }) => text);
 }
 
 /** The first block that holds this text. */
 export function needBlock(text: string, language = "yaml"): string {
   const block = blocks(language).find((block) => block.includes(text));
-  if (block === undefined) throw new Error(`README.md has no ${language} with "${text}"`);
+  if (block === undefined) throw new Error(`no document has ${language} with "${text}"`);
   return block;
 }
 
 /**
- * Runs the first block of commands that holds this text, where the README's files are; they begin with their names. `edit`
+ * Runs the first block of commands that holds this text, where the documents' files are; they begin with their names. `edit`
  * puts in what a user does, or takes off what has been done.
  */
 export async function runCommands(

@@ -1,8 +1,8 @@
-/** The table of all rows, for the terminal and for the README. */
+/** All rows: a table for the terminal, a list for docs/reliability.md. */
 import type { Outcome } from "./run.ts";
 
 const COLUMNS = ["fault", "what a user sees", "tokens expired, for up to", "back to normal within"];
-/** Widest column on the terminal; the Markdown has all of it. */
+/** Widest column on the terminal; the list has all of it. */
 const MAX_WIDTH = 70;
 /** Enough of a message to know it again. */
 const MAX_QUOTE = 110;
@@ -34,9 +34,11 @@ export function drawTable(outcomes: Outcome[]): string {
 }
 
 export function writeMarkdown(outcomes: Outcome[]): string {
-  const rows = [COLUMNS, COLUMNS.map(() => "---"), ...tabulate(outcomes)];
-  return rows.map((row) => `| ${row.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |\n`)
-    .join("");
+  return tabulate(outcomes).map(([fault, seen, expired = "", back]) => {
+    const [count, seconds] = expired.split(", ");
+    const tokens = seconds ? `${count} tokens expired, for up to ${seconds}` : "No token expired";
+    return `- **${fault}**: ${seen}. ${tokens}; back to normal within ${back}.\n`;
+  }).join("");
 }
 
 /** The event; else the line of the log; else the counters. Of several the one that the row asks for, else the first. */

@@ -339,7 +339,8 @@ export class Invariants {
     if (type === "DELETED") return void this.#standings.delete(key);
     if (seen === "DELETED") before?.wrote.clear();
     if (by) this.#judgeWrite(before!, secret, by, at, now);
-    const settledAt = by ? before!.settledAt : at + SETTLING_MS;
+    // A change does not end what excuses the Secret for longer, as a Retry-After does.
+    const settledAt = Math.max(before?.settledAt ?? 0, by ? 0 : at + SETTLING_MS);
     const isServed = refreshOf(secret) === undefined;
     this.#take(
       secret,
@@ -444,8 +445,9 @@ export class Invariants {
       endedAt === Infinity || at > tick - EVENT_PLACE_MS
     );
     const remembered = own.filter(({ at }) => at > tick - EVENT_SPACING_MS);
-    // A Warning that waits for its turn is remembered, too.
-    const most = 2 * plan.secrets + 1 + scopes + 2 * events.length + remembered.length;
+    // A Warning that waits for its turn is remembered, too. The plan's actions may make further Secrets.
+    const secrets = Math.max(plan.secrets, this.#standings.size);
+    const most = 2 * secrets + 1 + scopes + 2 * events.length + remembered.length;
     const pending = clock.pending();
     if (pending > most) throw new Breach(`(d) ${name} has ${pending} timers, not ${most}`);
   }
