@@ -138,7 +138,7 @@ const here = (block: string) =>
     .replace(/-s manifest( --)?/, "-s manifest -- --ca-configmap private-ca");
 
 /** Gives the node the stand-in for a public image, under the name that the manifest has. */
-async function provide(
+export async function provide(
   { cluster, work }: Context,
   runtime: "node" | "deno",
   image: string,

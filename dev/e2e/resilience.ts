@@ -3,6 +3,7 @@ import { generateKeyPairSync } from "node:crypto";
 import * as fs from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Agent, request } from "undici";
+import type { Cluster } from "../cluster/cluster.ts";
 import { makeCertificates, paths } from "../cluster/components.ts";
 import {
   ACCOUNT,
@@ -63,46 +64,50 @@ export async function watchSecrets(context: Context): Promise<Watcher> {
   };
   await kubectl(["create", "-f", "-"], JSON.stringify(list));
 
-  const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
-  const url = `${cluster.server}/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
-  const headers = { authorization: `Bearer ${token}` };
   const watcher: Watcher = {
     namespaces: new Set([NS]),
     looks: 0,
     tokens: new Set(),
     expired: [],
-    stop: () => clearInterval(timer),
+    stop: lookAtSecrets(cluster, LOOK_MS, (secrets) => {
+      const now = Date.now();
+      watcher.looks++;
+      const watched = secrets.filter(({ metadata }) => watcher.namespaces.has(metadata.namespace));
+      for (const secret of watched) {
+        const held = tokenIn(secret);
+        if (held) watcher.tokens.add(held.token);
+        if (held && held.exp * 1000 <= now) {
+          const late = Math.round((now - held.exp * 1000) / 1000);
+          watcher.expired.push(
+            `${secret.metadata.namespace}/${secret.metadata.name}, expired for ${late} s`,
+          );
+        }
+      }
+    }),
   };
+  return watcher;
+}
+
+/** Lists all labelled Secrets again and again, until what it returns is called. */
+export function lookAtSecrets(
+  cluster: Cluster,
+  everyMs: number,
+  see: (secrets: Json[]) => void,
+): () => void {
+  const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
+  const url = `${cluster.server}/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
+  const headers = { authorization: `Bearer ${token}` };
+  const timeouts = { headersTimeout: LOOK_MS, bodyTimeout: LOOK_MS };
   const look = async () => {
     // A new connection each time, as the API server's certificate changes.
     const dispatcher = new Agent({ connect: { ca: fs.readFileSync(cluster.ca, "utf8") } });
-    const answer = await request(url, {
-      headers,
-      dispatcher,
-      headersTimeout: LOOK_MS,
-      bodyTimeout: LOOK_MS,
-    });
+    const answer = await request(url, { headers, dispatcher, ...timeouts });
     const { items = [] } = await answer.body.json() as Json;
-    const now = Date.now();
-    watcher.looks++;
-    for (
-      const secret of items.filter(({ metadata }: Json) =>
-        watcher.namespaces.has(metadata.namespace)
-      )
-    ) {
-      const held = tokenIn(secret);
-      if (held) watcher.tokens.add(held.token);
-      if (held && held.exp * 1000 <= now) {
-        const late = Math.round((now - held.exp * 1000) / 1000);
-        watcher.expired.push(
-          `${secret.metadata.namespace}/${secret.metadata.name}, expired for ${late} s`,
-        );
-      }
-    }
+    see(items);
     await dispatcher.close();
   };
-  const timer = setInterval(() => void look().catch(() => {}), LOOK_MS);
-  return watcher;
+  const timer = setInterval(() => void look().catch(() => {}), everyMs);
+  return () => clearInterval(timer);
 }
 
 export async function resilience(context: Context, watcher: Watcher): Promise<void> {

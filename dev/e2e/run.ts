@@ -3,7 +3,8 @@
  *
  * Usage: node dev/e2e/run.ts [--keep] [--dir D] [--port P] [--bridge B] [--pod-cidr C] [--only PART[,PART…]]
  *
- * Parts: laptop, story, moving and pods (which need it), tenants, tools, policies, manifest, resilience, narrow (which needs tenants).
+ * Parts: laptop, story, moving and pods (which need it), tenants, gitops, tools, policies, manifest, resilience, narrow (which needs tenants).
+ * And upgrade, which takes longer than the others and is not run unless it is named.
  * Prints one line a step. When one fails, everything that was said is kept in D-logs, and the exit status is 1.
  */
 import * as fs from "node:fs";
@@ -19,6 +20,7 @@ import { makeAuthority } from "../server/certificates.ts";
 import { startIssuer } from "../server/issuer.ts";
 import { type Context, type Kubectl, kubectlAs } from "./context.ts";
 import { deploy } from "./deploy.ts";
+import { gitops } from "./gitops.ts";
 import { laptop } from "./laptop.ts";
 import { collectLogs } from "./logs.ts";
 import { manifest } from "./manifest.ts";
@@ -30,6 +32,7 @@ import { resilience, watchSecrets } from "./resilience.ts";
 import { story } from "./story.ts";
 import { narrow, tenants } from "./tenants.ts";
 import { tools } from "./tools.ts";
+import { upgrade } from "./upgrade.ts";
 
 /** Programs, and Debian's packages that have them, beside those that the cluster itself asks for. */
 const PROGRAMS = {
@@ -207,14 +210,16 @@ async function main(): Promise<void> {
     moving: () => moving(context),
     pods: () => pods(context),
     tenants: () => tenants(context),
+    gitops: () => gitops(context),
     tools: () => tools(context),
     policies: () => policies(context),
     manifest: () => manifest(context, bases),
     resilience: () => resilience(context, watcher),
     narrow: () => narrow(context),
+    upgrade: () => upgrade(context, bases),
   };
   for (const [name, part] of Object.entries(parts)) {
-    if (!only || only.split(",").includes(name)) await part();
+    if (only ? only.split(",").includes(name) : name !== "upgrade") await part();
   }
 }
 
