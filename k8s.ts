@@ -122,10 +122,8 @@ export class KubernetesClient {
         // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told
         // otherwise.
         const tls = { ca: caFile && readMounted(caFile), servername, allowPartialTrustChain: true };
-        buildConnector({ ...tls, allowH2: false })(
-          connection,
-          callback,
-        );
+        // undici's own time-out is 10 s.
+        buildConnector({ ...tls, allowH2: false })(connection, callback);
       },
     });
   }
@@ -233,13 +231,11 @@ export class KubernetesClient {
    * is a 409.
    */
   async patch(namespace: string, name: string, patch: object, signal: AbortSignal) {
-    const query = { fieldManager: "pull-secret-updater" };
-    const body = JSON.stringify(patch);
     asSecret(
       await this.#json("patch", secretsPath(namespace, name), {
         method: "PATCH",
-        query,
-        body,
+        query: { fieldManager: "pull-secret-updater" },
+        body: JSON.stringify(patch),
         signal,
       }),
     );
@@ -247,9 +243,11 @@ export class KubernetesClient {
 
   /** Creates an Event of events.k8s.io/v1. */
   async createEvent(namespace: string, event: object, signal: AbortSignal) {
-    const path = `/apis/events.k8s.io/v1/namespaces/${namespace}/events`;
-    const body = JSON.stringify({ apiVersion: "events.k8s.io/v1", kind: "Event", ...event });
-    await this.#json("create", path, { method: "POST", body, signal });
+    await this.#json("create", `/apis/events.k8s.io/v1/namespaces/${namespace}/events`, {
+      method: "POST",
+      body: JSON.stringify({ apiVersion: "events.k8s.io/v1", kind: "Event", ...event }),
+      signal,
+    });
   }
 
   /**
@@ -263,14 +261,15 @@ export class KubernetesClient {
     signal: AbortSignal,
   ) {
     const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`;
-    const spec = { audiences: [audience], expirationSeconds: seconds };
-    const body = JSON.stringify({
-      apiVersion: "authentication.k8s.io/v1",
-      kind: "TokenRequest",
-      spec,
-    });
-    const token = (await this.#json("create", path, { method: "POST", body, signal }))?.status
-      ?.token;
+    const token = (await this.#json("create", path, {
+      method: "POST",
+      body: JSON.stringify({
+        apiVersion: "authentication.k8s.io/v1",
+        kind: "TokenRequest",
+        spec: { audiences: [audience], expirationSeconds: seconds },
+      }),
+      signal,
+    }))?.status?.token;
     if (typeof token === "string") return token;
     throw invalid("create: the response has no token");
   }

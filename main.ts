@@ -8,6 +8,7 @@
  * Two clocks: lives of tokens are told by the wall clock (`now`), pauses by the monotonic one
  * (`tick`).
  */
+import { hash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { createServer, setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import process from "node:process";
@@ -396,15 +397,14 @@ const toBase64 = (text: string) => Buffer.from(text).toString("base64");
 const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** Throws where the text is not UTF-8, which would not survive. */
-const decodeConfig = (data: unknown) =>
-  UTF_8.decode(Buffer.from(typeof data === "string" ? data : "", "base64"));
+const decodeConfig = (data = "") => UTF_8.decode(Buffer.from(data, "base64"));
 
 /**
  * The tokens of the registries' entries, where the user is ours; none if nothing can be done with
  * the config.
  */
-function parseDockerConfig(data: unknown, registries: string[]) {
-  const unusable = (flaw: string) => ({ data, registries, tokens: [], isPlain: false, flaw });
+function parseDockerConfig(data: string, registries: string[]) {
+  const unusable = (flaw: string) => ({ tokens: [], isPlain: false, flaw });
   let config;
   try {
     config = JSON.parse(decodeConfig(data)) ?? {};
@@ -421,22 +421,20 @@ function parseDockerConfig(data: unknown, registries: string[]) {
     registries.some((host) => Object.hasOwn(Object(config.credHelpers), host));
   const rival = hasHelper ? "a credential helper" : others.find(isRival);
   return {
-    data,
-    registries,
     tokens: registries.map((host) => Object.hasOwn(auths, host) ? tokenOf(auths[host]) : undefined),
     isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),
     flaw: rival && `has "${textOf(rival)}" beside the token, which clients take in its place`,
   };
 }
 
-/** What was read last: all Secrets of an identity hold the same. */
-let lastConfig = parseDockerConfig("", []);
+/** What was read last, as all Secrets of an identity hold the same; no token of it is kept. */
+let last = { digest: "", ...parseDockerConfig("", []) };
 
 function readDockerConfig(data: unknown, registries: string[]) {
-  if (data !== lastConfig.data || registries !== lastConfig.registries) {
-    lastConfig = parseDockerConfig(data, registries);
-  }
-  return lastConfig;
+  const text = typeof data === "string" ? data : "";
+  const digest = hash("sha256", `${registries} ${text}`);
+  if (digest !== last.digest) last = { digest, ...parseDockerConfig(text, registries) };
+  return last;
 }
 
 function tokenOf(entry: unknown) {
@@ -810,8 +808,8 @@ function nextStep(
   });
   if (decision === "skip") return next("sleep", SWEEP_MS, problem);
   if (decision === "wait") return next("sleep", renewalTime(token!, fraction) - now, problem);
-  // Nothing bypasses this, a refresh request neither. A Secret that is made
-  // anew, or labelled again, starts afresh.
+  // Nothing bypasses this, a refresh request neither. Made anew, or labelled again, a Secret starts
+  // afresh.
   if (backoff.retryAt > tick) return next("sleep", backoff.retryAt - tick);
 
   // Judged anew: the clock may have been set back.
@@ -1296,7 +1294,7 @@ function serve(controller: Controller, port: number) {
   return createServer((socket) => {
     const close = () => socket.destroy();
     socket.setTimeout(CALL_TIMEOUT_MS, close).on("error", close).once("data", (chunk) => {
-      const [, path = ""] = /^\w+ (\/[^? ]*)/.exec(`${chunk}`) ?? [];
+      const path = /^\w+ (\/[^? ]*)/.exec(`${chunk}`)?.[1] ?? "";
       const page = pages[path];
       const error = page ? page() : "not found";
       const status = !error ? "200 OK" : page ? "503 Service Unavailable" : "404 Not Found";
