@@ -1,4 +1,4 @@
-/** Reads manifests: the objects of a file, for the tests. */
+/** The objects of a manifest. */
 import { parseAllDocuments } from "yaml";
 
 // deno-lint-ignore no-explicit-any

@@ -10,9 +10,9 @@ import { dirname, join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseAllDocuments } from "yaml";
 import { bundle } from "./bundle.ts";
 import { defaultImage, selfContained } from "./manifest.ts";
+import { ofKind, podOf } from "./objects.ts";
 
 export type Runtime = "node" | "deno";
 /** The one that runs this. */
@@ -145,10 +145,8 @@ async function makeManifest(runtime: Runtime): Promise<Shipped> {
   const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
   const options = { runtime, image: defaultImage(read("Containerfile"), runtime) };
   const manifest = selfContained(read("deploy.yaml"), await bundle("main.ts"), options);
-  const objects = parseAllDocuments(manifest).map((document) => document.toJS());
-  const ofKind = (kind: string) => objects.find((object) => object.kind === kind);
-  const [{ args }] = ofKind("Deployment").spec.template.spec.containers;
-  return { program: ofKind("ConfigMap").data["main.js"], args };
+  const [{ args }] = podOf(manifest).containers;
+  return { program: ofKind("ConfigMap", manifest).data["main.js"], args };
 }
 
 /** As a Pod runs it, but for the places: its folders, and the hosts that it may reach, are here. */

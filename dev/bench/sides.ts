@@ -7,8 +7,8 @@ import { dirname, join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseAllDocuments } from "yaml";
 import { NAMESPACE, ROOT } from "../e2e/context.ts";
+import { podOf } from "../objects.ts";
 import { findPort, type Runtime, shippedV8Flags } from "../program.ts";
 import { type Ground, ISSUER_HOST } from "./ground.ts";
 import { type Usage, usageOf } from "../usage.ts";
@@ -137,10 +137,7 @@ interface Container {
 
 /** The container of deploy.yaml: what ships. */
 function readContainer(): Container {
-  const manifests = parseAllDocuments(readFileSync(join(ROOT, "deploy.yaml"), "utf8")).map((each) =>
-    each.toJS()
-  );
-  return manifests.find(({ kind }) => kind === "Deployment").spec.template.spec.containers[0];
+  return podOf(readFileSync(join(ROOT, "deploy.yaml"), "utf8")).containers[0];
 }
 
 /** The flags of deploy.yaml, with the places of this machine in them. */

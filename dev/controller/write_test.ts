@@ -562,16 +562,24 @@ rule(
   },
 );
 
+/** Annotates a Secret anew in each step, four times a second and then less often, while all is refused. */
+async function cycleRefused(
+  world: VirtualWorld,
+  annotationsAt: (step: number) => Record<string, string>,
+): Promise<void> {
+  world.cluster.create(secret("a"));
+  world.issuer.fault = () => answer(403);
+  world.start();
+  for (let step = 0; step < 240; step++) {
+    world.cluster.update("apps/a", annotate(annotationsAt(step)));
+    await world.clock.advance(step < 120 ? 250 : 600);
+  }
+}
+
 rule(
   "Cycling identities that are refused brings about an exchange a second at most",
   async (world) => {
-    world.cluster.create(secret("a"));
-    world.issuer.fault = () => answer(403);
-    world.start();
-    for (let step = 0; step < 240; step++) {
-      world.cluster.update("apps/a", annotate({ [IDENTITY]: identityOf(step + 2) }));
-      await world.clock.advance(step < 120 ? 250 : 600);
-    }
+    await cycleRefused(world, (step) => ({ [IDENTITY]: identityOf(step + 2) }));
     const { length } = world.issuer.requests;
     assert(length <= 102, `${length} exchanges`);
   },
@@ -594,13 +602,7 @@ rule("Cycling service accounts does not spin either", async (world) => {
 rule(
   "Cycling service accounts that are refused brings about a token request a second at most",
   async (world) => {
-    world.cluster.create(secret("a"));
-    world.issuer.fault = () => answer(403);
-    world.start();
-    for (let step = 0; step < 240; step++) {
-      world.cluster.update("apps/a", annotate({ [ACCOUNT]: `account-${step}` }));
-      await world.clock.advance(step < 120 ? 250 : 600);
-    }
+    await cycleRefused(world, (step) => ({ [ACCOUNT]: `account-${step}` }));
     const { length } = asked(world, "token");
     assert(length <= 102, `${length} token requests`);
     assert(world.issuer.requests.length <= 102, `${world.issuer.requests.length} exchanges`);

@@ -78,15 +78,7 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
       force,
     );
     // It knows the real issuer alone: what the other was told by a flag.
-    await kubectl([
-      "patch",
-      "deployment",
-      "-n",
-      NAMESPACE,
-      ACCOUNT,
-      "-p",
-      JSON.stringify({ spec: { template: { spec: trustOfTheIssuer() } } }),
-    ]);
+    await patch(context, { spec: { template: { spec: trustOfTheIssuer() } } });
     return await check(context, "deno");
   });
   await step(
@@ -151,17 +143,12 @@ export async function provide(
   await cluster.ctr(["image", "tag", "--force", image, name]);
 }
 
+const patch = ({ kubectl }: Context, deployment: Json) =>
+  kubectl(["patch", "deployment", "-n", NAMESPACE, ACCOUNT, "-p", JSON.stringify(deployment)]);
+
 async function check(context: Context, runtime: "node" | "deno"): Promise<string> {
   const { kubectl } = context;
-  await kubectl([
-    "patch",
-    "deployment",
-    "-n",
-    NAMESPACE,
-    ACCOUNT,
-    "-p",
-    JSON.stringify(aliasPatch(context)),
-  ]);
+  await patch(context, aliasPatch(context));
   await rolledOut(context);
   const { spec } = (await getJson(context, "deployment", "-n", NAMESPACE, ACCOUNT)).spec.template;
   expect(spec.containers[0].command.join() === runtime, `it runs ${spec.containers[0].command}`);

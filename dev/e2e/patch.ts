@@ -29,22 +29,24 @@ export function trustOfTheIssuer(image?: string): Json {
   return { containers: [container], volumes };
 }
 
+/** That ConfigMap: the CA of the issuer's certificate. */
+export const authorityOf = ({ ca }: Pick<Context, "ca">): Json => ({
+  apiVersion: "v1",
+  kind: "ConfigMap",
+  metadata: { namespace: NAMESPACE, name: "private-ca" },
+  data: { "ca.crt": ca },
+});
+
 export async function patchedManifest(context: Context, image: string): Promise<string> {
-  const { work, ca, kubectl } = context;
+  const { work, kubectl } = context;
   const patch = aliasPatch(context);
   Object.assign(patch.spec.template.spec, trustOfTheIssuer(image));
-  const authority = {
-    apiVersion: "v1",
-    kind: "ConfigMap",
-    metadata: { namespace: NAMESPACE, name: "private-ca" },
-    data: { "ca.crt": ca },
-  };
   const folder = join(work, "deploy");
   const write = (name: string, value: unknown) =>
     fs.writeFileSync(join(folder, name), JSON.stringify(value));
   fs.mkdirSync(folder, { recursive: true });
   fs.copyFileSync(join(ROOT, "deploy.yaml"), join(folder, "deploy.yaml"));
-  write("ca.yaml", authority);
+  write("ca.yaml", authorityOf(context));
   write("patch.yaml", {
     apiVersion: "apps/v1",
     kind: "Deployment",

@@ -13,10 +13,11 @@ import process from "node:process";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
-import { parse, parseAllDocuments } from "yaml";
+import { parse } from "yaml";
 import { type ApiServer, startApiServer } from "../server/apiserver.ts";
 import { selfContained } from "../manifest.ts";
 import { readSettings } from "../manifest_flags.ts";
+import { objectsOf } from "../objects.ts";
 import { makeAuthority } from "../server/certificates.ts";
 import { type Issuer, startIssuer } from "../server/issuer.ts";
 
@@ -71,8 +72,7 @@ after(() => {
 // ───── The Pod ─────
 
 function readContainer(manifest: string): Container {
-  const objects = parseAllDocuments(manifest).map((document) => document.toJS());
-  const [deployment, ...others] = objects.filter(({ kind }) => kind === "Deployment");
+  const [deployment, ...others] = objectsOf(manifest).filter(({ kind }) => kind === "Deployment");
   assertEquals(others, []);
   const [container] = deployment.spec.template.spec.containers;
   return container;

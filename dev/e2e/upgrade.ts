@@ -2,15 +2,14 @@
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseAllDocuments } from "yaml";
 import { run } from "../cluster/processes.ts";
 import { defaultImage } from "../manifest.ts";
+import { objectsOf } from "../objects.ts";
 import {
   ACCOUNT,
   type Context,
   expect,
   getJson,
-  IDENTITY,
   type Json,
   type Kubectl,
   NAMESPACE,
@@ -24,7 +23,7 @@ import {
 import { rolledOut } from "./deploy.ts";
 import type { Bases } from "./images.ts";
 import { provide } from "./manifest.ts";
-import { aliasPatch, trustOfTheIssuer } from "./patch.ts";
+import { aliasPatch, authorityOf, trustOfTheIssuer } from "./patch.ts";
 import { runCommands } from "./readme.ts";
 import { lookAtSecrets } from "./resilience.ts";
 
@@ -121,18 +120,11 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
   });
   watch.end();
   await step("then one command empties them all", async () => {
-    await run("sh", ["-ec", EMPTY_ALL], { env: { ...context.cluster.environment, NO_PROXY: "*" } });
+    await runCommands(context, "while read -r namespace name");
     expect((await held(context)).every((token) => !token), "there is a token left");
   });
   await kubectl(["delete", "namespace", NS, "--wait=false"]);
 }
-
-const EMPTY_ALL = `
-kubectl get secrets --all-namespaces -l ${IDENTITY} \\
-  -o jsonpath='{range .items[*]}{.metadata.namespace}{" "}{.metadata.name}{"\\n"}{end}' |
-while read -r NS NAME; do
-  kubectl patch secret "$NAME" -n "$NS" -p '{"data":{".dockerconfigjson":"e30="}}'
-done`;
 
 /** As its own README had it: from a clone of that commit. */
 async function oldManifest({ work }: Context): Promise<string> {
@@ -151,16 +143,14 @@ async function oldManifest({ work }: Context): Promise<string> {
 
 /** The objects of a manifest, with what the issuer of this cluster takes. */
 function forThisCluster(context: Context, manifest: string): Json[] {
-  const objects = parseAllDocuments(manifest).map((document) => document.toJS());
+  const objects = objectsOf(manifest);
   const { spec } = objects.find(({ kind }) => kind === "Deployment").spec.template;
   const { containers: [{ env, volumeMounts }], volumes } = trustOfTheIssuer() as Json;
   Object.assign(spec, aliasPatch(context).spec.template.spec);
   spec.volumes.push(...volumes);
   spec.containers[0].env.push(...env);
   spec.containers[0].volumeMounts.push(...volumeMounts);
-  const metadata = { namespace: NAMESPACE, name: "private-ca" };
-  const data = { "ca.crt": context.ca };
-  return [...objects, { apiVersion: "v1", kind: "ConfigMap", metadata, data }];
+  return [...objects, authorityOf(context)];
 }
 
 async function apply(kubectl: Kubectl, { args }: Way, items: Json[]): Promise<void> {
