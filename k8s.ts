@@ -92,7 +92,6 @@ interface ClientOptions {
   onResponse: (verb: string, code: string) => void;
 }
 
-type List = { items: Secret[]; metadata: { resourceVersion: string; continue?: string } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
 /** Reads a mounted file; an empty token or CA would mean none to who takes it. */
@@ -136,16 +135,13 @@ export class KubernetesClient {
   ) {
     const { url, tokenFile, userAgent, onResponse } = this.#options;
     let response: Dispatcher.ResponseData;
-    const isPatch = options.method === "PATCH";
     try {
       const headers = {
-        // Of what was patched only the metadata is read, and so asked for: less for all to encode.
-        accept: isPatch
-          ? "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
-          : "application/json",
-        "content-type": isPatch ? "application/merge-patch+json" : "application/json",
+        accept: "application/json",
+        "content-type": "application/json",
         "user-agent": userAgent,
         ...tokenFile && { authorization: `Bearer ${readMounted(tokenFile)}` },
+        ...options.headers as object,
       };
       response = await request(url + path, { ...options, headers, dispatcher: this.#agent });
     } catch (cause) {
@@ -156,8 +152,11 @@ export class KubernetesClient {
     onResponse(verb, `${status}`);
     if (status < 300) return response;
     const { message, reason } = parseStatus(await readText(verb, response.body));
-    const fields = { status, reason, retryAfter: `${retryAfter}` };
-    throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, fields);
+    throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, {
+      status,
+      reason,
+      retryAfter: `${retryAfter}`,
+    });
   }
 
   async #json(
@@ -174,24 +173,25 @@ export class KubernetesClient {
    * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller.
    * Yields its Secrets, and the resource version to watch from.
    */
-  async *list(namespace: string | undefined, signal: AbortSignal) {
+  async *list(
+    namespace: string | undefined,
+    signal: AbortSignal,
+  ): AsyncGenerator<{ items: Secret[]; resourceVersion: string }> {
     const { labelSelector } = this.#options;
     let limit = PAGE_LIMIT;
-    let next: string | undefined = "";
-    while (next !== undefined) {
+    let next = "";
+    for (;;) {
       try {
-        const query = { labelSelector, limit, ...next && { continue: next } };
-        const maxBytes = limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES;
-        const list: List = await this.#json(
+        const { items, metadata } = await this.#json(
           "list",
           secretsPath(namespace),
-          { query, signal },
-          maxBytes,
-        );
-        const { items, metadata } = list ?? {};
+          { query: { labelSelector, limit, ...next && { continue: next } }, signal },
+          limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES,
+        ) ?? {};
         if (!Array.isArray(items) || !metadata?.resourceVersion) throw invalid("list: not a list");
         yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
-        next = metadata.continue || undefined;
+        next = metadata.continue;
+        if (!next) return;
         limit = Math.min(limit * 2, PAGE_LIMIT);
       } catch (error) {
         if (error.reason !== "BodyTooLarge" || limit === 1) throw error;
@@ -208,17 +208,18 @@ export class KubernetesClient {
     signal: AbortSignal,
   ) {
     const { labelSelector } = this.#options;
-    const query = {
-      labelSelector,
-      resourceVersion,
-      timeoutSeconds,
-      watch: 1,
-      allowWatchBookmarks: true,
-    };
-    const bodyTimeout = (timeoutSeconds + WATCH_GRACE_S) * 1000;
-    yield* parseWatch(
-      (await this.#send("watch", secretsPath(namespace), { query, bodyTimeout, signal })).body,
-    );
+    const { body } = await this.#send("watch", secretsPath(namespace), {
+      query: {
+        labelSelector,
+        resourceVersion,
+        timeoutSeconds,
+        watch: 1,
+        allowWatchBookmarks: true,
+      },
+      bodyTimeout: (timeoutSeconds + WATCH_GRACE_S) * 1000,
+      signal,
+    });
+    yield* parseWatch(body);
   }
 
   /** Reads one Secret. Throws an {@linkcode ApiError}, as all of these do. */
@@ -234,6 +235,11 @@ export class KubernetesClient {
     asSecret(
       await this.#json("patch", secretsPath(namespace, name), {
         method: "PATCH",
+        headers: {
+          // Only the metadata is read, and so asked for: less for all to encode.
+          accept: "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json",
+          "content-type": "application/merge-patch+json",
+        },
         query: { fieldManager: "pull-secret-updater" },
         body: JSON.stringify(patch),
         signal,
@@ -297,8 +303,12 @@ export async function* listAndWatch(
   signal: AbortSignal,
 ) {
   if (version !== "") {
-    const seconds = WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S);
-    return yield* api.watch(namespace, version, seconds, signal);
+    return yield* api.watch(
+      namespace,
+      version,
+      WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S),
+      signal,
+    );
   }
   const keys = new Set<string>();
   for await (const { items, resourceVersion } of api.list(namespace, signal)) {
@@ -321,8 +331,13 @@ function parseJson(text: string, what: string) {
 
 const invalid = (message: string) => new ApiError(message, { reason: "InvalidResponse" });
 
-const noResponse = (verb: string, { code, message }: NodeJS.ErrnoException) =>
-  new ApiError(`${verb}: no response from the API server: ${message}`, { reason: code });
+const noResponse = (verb: string, cause: NodeJS.ErrnoException) =>
+  cause instanceof ApiError
+    ? cause
+    // Of a host none of whose addresses answers there is a code only.
+    : new ApiError(`${verb}: no response from the API server: ${cause.message || cause.code}`, {
+      reason: cause.code,
+    });
 
 async function readText(
   verb: string,
@@ -342,7 +357,7 @@ async function readText(
       }
     }
   } catch (cause) {
-    throw cause instanceof ApiError ? cause : noResponse(verb, cause);
+    throw noResponse(verb, cause);
   }
   return Buffer.concat(chunks).toString();
 }
@@ -392,7 +407,7 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
       for (const line of lines) yield parseWatchEvent(line);
     }
   } catch (cause) {
-    throw cause instanceof ApiError ? cause : noResponse("watch", cause);
+    throw noResponse("watch", cause);
   }
 }
 

@@ -1023,6 +1023,15 @@ describeForms("the watch", () => {
     }
   });
 
+  test("says the code of an error that has no message", async () => {
+    // deno-lint-ignore require-yield
+    async function* body() {
+      throw Object.assign(new AggregateError([]), { code: "ECONNREFUSED" });
+    }
+    const error = await Array.fromAsync(parseWatch(body())).catch((caught) => caught);
+    assertIsError(error, undefined, "the API server: ECONNREFUSED");
+  });
+
   test("fails with an ApiError, or not at all, whatever its body is", async () => {
     await fc.assert(fc.asyncProperty(fc.array(fc.uint8Array({ maxLength: 60 })), async (chunks) => {
       async function* body() {

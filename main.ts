@@ -22,6 +22,7 @@ import {
   type Secret,
 } from "./k8s.ts";
 import {
+  cut,
   decode,
   exchange,
   findLifeFlaw,
@@ -120,8 +121,6 @@ const MAX_NOTE_BYTES = 1024;
  */
 const NOTE_START_BYTES = 300;
 const NOTE_END_BYTES = 700;
-/** An identity of 15 levels has 295: of what tenants write no more is kept. */
-const MAX_FOREIGN_CHARS = 300;
 /** Rendering blocks everything else, for 25 ms with 5,000 Secrets. */
 const METRICS_MAX_AGE_MS = 1_000;
 /**
@@ -265,12 +264,7 @@ export function toNote(text: string) {
 }
 
 /** A string that a tenant wrote, cut to what may be kept of it; nothing for any other value. */
-function textOf(value: unknown) {
-  if (typeof value !== "string") return;
-  if (value.length <= MAX_FOREIGN_CHARS) return value;
-  // Copied: what is merely sliced would keep the whole in memory.
-  return `${Buffer.from(value.slice(0, MAX_FOREIGN_CHARS))}…`;
-}
+const textOf = (value: unknown) => typeof value === "string" ? cut(value) : undefined;
 
 type Level = "info" | "warn";
 type Log = (level: Level, msg: string, fields: object) => void;
@@ -278,10 +272,11 @@ type Log = (level: Level, msg: string, fields: object) => void;
 /** Logs one JSON object a line. */
 export const createLog =
   (now: () => number, write: (level: Level, line: string) => void): Log => (level, msg, fields) => {
-    const tidy = (_key: string, value: unknown) =>
-      typeof value === "string" ? toNote(value) : value;
-    const time = new Date(now()).toISOString();
-    write(level, `${JSON.stringify({ time, level, msg, ...fields }, tidy)}\n`);
+    const line = JSON.stringify(
+      { time: new Date(now()).toISOString(), level, msg, ...fields },
+      (_key, value) => typeof value === "string" ? toNote(value) : value,
+    );
+    write(level, `${line}\n`);
   };
 
 // ───── The Secret ─────
@@ -1000,7 +995,6 @@ export class Controller {
   }
 
   #pause(namespace: string | undefined, error: ApiError, backoff: Backoff, hasLived: boolean) {
-    const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);
     const reason = hasLived
       ? "ended"
       : { 403: "forbidden", 404: "forbidden", 410: "gone" }[error.status!] ?? "error";
@@ -1012,7 +1006,7 @@ export class Controller {
       backoff.logged = error.message;
       this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
     }
-    return sleep(this.#deps, ms);
+    return sleep(this.#deps, backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS));
   }
 
   /** Returns the version to go on from. */
@@ -1164,26 +1158,30 @@ export class Controller {
     const { uid, resourceVersion, identity, refresh } = secret;
     const { jwt, expiresAt } = this.#tokens.sourceOf(secret).token!;
     const expires = new Date(expiresAt).toISOString();
-    const annotations = {
-      [TOKEN_IDENTITY_KEY]: identity,
-      [TOKEN_EXPIRES_KEY]: expires,
-      [REFRESHED_KEY]: refresh,
-    };
     const before = found ? decodeConfig(found.data?.[DATA_KEY]) : "{}";
-    const data = { [DATA_KEY]: toBase64(withToken(before, this.#config.registries, jwt)) };
-    // A Secret that is not the one that was decided on, or not as it was, is a conflict.
-    await api.patch(
-      namespace,
-      name,
-      { metadata: { uid, resourceVersion, annotations }, data },
-      signal,
-    );
+    await api.patch(namespace, name, {
+      metadata: {
+        // A Secret that is not the one that was decided on, or not as it was, is a conflict.
+        uid,
+        resourceVersion,
+        annotations: {
+          [TOKEN_IDENTITY_KEY]: identity,
+          [TOKEN_EXPIRES_KEY]: expires,
+          [REFRESHED_KEY]: refresh,
+        },
+      },
+      data: { [DATA_KEY]: toBase64(withToken(before, this.#config.registries, jwt)) },
+    }, signal);
     entry.backoff.failures = 0;
     entry.backoff.space(this.#deps, expiresAt - clock.now());
     this.#count('pull_secret_updater_refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason: step.decision, expires });
-    const message = `the Secret holds a token of ${identity} until ${expires}`;
-    if (step.decision !== "due") this.#report(secret, { reason: "TokenIssued", message });
+    if (step.decision !== "due") {
+      this.#report(secret, {
+        reason: "TokenIssued",
+        message: `the Secret holds a token of ${identity} until ${expires}`,
+      });
+    }
   }
 }
 
@@ -1208,7 +1206,8 @@ function explain(error: StsError, identity: string, subjectToken: string, url: s
 
 // ───── The program ─────
 
-/** Of a table's columns but the last; an identity under an organisation has 57 characters. */
+const COLUMNS = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
+/** Of all columns but the last; an identity under an organisation has 57 characters. */
 const WIDTHS = [20, 24, 57, 7, 10, 0];
 const HELP = `Keeps image pull Secrets filled with registry tokens that have not expired.
 
@@ -1252,11 +1251,11 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) 
       console.error(clean(`${namespace ?? "all namespaces"}: ${error.message}`));
     }
   }
-  const columns = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
-  const lineOf = (row: string[]) =>
-    row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd();
-  const lines = [columns, ...rows.map(Object.values)].map(lineOf);
-  const table = rows.length > 0 ? lines.join("\n") : `no Secret has the label ${IDENTITY_KEY}`;
+  const table = rows.length > 0
+    ? [COLUMNS, ...rows.map(Object.values<string>)].map((row) =>
+      row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd()
+    ).join("\n")
+    : `no Secret has the label ${IDENTITY_KEY}`;
   if (isComplete || rows.length > 0) console.log(asJson ? JSON.stringify(rows, null, 2) : table);
   return isComplete ? +rows.some(({ state }) => state !== "valid") : 3;
 }

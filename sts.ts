@@ -14,8 +14,11 @@ import { Agent, buildConnector, type Dispatcher, EnvHttpProxyAgent, Pool, reques
 const MAX_TOKEN_CHARS = 16 * 1024;
 /** The limit that the SDK sets for a response. */
 const MAX_RESPONSE_BYTES = 1024 * 1024;
-/** Enough for a message, too little for a page of HTML. */
-const MAX_MESSAGE_CHARS = 300;
+/**
+ * Of what others wrote no more is kept: enough for a message and for an identity of 15 levels, too
+ * little for a page of HTML.
+ */
+const MAX_FOREIGN_CHARS = 300;
 /** Registry tokens live up to an hour; a day leaves room, and bounds what a forged one can do. */
 const MAX_LIFE_MS = 24 * 3600_000;
 /** A shorter life is over by the time that the token is written and read. */
@@ -143,9 +146,12 @@ export function findSubjectTokenFlaw(token: string, issuerHost: string, now: num
   }" and needs the issuer's host name, "${issuerHost}"`;
 }
 
-/** Keeps the beginning of a foreign text; a surrogate pair is never split. */
-const cut = (text: string) =>
-  text.length > MAX_MESSAGE_CHARS ? `${text.slice(0, MAX_MESSAGE_CHARS).toWellFormed()}…` : text;
+/**
+ * Keeps the beginning of a foreign text; a surrogate pair is never split. Copied: what is merely
+ * sliced would keep the whole in memory.
+ */
+export const cut = (text: string) =>
+  text.length > MAX_FOREIGN_CHARS ? `${Buffer.from(text.slice(0, MAX_FOREIGN_CHARS))}…` : text;
 
 /**
  * The dispatcher for requests to the issuer. A proxy, and the hosts to be reached without it, are
@@ -153,24 +159,33 @@ const cut = (text: string) =>
  */
 export function issuerAgent(issuer: string, httpsProxy = "", noProxy = "") {
   // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
-  const connect = { timeout: CONNECT_TIMEOUT_MS, allowH2: false, allowPartialTrustChain: true };
+  const tls = { timeout: CONNECT_TIMEOUT_MS, allowH2: false, allowPartialTrustChain: true };
+  // Node tries one address of a host after the other. Deno, where it is granted a host by its name,
+  // is denied all but the first: it gets one of each family.
+  const connect = ("Deno" in globalThis ? [4, 6] : [0])
+    .map((family) => buildConnector({ ...tls, family }))
+    .reduce((first, second) => (to, callback) =>
+      first(to, (...result) => {
+        if (!result[0]) return callback(...result);
+        // That there is no address of the other family is no reason.
+        second(to, (...other) => callback(...(/getaddrinfo/.test(`${other[0]}`) ? result : other)));
+      })
+    );
   const options = { allowH2: false, maxResponseSize: MAX_RESPONSE_BYTES, connect };
   if (httpsProxy === "" || isInSubnet(bareHost(issuer), noProxy)) return new Agent(options);
-  const isAddress = isIP(bareHost(httpsProxy));
-  const connectToProxy = buildConnector(connect);
   const clientFactory = (proxy: URL) =>
     new Pool(proxy, {
+      headersTimeout: CONNECT_TIMEOUT_MS,
       // undici would give the address of a proxy as its name in the handshake, where none may
       // stand.
-      connect: (to, callback) =>
-        connectToProxy(isAddress ? { ...to, servername: undefined } : to, callback),
+      connect: (to, callback) => connect({ ...to, servername: undefined }, callback),
     });
   return new EnvHttpProxyAgent({
     ...options,
     httpProxy: "",
     httpsProxy,
     noProxy,
-    requestTls: connect,
+    requestTls: tls,
     clientFactory,
   });
 }
@@ -202,25 +217,25 @@ export async function exchange(
   form: { aud: string; identity: string },
   { userAgent, ...options }: { dispatcher: Dispatcher; signal: AbortSignal; userAgent: string },
 ) {
-  const headers = {
-    authorization: `Bearer ${subjectToken}`,
-    "content-type": "application/x-www-form-urlencoded",
-    "user-agent": userAgent,
-  };
-  // In the body, so that the identity stands in nobody's log of URLs.
-  const body = new URLSearchParams(form).toString();
   try {
-    const response = await request(`${issuer}/sts/exchange`, {
+    const { statusCode, headers, body } = await request(`${issuer}/sts/exchange`, {
       method: "POST",
-      headers,
-      body,
+      headers: {
+        authorization: `Bearer ${subjectToken}`,
+        "content-type": "application/x-www-form-urlencoded",
+        "user-agent": userAgent,
+      },
+      // In the body, so that the identity stands in nobody's log of URLs.
+      body: new URLSearchParams(form).toString(),
       ...options,
     });
-    const retryAfter = `${response.headers["retry-after"] ?? ""}`;
-    return readResponse(response.statusCode, await response.body.text(), retryAfter);
+    return readResponse(statusCode, await body.text(), `${headers["retry-after"] ?? ""}`);
   } catch (error) {
     if (error instanceof StsError) throw error;
-    throw new StsError(`no response from the issuer at ISSUER_URL=${issuer}: ${error.message}`);
+    // Of a host none of whose addresses answers there is a code only.
+    throw new StsError(
+      `no response from the issuer at ISSUER_URL=${issuer}: ${error.message || error.code}`,
+    );
   }
 }
 
@@ -235,10 +250,13 @@ export function readResponse(status: number, text: string, retryAfter: string) {
   const { token, message, code } = response ?? {};
   if (status === 200 && typeof token === "string" && token !== "") return token;
   const isOfSts = typeof message === "string" && typeof code === "number" && code <= MAX_GRPC_CODE;
-  const fields = { status, retryAfter, code: isOfSts ? code : undefined };
   const said = typeof message === "string" ? cut(message) : "not a response of an STS";
   const what = status < 300 ? "no token" : status < 400 ? "a redirect, not followed" : said;
-  throw new StsError(`the issuer answered ${status}: ${what}`, fields);
+  throw new StsError(`the issuer answered ${status}: ${what}`, {
+    status,
+    retryAfter,
+    code: isOfSts ? code : undefined,
+  });
 }
 
 /**

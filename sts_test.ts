@@ -165,6 +165,14 @@ describeForms("the exchange", () => {
     assertEquals(issuer.requests[0]?.path, "/prefix/sts/exchange");
   });
 
+  test("says the code where none of a host's addresses answers, as there is no message then", async () => {
+    const refused = Object.assign(new AggregateError([]), { code: "ECONNREFUSED" });
+    const dispatcher = new Agent({ connect: (_to, callback) => callback(refused, null) });
+    cleanups.push(() => dispatcher.destroy());
+    const { message } = await failure(ask({ dispatcher }));
+    assert(message.endsWith(": ECONNREFUSED"), message);
+  });
+
   const refusals: [what: string, options: Options, status: number, message: string][] = [
     ["an invalid identity", { identity: "no-uid" }, 400, "identity is not a valid UIDP"],
     ["a subject token of nobody", { token: jwt({ sub: "x" }) }, 401, "failed to verify token"],
@@ -379,14 +387,17 @@ const SCRIPT = `
   import process from "node:process";
   const { sts, subjectToken, identity, ways } = JSON.parse(process.env.INPUT);
   const { exchange, issuerAgent } = await import(sts);
-  async function ask({ issuer, proxy, noProxy, ms }) {
+  async function ask({ issuer, proxy, noProxy, ms, tries = 1 }) {
     const dispatcher = issuerAgent(issuer, proxy, noProxy);
-    const options = { dispatcher, userAgent: "test", signal: AbortSignal.timeout(ms) };
     const startedAt = performance.now();
-    const outcome = await exchange(issuer, subjectToken, { aud: "cgr.dev", identity }, options).then(
-      (token) => ({ token }),
-      ({ name, message, status, cause }) => ({ error: { name, message, status, cause: cause?.message } }),
-    );
+    let outcome;
+    do {
+      const options = { dispatcher, userAgent: "test", signal: AbortSignal.timeout(ms) };
+      outcome = await exchange(issuer, subjectToken, { aud: "cgr.dev", identity }, options).then(
+        (token) => ({ token }),
+        ({ name, message, status, cause }) => ({ error: { name, message, status, cause: cause?.message } }),
+      );
+    } while (outcome.error && --tries > 0);
     return { ...outcome, tookMs: performance.now() - startedAt };
   }
   console.log(JSON.stringify(await Promise.all(ways.map(ask))));
@@ -405,6 +416,8 @@ interface Way {
   proxy?: string;
   noProxy?: string;
   ms?: number;
+  /** How often, at most, until there is a token. */
+  tries?: number;
 }
 
 /** Tries each way; what the runtime itself has to say about one fails. */
@@ -620,6 +633,13 @@ for (const runtime of ["node", "deno"]) {
         `aborted after 1 s, ended after ${outcomes[2]!.tookMs} ms`,
       );
       assertEquals(secureIssuer.requests, []);
+    });
+
+    test("gives up a CONNECT that the proxy does not answer, and tries anew", async () => {
+      const proxy = await startProxy({ mode: "hang at first" });
+      const [outcome] = await askInProcess(runtime, [{ proxy: proxy.url(), ms: 7_000, tries: 2 }]);
+      assert(outcome!.token, JSON.stringify(outcome));
+      assertEquals(proxy.requests.length, 2);
     });
 
     test("refuses an https proxy whose certificate is another host's, or of an unknown CA", async () => {

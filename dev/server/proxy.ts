@@ -6,7 +6,7 @@ import type { Certificate } from "./certificates.ts";
 
 export interface ProxyOptions {
   /** What it does with a request. Default: `tunnel`. */
-  mode?: "tunnel" | "hang" | "refuse";
+  mode?: "tunnel" | "hang" | "hang at first" | "refuse";
   /** Whom it lets through, as `user:password`; undefined: anybody. */
   user?: string;
   /** Default: plain http. */
@@ -44,7 +44,7 @@ export async function startProxy(
     const line = head.split("\r\n")[0]!;
     const authorization = /^proxy-authorization: (.*)$/im.exec(head)?.[1];
     requests.push({ line, authorization });
-    if (mode === "hang") return;
+    if (mode === "hang" || (mode === "hang at first" && requests.length === 1)) return;
     if (mode === "refuse") return refuse(socket, "502 Bad Gateway");
     if (user !== undefined && authorization !== basic(user)) {
       return refuse(socket, "407 Proxy Authentication Required");
