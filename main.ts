@@ -1151,9 +1151,10 @@ export class Controller {
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
     const step = this.#stepOf(entry, secret);
     if (step.do !== "write") {
-      // The cached token became due meanwhile.
-      if (this.#stepOf(entry).do === "exchange") return;
-      throw new ApiError("the Secret has changed", { status: 409 });
+      // Unless the cached token became due meanwhile, another replica was faster: list or watch
+      // will say so, which may be behind.
+      if (this.#stepOf(entry).do !== "exchange") entry.backoff.fail(this.#deps, {});
+      return;
     }
     const { uid, resourceVersion, identity, refresh } = secret;
     const { jwt, expiresAt } = this.#tokens.sourceOf(secret).token!;

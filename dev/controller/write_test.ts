@@ -177,6 +177,29 @@ rule(
   },
 );
 
+rule(
+  "A Secret that another replica has renewed is no conflict worth a Warning, though its watch is dead",
+  async (world) => {
+    const config = (jwt: string) => JSON.stringify({ ...JSON.parse(configOf(jwt)), other: 1 });
+    for (const name of ["plain", "other"]) {
+      world.cluster.create(secret(name, name === "other" ? { config: '{"other":1}' } : {}));
+    }
+    world.issuer.life = 100 * S;
+    world.start();
+    await world.clock.advance(60 * S);
+    // Until the next watch, up to 90 s long.
+    world.cluster.deafen();
+    for (const [name, of] of [["plain", configOf], ["other", config]] as const) {
+      world.cluster.update(`apps/${name}`, { data: { [DATA_KEY]: base64(of(fresh(world))) } });
+    }
+    await world.clock.advance(25 * S);
+    assert(asked(world, "get").length >= 2 * 3, "each was tried often enough for a Warning");
+    world.cluster.endWatches();
+    await world.clock.advance(2 * MIN);
+    assertEquals([warnings(world), written(world).length], [[], 2]);
+  },
+);
+
 rule("Conflicts without end do not spin, and end by themselves", async (world) => {
   world.cluster.create(secret("a"));
   world.cluster.fault = ({ verb }) => verb === "patch" ? apiAnswer(409) : undefined;

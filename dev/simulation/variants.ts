@@ -159,8 +159,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "a Secret that is read otherwise than it is known is read again at once",
     file: "main.ts",
-    text: 'throw new ApiError("the Secret has changed", { status: 409 });',
-    by: "return;",
+    text: "entry.backoff.fail(this.#deps, {});",
+    by: "",
     breaks: /^\(b\)/,
   },
   {
