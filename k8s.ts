@@ -15,23 +15,18 @@ const SILENCE_TIMEOUT_MS = 30_000;
  */
 const WATCH_MIN_S = 60;
 const WATCH_SPREAD_S = 31;
-/** What a watch may outlive its own time-out by before its connection counts as dead. */
+/** Grace after a watch's timeout before its connection counts as dead. */
 const WATCH_GRACE_S = 10;
-/** Half of client-go's: what a page leaves behind is what a start takes of memory. */
+/** Half of client-go's: the garbage of a page sets the peak of memory at the start. */
 const PAGE_LIMIT = 250;
 /**
  * A page of ordinary pull Secrets has 1 MiB. The objects of one that is full of labels take ten
  * times its bytes.
  */
 const MAX_BODY_BYTES = 4 * 1024 * 1024;
-/**
- * One Secret of 1.5 MiB in etcd, each of its characters escaped: what no page can be smaller than.
- */
+/** The largest page of one: 1.5 MiB in etcd, each character escaped. */
 const MAX_SECRET_BYTES = 16 * 1024 * 1024;
-/**
- * By how much a page that is too large is made smaller; each that is not lets the next be twice as
- * large.
- */
+/** By how much a page that is too large is divided; each that is not doubles the next. */
 const PAGE_SHRINK = 4;
 
 /** A failed request. Its message may quote the API server's. */
@@ -94,7 +89,7 @@ interface ClientOptions {
 
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
-/** Reads a mounted file; an empty token or CA would mean none to who takes it. */
+/** Reads a mounted file; an empty token or CA would silently count as none. */
 export function readMounted(path: string) {
   const text = readFileSync(path, "utf8").trim();
   if (text) return text;
@@ -118,8 +113,7 @@ export class KubernetesClient {
       // Each connection reads the CA anew, as each request reads the token: the kubelet replaces
       // both.
       connect: (connection, callback) => {
-        // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told
-        // otherwise.
+        // If only an intermediate CA is trusted, OpenSSL demands the root too, unless told so.
         const tls = { ca: caFile && readMounted(caFile), servername, allowPartialTrustChain: true };
         // undici's own time-out is 10 s.
         buildConnector({ ...tls, allowH2: false })(connection, callback);
@@ -236,7 +230,7 @@ export class KubernetesClient {
       await this.#json("patch", secretsPath(namespace, name), {
         method: "PATCH",
         headers: {
-          // Only the metadata is read, and so asked for: less for all to encode.
+          // Asks for the metadata only: less to encode.
           accept: "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json",
           "content-type": "application/merge-patch+json",
         },
@@ -334,7 +328,7 @@ const invalid = (message: string) => new ApiError(message, { reason: "InvalidRes
 const noResponse = (verb: string, cause: NodeJS.ErrnoException) =>
   cause instanceof ApiError
     ? cause
-    // Of a host none of whose addresses answers there is a code only.
+    // If all addresses of a host fail, the error has only a code.
     : new ApiError(`${verb}: no response from the API server: ${cause.message || cause.code}`, {
       reason: cause.code,
     });
@@ -377,7 +371,7 @@ function parseStatus(text: string) {
 const secretsPath = (namespace?: string, name?: string) =>
   `/api/v1${namespace ? `/namespaces/${namespace}` : ""}/secrets${name ? `/${name}` : ""}`;
 
-/** Names are judged here, as they become parts of paths: none reaches beyond its place. */
+/** Names are judged here, as they become parts of paths: none can leave its segment. */
 function asSecret(value: Partial<Secret> | null) {
   const { namespace, name, uid, resourceVersion } = value?.metadata ?? {};
   const isWhole = [namespace, name, uid, resourceVersion].every((field) =>

@@ -15,8 +15,8 @@ const MAX_TOKEN_CHARS = 16 * 1024;
 /** The limit that the SDK sets for a response. */
 const MAX_RESPONSE_BYTES = 1024 * 1024;
 /**
- * Of what others wrote no more is kept: enough for a message and for an identity of 15 levels, too
- * little for a page of HTML.
+ * The limit for a text of the issuer or a tenant: enough for a message and for an identity of 15
+ * levels, too little for a page of HTML.
  */
 const MAX_FOREIGN_CHARS = 300;
 /** Registry tokens live up to an hour; a day leaves room, and bounds what a forged one can do. */
@@ -29,7 +29,7 @@ const MAX_SKEW_MS = 5 * 60_000;
 const CONNECT_TIMEOUT_MS = 5_000;
 /** No instant beyond this fits into a `Date`. */
 const MAX_NUMERIC_DATE_S = 8.64e12;
-/** Assumed of a token that does not say when it was issued: the issuer's live up to an hour. */
+/** Assumed if a token does not say when it was issued: the issuer's live up to an hour. */
 const ASSUMED_LIFE_MS = 3600_000;
 /** A token is renewed after this part of its life: a quarter is left to fix what fails. */
 export const RENEW_FRACTION = 0.67;
@@ -84,20 +84,20 @@ export function decode(token: string) {
 const isNumericDate = (value: unknown) =>
   typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
 
-/** When a token is to be renewed (ms since the epoch), at a fraction of its life. */
+/** When a token is to be renewed (ms since the epoch): after this fraction of its life. */
 export function renewalTime({ issuedAt, expiresAt }: Life, fraction: number) {
   const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
   return issued + fraction * (expiresAt - issued);
 }
 
 /**
- * Says why a token with this lifetime is no registry token of ours at the instant `now` (ms), if it
- * is not. One that has expired passes: it *was* ours.
+ * Returns why a token with this lifetime cannot be ours at the instant `now` (ms), or nothing. One
+ * that has expired passes: it *was* ours.
  */
 export function findLifeFlaw({ issuedAt, expiresAt }: Life, now: number) {
   const issued = issuedAt ?? now;
   if (issued > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
-  // What does not say when it was issued passes.
+  // Without `issuedAt` this is NaN, and passes.
   if (expiresAt - issuedAt! < MIN_LIFE_MS) return "it lives less than 5 s";
   if (expiresAt - Math.min(issued, now) > MAX_LIFE_MS) return "it lives longer than a day";
 }
@@ -132,7 +132,7 @@ function findFlaw(
   return findLifeFlaw(life, now);
 }
 
-/** Says why a subject token cannot be exchanged at an issuer of this host name, if it cannot. */
+/** Returns why a subject token cannot be exchanged at an issuer of this host name, or nothing. */
 export function findSubjectTokenFlaw(token: string, issuerHost: string, now: number) {
   const claims = decode(token);
   if (!claims) return "is not a JWT with a subject and an expiry";
@@ -158,16 +158,16 @@ export const cut = (text: string) =>
  * given here and not left to undici, which would read variables that the program has no right to.
  */
 export function issuerAgent(issuer: string, httpsProxy = "", noProxy = "") {
-  // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
+  // If only an intermediate CA is trusted, OpenSSL demands the root too, unless told so.
   const tls = { timeout: CONNECT_TIMEOUT_MS, allowH2: false, allowPartialTrustChain: true };
-  // Node tries one address of a host after the other. Deno, where it is granted a host by its name,
-  // is denied all but the first: it gets one of each family.
+  // Node tries one address of a host after the other. Deno is denied all but the first if it is
+  // granted the host by its name, so it is asked for one of each family.
   const connect = ("Deno" in globalThis ? [4, 6] : [0])
     .map((family) => buildConnector({ ...tls, family }))
     .reduce((first, second) => (to, callback) =>
       first(to, (...result) => {
         if (!result[0]) return callback(...result);
-        // That there is no address of the other family is no reason.
+        // A missing address family must not hide the first error.
         second(to, (...other) => callback(...(/getaddrinfo/.test(`${other[0]}`) ? result : other)));
       })
     );
@@ -176,8 +176,7 @@ export function issuerAgent(issuer: string, httpsProxy = "", noProxy = "") {
   const clientFactory = (proxy: URL) =>
     new Pool(proxy, {
       headersTimeout: CONNECT_TIMEOUT_MS,
-      // undici would give the address of a proxy as its name in the handshake, where none may
-      // stand.
+      // undici would send the address of a proxy as its server name (SNI), which is not allowed.
       connect: (to, callback) => connect({ ...to, servername: undefined }, callback),
     });
   return new EnvHttpProxyAgent({
@@ -200,7 +199,7 @@ function isInSubnet(address: string, noProxy: string) {
     try {
       subnets.addSubnet(network, +prefix, familyOf(network));
     } catch {
-      // What is no subnet exempts nobody.
+      // An invalid subnet is ignored.
     }
   }
   return subnets.check(address, familyOf(address));
@@ -225,14 +224,14 @@ export async function exchange(
         "content-type": "application/x-www-form-urlencoded",
         "user-agent": userAgent,
       },
-      // In the body, so that the identity stands in nobody's log of URLs.
+      // In the body, to keep the identity out of logs of URLs.
       body: new URLSearchParams(form).toString(),
       ...options,
     });
     return readResponse(statusCode, await body.text(), `${headers["retry-after"] ?? ""}`);
   } catch (error) {
     if (error instanceof StsError) throw error;
-    // Of a host none of whose addresses answers there is a code only.
+    // If all addresses of a host fail, the error has only a code.
     throw new StsError(
       `no response from the issuer at ISSUER_URL=${issuer}: ${error.message || error.code}`,
     );
