@@ -6,7 +6,7 @@ import { ROOT } from "../e2e/context.ts";
 import type { Figure } from "./figures.ts";
 import type { Machine } from "./machine.ts";
 import { drawPictures } from "./pictures.ts";
-import { drawTable } from "./table.ts";
+import { drawCompared, drawMeasured } from "./table.ts";
 
 const DOCS = join(ROOT, "docs", "bench");
 
@@ -16,11 +16,16 @@ export interface Report extends Machine {
   figures: Figure[];
 }
 
-export function drawReport({ date, machine, versions, runs, figures }: Report): string {
-  return `${date}, ${machine}\n${versions}\n${runs} ${runs === 1 ? "run" : "runs"}\n\n${
-    drawTable(figures)
-  }`;
+/** For a terminal. */
+export function drawReport(report: Report): string {
+  const { figures } = report;
+  return [origin(report), drawMeasured(figures), drawCompared(figures)].filter(Boolean).join(
+    "\n\n",
+  );
 }
+
+const origin = ({ date, machine, versions, runs }: Report) =>
+  `${date}, ${machine}\n${versions}\n${runs} ${runs === 1 ? "run" : "runs"}`;
 
 /** Writes what is checked in. */
 export function publish(report: Report): void {
@@ -29,17 +34,24 @@ export function publish(report: Report): void {
   mkdirSync(DOCS, { recursive: true });
   for (const [name, svg] of pictures) writeFileSync(join(DOCS, name), svg);
   writeFileSync(join(DOCS, "bench.json"), JSON.stringify(report, null, 2) + "\n");
-  writeFileSync(join(DOCS, "README.md"), page(report, [...pictures.keys()]));
+  writeFileSync(join(DOCS, "README.md"), drawPage(report));
 }
 
-function page(report: Report, pictures: string[]): string {
-  const images = pictures.map((name) =>
-    `![${name.replace(".svg", "")} over the number of Secrets](${name})`
-  );
+/** docs/bench/README.md; a test holds the one that is checked in to its figures. */
+export function drawPage(report: Report): string {
+  const { figures } = report;
+  const block = (text: string) => `\`\`\`text\n${text}\n\`\`\``;
   return [
     "# Measured",
     "Written by `npm run bench -- --publish`. What the rows measure: `npm run bench -- --help`.",
-    ...images,
-    `\`\`\`text\n${drawReport(report)}\n\`\`\`\n`,
-  ].join("\n\n");
+    block(origin(report)),
+    ...[...drawPictures(figures, "").keys()].map((name) =>
+      `![${name.replace(".svg", "")} over the number of Secrets](${name})`
+    ),
+    "## Figures",
+    block(drawMeasured(figures)),
+    "## Compared, and the aims",
+    "A ratio where there is a side that it is the ratio to; else the figure itself.",
+    block(drawCompared(figures)),
+  ].join("\n\n") + "\n";
 }

@@ -1,47 +1,37 @@
-/** The figures as a table for a terminal. */
+/** The figures as tables for a terminal: what was measured, and what it is compared with. */
 import { type Bounds, type Figure, isWithin, median, ratioOf } from "./figures.ts";
 
-const HEAD = [
-  "row",
-  "figure",
-  "side",
-  "median",
-  "from",
-  "to",
-  "unit",
-  "runs",
-  "ratio",
-  "to",
-  "must",
-  "",
-];
+const MEASURED = ["row", "figure", "side", "median", "from", "to", "unit", "runs"];
+const COMPARED = ["row", "figure", "side", "value", "ratio to", "must", ""];
 
-export function drawTable(figures: Figure[]): string {
-  const table = [HEAD, ...figures.map(cells)];
-  const widths = HEAD.map((_, column) => Math.max(...table.map((row) => row[column]!.length)));
-  return table.map((row) =>
-    row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()
-  ).join("\n");
+/** What was measured, each figure once, however many it is compared with. */
+export function drawMeasured(figures: Figure[]): string {
+  const rows = figures.map(({ row, what, side, unit, values }) => {
+    const numbers = [median(values), Math.min(...values), Math.max(...values)].map(rounded);
+    return [row, what, side, ...numbers, unit, `${values.length}`];
+  });
+  return drawTable(MEASURED, rows);
 }
 
-function cells(figure: Figure): string[] {
-  const { row, what, side, unit, values, base, must } = figure;
-  const ratio = ratioOf(figure);
-  const isMet = isWithin(figure, must);
-  const numbers = [median(values), Math.min(...values), Math.max(...values)].map(rounded);
-  const verdict = isMet === undefined ? "" : isMet ? "met" : "NOT MET";
-  const compared = [ratio === undefined ? "" : rounded(ratio), base?.side ?? ""];
-  return [
-    row,
-    what,
-    side,
-    ...numbers,
-    unit,
-    `${values.length}`,
-    ...compared,
-    boundsText(must),
-    verdict,
-  ];
+/** Ratios to a base, and what has an aim; empty: there is neither. */
+export function drawCompared(figures: Figure[]): string {
+  const rows = figures.filter(({ base, must }) => base || must).map((figure) => {
+    const { row, what, side, values, base, must } = figure;
+    const isMet = isWithin(figure, must);
+    const verdict = isMet === undefined ? "" : isMet ? "met" : "NOT MET";
+    const value = rounded(ratioOf(figure) ?? median(values));
+    return [row, what, side, value, base?.side ?? "", boundsText(must), verdict];
+  });
+  return rows.length === 0 ? "" : drawTable(COMPARED, rows);
+}
+
+function drawTable(head: string[], rows: string[][]): string {
+  const table = [head, ...rows];
+  const widths = head.map((_, column) => Math.max(...table.map((row) => row[column]!.length)));
+  const lines = table.map((row) =>
+    row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()
+  );
+  return [...new Set(lines)].join("\n");
 }
 
 function boundsText({ atMost, atLeast }: Bounds = {}): string {

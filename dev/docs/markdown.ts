@@ -10,8 +10,13 @@ const markdownIn = (folder: string) =>
 
 /** What users read, in the order in which a block is looked for. */
 export const DOCUMENTS = ["README.md", ...markdownIn("docs")];
-/** All that people write. What is generated, under docs/bench, is not among it. */
-export const PAGES = [...markdownIn("."), ...markdownIn("docs"), "kustomize/README.md"];
+/** Those, and what else is read: of contributors, and of figures. */
+export const PAGES = [
+  ...markdownIn("."),
+  ...markdownIn("docs"),
+  "docs/bench/README.md",
+  "kustomize/README.md",
+];
 
 export interface Block {
   language: string;

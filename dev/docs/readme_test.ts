@@ -1,21 +1,14 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { test } from "node:test";
 import { parse, parseAllDocuments } from "yaml";
+import { drawPage } from "../bench/report.ts";
 import { MAX_COLUMNS, MAX_COMPLEXITY, MAX_LINES, MAX_TOKENS, PRODUCT } from "../size.ts";
 import { expose } from "./exposed.ts";
-import {
-  anchorsOf,
-  type Block,
-  blocksOf,
-  DOCUMENTS,
-  itemsUnder,
-  linksOf,
-  PAGES,
-} from "./markdown.ts";
+import { type Block, blocksOf, DOCUMENTS, itemsUnder, linksOf, PAGES } from "./markdown.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
@@ -35,23 +28,13 @@ const MARK = /^test: /;
 /** What the documents may have: the README's limit is also one of bytes. */
 const LIMITS = { readmeLines: 250, readmeBytes: 15 * 1024, pageLines: 400, columns: 120 };
 
-test("Links and pictures within the repository lead somewhere", () => {
-  const broken = PAGES.flatMap((page) =>
-    linksOf(read(page)).filter((target) => !/^https?:/.test(target)).filter((target) => {
-      const [path = "", anchor] = target.split("#");
-      const file = path === "" ? page : join(dirname(page), path);
-      if (!existsSync(join(ROOT, file))) return true;
-      return anchor !== undefined && !anchorsOf(read(file)).has(anchor);
-    }).map((target) => `${page}: ${target}`)
-  );
-  assertEquals(broken, []);
-});
-
 test("No document is longer than a person reads, or wider than a terminal", () => {
   const lines = (page: string) => read(page).trimEnd().split("\n");
   assert(lines("README.md").length <= LIMITS.readmeLines, `${lines("README.md").length} lines`);
   assert(Buffer.byteLength(README) <= LIMITS.readmeBytes, `${Buffer.byteLength(README)} bytes`);
-  const long = DOCUMENTS.filter((page) => lines(page).length > LIMITS.pageLines);
+  const long = [...DOCUMENTS, "docs/bench/README.md"].filter((page) =>
+    lines(page).length > LIMITS.pageLines
+  );
   const wide = PAGES.flatMap((page) =>
     lines(page).flatMap((line, i) =>
       [...line].length > LIMITS.columns ? [`${page}:${i + 1}: ${line}`] : []
@@ -148,7 +131,7 @@ test("Reviewing and CONTRIBUTING name the budget that is measured", () => {
 test("Each YAML block parses, and each of commands is a language that a shell may read", () => {
   for (const { language, text, page, line } of BLOCKS) {
     assert(
-      ["sh", "yaml", "hcl", ""].includes(language),
+      ["sh", "yaml", "hcl", "text"].includes(language),
       `${page}:${line} is of language ${language}`,
     );
     if (language === "yaml") {
@@ -205,4 +188,8 @@ test("The list of variables is the program's", () => {
   const told = [...stdout.matchAll(/^ {2}([A-Z][A-Z_]+)\b/gm)].map(([, name]) => name!);
   assert(told.length > 8, stdout);
   assertEquals(told.filter((name) => !names.includes(name)), []);
+});
+
+test("docs/bench/README.md is drawn from its figures", () => {
+  assertEquals(read("docs/bench/README.md"), drawPage(JSON.parse(read("docs/bench/bench.json"))));
 });
