@@ -21,9 +21,9 @@ import { pathToFileURL } from "node:url";
 import { inspect } from "node:util";
 import * as source from "./k8s.ts";
 import type { ApiError, Secret, WatchEvent } from "./k8s.ts";
-import { bundleModule } from "./dev/program.ts";
-import { type ApiServerOptions, errorEvent, startApiServer } from "./dev/server/apiserver.ts";
-import { makeAuthority } from "./dev/server/certificates.ts";
+import { bundleModule } from "./tests/support/program.ts";
+import { type ApiServerOptions, errorEvent, startApiServer } from "./tests/fake/apiserver.ts";
+import { makeAuthority } from "./tests/fake/certificates.ts";
 
 const LABEL = "pull-secret-updater.chainguard.dev/identity";
 const USER = "system:serviceaccount:pull-secret-updater:controller";

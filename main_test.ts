@@ -1,7 +1,7 @@
 /**
  * What a Secret holds, what it needs, what is written to it and how text from elsewhere is shown, as
- * rules: each title states one. The rules of the whole controller are in dev/controller/: they run in
- * virtual time (dev/virtual.ts). Nothing here sleeps, opens a socket or depends on chance.
+ * rules: each title states one. The rules of the whole controller are in tests/controller/: they run in
+ * virtual time (tests/virtual/world.ts). Nothing here sleeps, opens a socket or depends on chance.
  */
 import process from "node:process";
 import { test } from "node:test";
@@ -27,8 +27,8 @@ import {
   token,
   TOKEN_IDENTITY,
   TYPE,
-} from "./dev/controller/rules.ts";
-import { CONTROLLER } from "./dev/virtual.ts";
+} from "./tests/controller/rules.ts";
+import { CONTROLLER } from "./tests/virtual/world.ts";
 import { parseWatch, type Secret, type WatchEvent } from "./k8s.ts";
 import { clean, createLog, decide, parseSecret, toNote, withToken } from "./main.ts";
 import {

@@ -22,11 +22,11 @@ import { inspect } from "node:util";
 import { Agent, type Dispatcher } from "undici";
 import * as source from "./sts.ts";
 import type { Claims, StsError } from "./sts.ts";
-import { bundleModule } from "./dev/program.ts";
-import { type Certificate, makeAuthority } from "./dev/server/certificates.ts";
-import { type IssuerFault, startIssuer } from "./dev/server/issuer.ts";
-import { makeSigningKey } from "./dev/server/keys.ts";
-import { basic, type ProxyOptions, startProxy as startProxyServer } from "./dev/server/proxy.ts";
+import { bundleModule } from "./tests/support/program.ts";
+import { type Certificate, makeAuthority } from "./tests/fake/certificates.ts";
+import { type IssuerFault, startIssuer } from "./tests/fake/issuer.ts";
+import { makeSigningKey } from "./tests/fake/keys.ts";
+import { basic, type ProxyOptions, startProxy as startProxyServer } from "./tests/fake/proxy.ts";
 
 const MIB = 1024 * 1024;
 const ORG = "0123456789abcdef0123456789abcdef01234567";

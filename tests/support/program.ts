@@ -1,0 +1,304 @@
+/** Runs the real program as a process of its own, on either runtime, and keeps all that it says. */
+import { assert } from "@std/assert";
+import { Buffer } from "node:buffer";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer, type Server } from "node:net";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { bundle } from "../../scripts/bundle.ts";
+import { defaultImage, selfContained } from "../../scripts/manifest.ts";
+import { ofKind, podOf } from "./yaml.ts";
+import { ROOT } from "./paths.ts";
+
+export type Runtime = "node" | "deno";
+/** The one that runs this. */
+export const RUNTIME: Runtime = process.versions.deno ? "deno" : "node";
+
+/** Below the range that the kernel takes the ports of clients from: nobody else gets one in between. */
+const FIRST_PORT = 20_000;
+/** Who holds the first port of a block has all of it: other processes, and other threads of this one, take another. */
+const BLOCK_PORTS = 100;
+const BLOCKS = 120;
+/** Programs that start at the same time: more would only make each other slow. */
+const MAX_STARTING = 2;
+
+export interface LogRecord {
+  time: string;
+  level: string;
+  msg: string;
+  [field: string]: unknown;
+}
+
+export type Program = Awaited<ReturnType<typeof startProgram>>;
+
+/** None outlives this process. */
+const running = new Set<number>();
+process.on("exit", () => running.forEach((pid) => process.kill(pid, "SIGKILL")));
+
+/** The ports of the block that is held. */
+let [nextPort, endPort] = [0, 0];
+
+export async function findPort(): Promise<number> {
+  for (;;) {
+    if (nextPort === endPort) await holdBlock();
+    const port = nextPort++;
+    const server = await listen(port);
+    if (!server) continue;
+    server.close();
+    await once(server, "close");
+    return port;
+  }
+}
+
+async function holdBlock(): Promise<void> {
+  for (let block = process.pid;; block++) {
+    const first = FIRST_PORT + (block % BLOCKS) * BLOCK_PORTS;
+    const server = await listen(first);
+    if (!server) continue;
+    server.unref();
+    [nextPort, endPort] = [first + 1, first + BLOCK_PORTS];
+    return;
+  }
+}
+
+/** Returns nothing where the port is taken. */
+async function listen(port: number): Promise<Server | undefined> {
+  const server = createServer().listen(port);
+  const isFree = await Promise.race([
+    once(server, "listening").then(() => true),
+    new Promise<false>((done) => server.once("error", () => done(false))),
+  ]);
+  return isFree ? server : undefined;
+}
+
+const waiting: (() => void)[] = [];
+let starting = 0;
+
+async function takeTurn(): Promise<() => void> {
+  if (starting >= MAX_STARTING) await new Promise<void>((done) => waiting.push(done));
+  else starting++;
+  let isOver = false;
+  return () => {
+    if (isOver) return;
+    isOver = true;
+    const next = waiting.shift();
+    if (next) next();
+    else starting--;
+  };
+}
+
+/** Where it is run from, and how. */
+export interface Launch {
+  /** The program's file. Default: the source. */
+  file?: string;
+  /** A command that runs the one it is given, as `env` does. */
+  through?: string[];
+  /** Settings of V8. Default: none. */
+  v8Flags?: string[];
+  /** Runs the program of the manifest, with the rights that a Pod gives it. Default: the source. */
+  shipped?: boolean;
+}
+
+/** The settings of V8 that the program ships with, on either runtime. */
+export function shippedV8Flags(): string[] {
+  const [, flags] = /--v8-flags=(\S+)/.exec(readFileSync(join(ROOT, "deploy.yaml"), "utf8"))!;
+  return flags!.split(",");
+}
+
+/** On Deno with the rights that `deno task start` gives. */
+function commandOf(runtime: Runtime, file: string, v8Flags: string[]): string[] {
+  const command = commandFor(runtime);
+  if (runtime === "node") return [command, ...v8Flags, file];
+  const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start
+    .split(" ");
+  const flags = v8Flags.length > 0 ? [`--v8-flags=${v8Flags.join()}`] : [];
+  return [command, ...words.slice(words.indexOf("deno") + 1, -1), ...flags, file];
+}
+
+function commandFor(runtime: Runtime): string {
+  const own = join(ROOT, "node_modules", ".bin", runtime);
+  return existsSync(own) ? own : runtime;
+}
+
+/** The program and the arguments of the container, as the manifest of a runtime has them. */
+interface Shipped {
+  program: string;
+  args: string[];
+}
+
+const manifests = new Map<Runtime, Promise<Shipped>>();
+let shippedFile: string | undefined;
+
+/** Makes the manifest, as `npm run manifest` does, and cuts the program out of it. */
+export function readManifest(runtime: Runtime): Promise<Shipped> {
+  const known = manifests.get(runtime) ?? makeManifest(runtime);
+  manifests.set(runtime, known);
+  return known;
+}
+
+async function makeManifest(runtime: Runtime): Promise<Shipped> {
+  const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
+  const options = { runtime, image: defaultImage(read("Containerfile"), runtime) };
+  const manifest = selfContained(read("deploy.yaml"), await bundle("main.ts"), options);
+  const [{ args }] = podOf(manifest).containers;
+  return { program: ofKind("ConfigMap", manifest).data["main.js"], args };
+}
+
+/** As a Pod runs it, but for the places: its folders, and the hosts that it may reach, are here. */
+async function shippedCommandOf(
+  runtime: Runtime,
+  { SERVICE_ACCOUNT_DIR = "", SUBJECT_TOKEN_FILE = "", ...settings }: Record<string, string>,
+): Promise<string[]> {
+  const { program, args } = await readManifest(runtime);
+  const places: Record<string, string> = {
+    "/main.js": shippedFile ??= writeProgram(program),
+    "/var/run/secrets/kubernetes.io/serviceaccount": SERVICE_ACCOUNT_DIR || ROOT,
+    "/var/run/chainguard/oidc": SUBJECT_TOKEN_FILE ? dirname(SUBJECT_TOKEN_FILE) : ROOT,
+  };
+  // What the manifest's component for proxies grants, too.
+  const proxies = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"];
+  const granted = proxies.filter((name) => name in settings);
+  const here = args.map((arg) => {
+    const [flag = "", value = ""] = arg.split(/=(.*)/s);
+    const list = value.split(",");
+    if (flag === "--allow-net") return "--allow-net=127.0.0.1,[::1],localhost,0.0.0.0,[::]";
+    if (flag === "--allow-env") return `${flag}=${[...new Set([...list, ...granted])].join()}`;
+    if (flag === "--ignore-env") {
+      return `${flag}=${list.filter((name) => !granted.includes(name)).join()}`;
+    }
+    return value === ""
+      ? places[arg] ?? arg
+      : `${flag}=${list.map((each) => places[each] ?? each)}`;
+  });
+  return [commandFor(runtime), ...here];
+}
+
+function writeProgram(program: string): string {
+  const folder = mkdtempSync(join(tmpdir(), "shipped-"));
+  process.on("exit", () => rmSync(folder, { recursive: true }));
+  const file = join(folder, "main.js");
+  writeFileSync(file, program);
+  return file;
+}
+
+/** Bundles one of the modules that the program consists of, as the program is; returns the file. */
+export async function bundleModule(entry: "k8s.ts" | "sts.ts"): Promise<string> {
+  return writeProgram(await bundle(entry));
+}
+
+/** Starts the program; `settings` is its whole environment. */
+export async function startProgram(
+  runtime: Runtime,
+  settings: Record<string, string>,
+  args: string[] = [],
+  { file = "main.ts", through = [], v8Flags = [], shipped = false }: Launch = {},
+) {
+  const words = shipped
+    ? await shippedCommandOf(runtime, settings)
+    : commandOf(runtime, file, v8Flags);
+  const [command = "", ...rest] = [...through, ...words];
+  const { PATH = "", HOME = "", DENO_COVERAGE_DIR } = process.env;
+  // Node hands its own variable on by itself.
+  const measured = DENO_COVERAGE_DIR === undefined ? {} : { DENO_COVERAGE_DIR };
+  const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1", ...measured, ...settings };
+  const endTurn = await takeTurn();
+  const child = spawn(command, [...rest, ...args], {
+    cwd: ROOT,
+    env,
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const lines: string[] = [];
+  const warnings: string[] = [];
+  const output: Buffer[] = [];
+  child.stdout.on("data", (chunk) => output.push(chunk));
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface(stream).on("line", (line) => {
+      lines.push(line);
+      if (stream === child.stderr) warnings.push(line);
+      endTurn();
+    });
+  }
+  child.on("spawn", () => running.add(child.pid!)).on("exit", () => running.delete(child.pid!));
+  const exited = once(child, "close").then(([code, signal]) => {
+    endTurn();
+    return (code ?? signal) as number | string;
+  });
+  return {
+    /** What it wrote on both of its outputs, in the order in which it came. */
+    lines,
+    /** What it wrote on stderr: what went wrong. */
+    warnings,
+    /** All that it wrote, read; fails at a line that is not a record. */
+    log: (): LogRecord[] => lines.map((line) => JSON.parse(line)),
+    stdout: () => Buffer.concat(output).toString(),
+    pid: child.pid!,
+    isAlive: () => child.exitCode === null && child.signalCode === null,
+    /** The exit status, or the signal that ended it, once both of its outputs are read. */
+    exited,
+    kill(signal: NodeJS.Signals): void {
+      // Deno's `child.kill` has the signal reported where the program ended by itself, upon it.
+      if (child.exitCode === null && child.signalCode === null) process.kill(child.pid!, signal);
+    },
+  };
+}
+
+/** Repeats a check until it holds; fails after so long. Returns how long (ms) that took. */
+export async function until(isSo: () => boolean, what: string, ms = 30_000): Promise<number> {
+  const startedAt = performance.now();
+  while (!isSo()) {
+    assert(
+      performance.now() < startedAt + ms,
+      `within ${ms / 1000} s it never came to this: ${what}`,
+    );
+    await sleep(5);
+  }
+  return performance.now() - startedAt;
+}
+
+/** The token for cgr.dev in the data of a Secret. */
+export function tokenOf(data?: Record<string, string>): string | undefined {
+  const config = JSON.parse(
+    Buffer.from(data?.[".dockerconfigjson"] ?? "e30=", "base64").toString(),
+  );
+  const auth = Buffer.from(config.auths?.["cgr.dev"]?.auth ?? "", "base64").toString();
+  return auth.startsWith("_token:") ? auth.slice("_token:".length) : undefined;
+}
+
+/** Terminal escapes, a bell, a line of its own, and a change of direction. */
+export const HOSTILE = '\u001b[31mred\u0007\n{"level":"forged"}\u009b2J\u202e';
+/** What must not be in anything that is told. */
+export const CONTROLS = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u;
+
+const WINDOW = 16;
+
+/**
+ * Finds a part of one of the tokens in a text, as it is or in base64, even twice: 16 characters of a segment are
+ * enough. Returns the first found.
+ */
+export function findToken(text: string, tokens: Iterable<string>): string | undefined {
+  const known = new Set<string>();
+  for (const run of text.match(/[\w+/=-]{16,}/g) ?? []) {
+    for (let at = 0; at + WINDOW <= run.length; at++) known.add(run.slice(at, at + WINDOW));
+  }
+  for (const token of tokens) {
+    const segments = token.split(".");
+    const encoded = encodings(token);
+    for (const form of [...segments, ...encoded, ...encoded.flatMap(encodings)]) {
+      for (let at = 0; at + WINDOW <= form.length; at++) {
+        if (known.has(form.slice(at, at + WINDOW))) return form.slice(at, at + WINDOW);
+      }
+    }
+  }
+}
+
+/** Base64 of a text at each of the three places that it can have within a longer one, its edges left out. */
+function encodings(text: string): string[] {
+  return ["", "-", "--"].map((before) =>
+    Buffer.from(before + text).toString("base64").slice(4, -4)
+  );
+}
