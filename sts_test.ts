@@ -27,16 +27,15 @@ import { type Certificate, makeAuthority } from "./tests/fake/certificates.ts";
 import { type IssuerFault, startIssuer } from "./tests/fake/issuer.ts";
 import { makeSigningKey } from "./tests/fake/keys.ts";
 import { basic, type ProxyOptions, startProxy as startProxyServer } from "./tests/fake/proxy.ts";
+import { CONTROLLER, MIB } from "./tests/support/names.ts";
 
-const MIB = 1024 * 1024;
 const ORG = "0123456789abcdef0123456789abcdef01234567";
 const UID = `${ORG}/0123456789abcdef`;
 const CLUSTER = "https://cluster.example";
-const SUBJECT = "system:serviceaccount:pull-secret-updater:controller";
 
 const authority = makeAuthority();
 const cluster = await makeSigningKey();
-const bindings = new Map([[UID, { iss: CLUSTER, sub: SUBJECT }]]);
+const bindings = new Map([[UID, { iss: CLUSTER, sub: CONTROLLER }]]);
 const issuer = await startIssuer({ keys: cluster.jwks, bindings });
 const secureIssuer = await startIssuer({
   keys: cluster.jwks,
@@ -82,7 +81,7 @@ after(async () => {
 
 function subjectTokenFor(aud: string): Promise<string> {
   const now = Math.floor(Date.now() / 1000);
-  return cluster.sign({ iss: CLUSTER, sub: SUBJECT, aud: [aud], iat: now, exp: now + 600 });
+  return cluster.sign({ iss: CLUSTER, sub: CONTROLLER, aud: [aud], iat: now, exp: now + 600 });
 }
 
 interface Options {
@@ -701,7 +700,7 @@ const CLAIMS = {
 
 describe("decoding a token", () => {
   test("gives its claims, times in milliseconds", () => {
-    const token = jwt({ ...CLAIMS, act: { iss: CLUSTER, sub: SUBJECT, aud: ["x"] } });
+    const token = jwt({ ...CLAIMS, act: { iss: CLUSTER, sub: CONTROLLER, aud: ["x"] } });
     assertEquals(decode(token), {
       issuer: "https://issuer.example",
       subject: UID,

@@ -1,15 +1,15 @@
 /** The Secrets of a row: as many as it takes, empty or filled, whatever the row before left behind. */
 import { readFileSync } from "node:fs";
 import { Agent, request } from "undici";
-import { IDENTITY, PREFIX, pullSecret } from "../tests/cluster/e2e/context.ts";
+import { pullSecret } from "../tests/cluster/e2e/context.ts";
 import type { Json } from "../tests/cluster/admin.ts";
 import { identityOf, standingOf } from "../tests/cluster/objects.ts";
 import { type Ground, ISSUER_HOST, namespaceOf } from "./ground.ts";
+import { DATA_KEY, IDENTITY, PREFIX } from "../tests/support/names.ts";
 
 /** More would only queue in the API server, on two cores. */
 const AT_ONCE = 24;
 const PAGE_LIMIT = 500;
-const DATA_KEY = ".dockerconfigjson";
 const EMPTY = '{"auths":{}}';
 
 export interface Arrangement {
@@ -58,7 +58,7 @@ export async function arrange(
 
 /** A merge patch to the state of a Secret that is new, or filled. */
 function stateOf(identity: string, token: string | undefined): object {
-  const none = { [`${PREFIX}/token-identity`]: null, [`${PREFIX}/token-expires`]: null };
+  const none = { [`${PREFIX}token-identity`]: null, [`${PREFIX}token-expires`]: null };
   const metadata = {
     labels: { [IDENTITY]: identity.replaceAll("/", ".") },
     annotations: { [IDENTITY]: identity, ...none },

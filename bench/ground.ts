@@ -3,11 +3,11 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Cluster, down, up } from "../tests/cluster/cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../tests/cluster/components.ts";
-import { ACCOUNT, NAMESPACE } from "../tests/cluster/e2e/context.ts";
 import { type Admin, createAdmin } from "../tests/cluster/admin.ts";
 import { createNamespace, grantCluster, identityOf } from "../tests/cluster/objects.ts";
 import { makeAuthority } from "../tests/fake/certificates.ts";
 import { type Issuer, startIssuer } from "../tests/fake/issuer.ts";
+import { ACCOUNT, NAMESPACE } from "../tests/support/names.ts";
 
 /** Of the Secrets: as many tenants as make no single namespace's limit the bound. */
 export const NAMESPACES = 50;

@@ -11,11 +11,11 @@ import { createServer } from "node:http";
 import { join } from "node:path";
 import process from "node:process";
 import { Agent, request } from "undici";
+import { PREFIX } from "../tests/support/names.ts";
 
 /** As the controller. */
 const MAX_PATCHES = 16;
 const PAGE_LIMIT = 500;
-const PREFIX = "pull-secret-updater.chainguard.dev";
 
 interface Target {
   namespace: string;
@@ -40,7 +40,7 @@ const ca = readFileSync(join(SERVICE_ACCOUNT_DIR, "ca.crt"), "utf8");
 const bearer = readFileSync(join(SERVICE_ACCOUNT_DIR, "token"), "utf8");
 const dispatcher = new Agent({ allowH2: false, connect: { ca } });
 const headers = { authorization: `Bearer ${bearer}`, accept: "application/json" };
-const selector = new URLSearchParams({ labelSelector: `${PREFIX}/identity` });
+const selector = new URLSearchParams({ labelSelector: `${PREFIX}identity` });
 
 /** The part of a patch that is the same for all. */
 function content(token: string) {
@@ -49,8 +49,8 @@ function content(token: string) {
   const config = JSON.stringify({ auths: { "cgr.dev": { auth } } });
   return {
     annotations: {
-      [`${PREFIX}/token-identity`]: sub,
-      [`${PREFIX}/token-expires`]: new Date(exp * 1000).toISOString(),
+      [`${PREFIX}token-identity`]: sub,
+      [`${PREFIX}token-expires`]: new Date(exp * 1000).toISOString(),
     },
     data: { ".dockerconfigjson": Buffer.from(config).toString("base64") },
   };

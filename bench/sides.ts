@@ -7,12 +7,12 @@ import { dirname, join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
-import { NAMESPACE } from "../tests/cluster/e2e/context.ts";
 import { podOf } from "../tests/support/yaml.ts";
 import { findPort, type Runtime, shippedV8Flags } from "../tests/support/program.ts";
 import { type Ground, ISSUER_HOST } from "./ground.ts";
 import { type Usage, usageOf } from "../tests/support/usage.ts";
 import { ROOT } from "../tests/support/paths.ts";
+import { NAMESPACE } from "../tests/support/names.ts";
 
 /** Beside a start of some 100 ms it is little, and it costs the machine little. */
 const READY_POLL_MS = 5;

@@ -3,10 +3,9 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Agent, request } from "undici";
-import { ACCOUNT, IDENTITY, NAMESPACE, pullSecret } from "../tests/cluster/e2e/context.ts";
+import { pullSecret } from "../tests/cluster/e2e/context.ts";
 import { identityOf } from "../tests/cluster/objects.ts";
 import { parseWatch } from "../k8s.ts";
-import { METRIC } from "../tests/cluster/faults/observe.ts";
 import { type Figure, percentile } from "./figures.ts";
 import { type Ground, LIFE_S, namespaceOf } from "./ground.ts";
 import {
@@ -24,6 +23,7 @@ import {
 } from "./measure.ts";
 import { arrange, countFilled, mint } from "./arrangement.ts";
 import { bare, bundle, limit, type Running, source, startSide } from "./sides.ts";
+import { ACCOUNT, IDENTITY, METRIC_PREFIX, NAMESPACE } from "../tests/support/names.ts";
 
 /** A start varies more than all else, and takes little. */
 const MIN_STARTS = 5;
@@ -267,13 +267,13 @@ async function dayRow({ ground, isShort }: Bench): Promise<Figure[]> {
                 "exchanges",
                 name,
                 "",
-                metrics.get(`${METRIC}exchange_duration_seconds_count`) ?? 0,
+                metrics.get(`${METRIC_PREFIX}exchange_duration_seconds_count`) ?? 0,
               );
               add(
                 "conflicts",
                 name,
                 "",
-                metrics.get(`${METRIC}refreshes_total{result="conflict"}`) ?? 0,
+                metrics.get(`${METRIC_PREFIX}refreshes_total{result="conflict"}`) ?? 0,
               );
               // The first life, and one for each that has passed; a token is issued in whole seconds, and so lives less.
               const passed = (performance.now() - startedAt) / 1000 /

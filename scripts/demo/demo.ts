@@ -8,9 +8,10 @@ import { parseArgs } from "node:util";
 import { Broken, Ledger } from "./ledger.ts";
 import { draw, plainLine, type Scene } from "./screen.ts";
 import { startProgram } from "./launch.ts";
-import { ACCOUNT, NAMESPACE, play, summarize } from "./story.ts";
+import { play, summarize } from "./story.ts";
 import { startApiServer } from "../../tests/fake/apiserver.ts";
 import { startIssuer } from "../../tests/fake/issuer.ts";
+import { ACCOUNT, NAMESPACE } from "../../tests/support/names.ts";
 
 const HELP =
   `Shows the program at work, with an embedded API server and issuer, in about half a minute.

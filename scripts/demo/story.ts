@@ -3,14 +3,16 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { ApiServer } from "../../tests/fake/apiserver.ts";
 import type { Issuer } from "../../tests/fake/issuer.ts";
 import { Broken, type Ledger, type Watched } from "./ledger.ts";
+import {
+  ACCOUNT,
+  DATA_KEY,
+  IDENTITY,
+  NAMESPACE,
+  REFRESH,
+  REFRESHED,
+  SECRET_TYPE,
+} from "../../tests/support/names.ts";
 
-export const NAMESPACE = "pull-secret-updater";
-export const ACCOUNT = "controller";
-const IDENTITY = "pull-secret-updater.chainguard.dev/identity";
-const REFRESH = "pull-secret-updater.chainguard.dev/refresh";
-const REFRESHED = "pull-secret-updater.chainguard.dev/refreshed";
-const PULL_SECRET = "kubernetes.io/dockerconfigjson";
-const DATA_KEY = ".dockerconfigjson";
 const OTHER_ENTRY = '"registry.example.com":{"auth":"dXNlcjpwYXNzd29yZA=="}';
 /** For what part of a token's life a Secret must have held it to be filled again at once, and not be renewed just then. */
 const [FILLED_FROM, FILLED_TO] = [0.53, 0.6];
@@ -121,7 +123,7 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
     path: string,
     letter: string,
     config = '{"auths":{}}',
-    type = PULL_SECRET,
+    type = SECRET_TYPE,
   ): Watched {
     const [namespace, name] = path.split("/") as [string, string];
     const identity = letter.toUpperCase();
@@ -129,7 +131,7 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
     const watched: Watched = { namespace, name, identity, tokens: 0, emptySince: Date.now() };
     ledger.tell(
       "someone",
-      `creates ${path}${type === PULL_SECRET ? "" : `, of type ${type}`}, for identity ${identity}`,
+      `creates ${path}${type === SECRET_TYPE ? "" : `, of type ${type}`}, for identity ${identity}`,
     );
     ledger.secrets.push(watched);
     api.createSecret({

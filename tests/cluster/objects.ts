@@ -2,11 +2,10 @@
 import { createHash } from "node:crypto";
 import { pullSecret, tokenIn } from "./e2e/context.ts";
 import type { Admin, Json } from "./admin.ts";
+import { ACCOUNT } from "../support/names.ts";
 
 /** The label by which a run finds its own Secrets. */
 export const RUN_LABEL = "run";
-/** The service account of the program. */
-export const ACCOUNT = "controller";
 /** The one of a tenant, as which it may exchange. */
 export const TENANT = "tenant";
 

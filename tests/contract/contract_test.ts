@@ -22,6 +22,7 @@ import { jwtVerify } from "jose/jwt/verify";
 import { Agent, type Dispatcher, request } from "undici";
 import { type ApiServer, startApiServer } from "../fake/apiserver.ts";
 import { makeAuthority } from "../fake/certificates.ts";
+import { SECRET_TYPE } from "../support/names.ts";
 
 // deno-lint-ignore no-explicit-any
 type Json = any;
@@ -43,7 +44,6 @@ interface Watch {
 }
 
 const MERGE_PATCH = "application/merge-patch+json";
-const DOCKER_CONFIG_TYPE = "kubernetes.io/dockerconfigjson";
 const ADMIN = "contract-admin";
 
 const run = `contract-${randomBytes(4).toString("hex")}`;
@@ -135,7 +135,7 @@ async function create(name: string, fields: object = {}, metadata: object = {}):
 }
 
 function pullSecret(config = "{}"): object {
-  return { type: DOCKER_CONFIG_TYPE, stringData: { ".dockerconfigjson": config } };
+  return { type: SECRET_TYPE, stringData: { ".dockerconfigjson": config } };
 }
 
 function selecting(selector: string, path = secrets): string {
@@ -309,7 +309,7 @@ describe("validation", () => {
   const invalid = [
     {
       title: "no docker config in one of that type",
-      fields: { type: DOCKER_CONFIG_TYPE, data: {} },
+      fields: { type: SECRET_TYPE, data: {} },
       reason: REQUIRED,
       field: CONFIG,
     },
@@ -441,7 +441,7 @@ describe("merge-patch", () => {
     const metadata = { labels: { keep: "Yes_1" }, annotations: { note, gone: "1" } };
     const old = await create(
       "kept",
-      { type: DOCKER_CONFIG_TYPE, data: { binary, ".dockerconfigjson": btoa(config) } },
+      { type: SECRET_TYPE, data: { binary, ".dockerconfigjson": btoa(config) } },
       metadata,
     );
     const { status, body } = await patch("kept", {

@@ -21,11 +21,9 @@ import {
   gaps,
   held,
   HOUR,
-  IDENTITY,
   logged,
   metric,
   MIN,
-  REFRESH,
   reported,
   rule,
   S,
@@ -33,6 +31,7 @@ import {
   warnings,
   written,
 } from "./rules.ts";
+import { IDENTITY, REFRESH } from "../support/names.ts";
 
 rule("An event has the form of events.k8s.io/v1, on the Secret", async (world) => {
   world.cluster.create(secret("a"));

@@ -5,9 +5,8 @@
 import { assert, assertEquals, assertNotEquals, assertStringIncludes } from "@std/assert";
 import { withToken } from "../../main.ts";
 import { StsError } from "../../sts.ts";
-import { CONTROLLER, type Fault, VirtualWorld } from "../virtual/world.ts";
+import { type Fault, VirtualWorld } from "../virtual/world.ts";
 import {
-  ACCOUNT,
   actorOf,
   agesAtReplacement,
   ALICE,
@@ -19,27 +18,31 @@ import {
   BOB,
   claimsOf,
   configOf,
-  DATA_KEY,
   expiredFor,
   fresh,
   gaps,
   held,
   HOUR,
-  IDENTITY,
   identityOf,
   jwtOf,
   metric,
   MIN,
-  REFRESH,
   reported,
   rule,
   S,
   secret,
   token,
-  TOKEN_EXPIRES,
-  TOKEN_IDENTITY,
   written,
 } from "./rules.ts";
+import {
+  CONTROLLER,
+  DATA_KEY,
+  IDENTITY,
+  REFRESH,
+  SERVICE_ACCOUNT,
+  TOKEN_EXPIRES,
+  TOKEN_IDENTITY,
+} from "../support/names.ts";
 
 // ───── Sharing ─────
 
@@ -94,7 +97,7 @@ rule("Each identity is exchanged once, and none is mixed up with another", async
 rule(
   "Each service account is a subject of its own, by namespace and name; without one it is the controller's",
   async (world) => {
-    const annotations = { [ACCOUNT]: "puller" };
+    const annotations = { [SERVICE_ACCOUNT]: "puller" };
     world.cluster.create(secret("a", { namespace: "one", annotations }));
     world.cluster.create(secret("b", { namespace: "one", annotations }));
     world.cluster.create(secret("a", { namespace: "two", annotations }));
@@ -120,7 +123,7 @@ for (const status of [403, 404, 500]) {
   rule(
     `A service account whose token is not given (${status}) is reported, and never another subject used`,
     async (world) => {
-      world.cluster.create(secret("a", { annotations: { [ACCOUNT]: "puller" } }));
+      world.cluster.create(secret("a", { annotations: { [SERVICE_ACCOUNT]: "puller" } }));
       world.cluster.create(secret("b", { identity: BOB }));
       world.cluster.fault = ({ verb }) => verb === "token" ? apiAnswer(status) : undefined;
       world.start();
@@ -152,7 +155,7 @@ rule(
       await world.clock.advance(1 * MIN);
       const before = [held(world, "a"), held(world, "b")];
       for (const name of ["a", "b"]) {
-        world.cluster.update(`apps/${name}`, annotate({ [ACCOUNT]: account }));
+        world.cluster.update(`apps/${name}`, annotate({ [SERVICE_ACCOUNT]: account }));
       }
       await world.clock.advance(1 * MIN);
       assertEquals([held(world, "a"), held(world, "b")], before);
@@ -555,7 +558,7 @@ rule("Only exchanges that took place are counted", async (world) => {
 });
 
 rule("A 429 of the API server to a token request holds no other exchange", async (world) => {
-  world.cluster.create(secret("a", { annotations: { [ACCOUNT]: "puller" } }));
+  world.cluster.create(secret("a", { annotations: { [SERVICE_ACCOUNT]: "puller" } }));
   world.cluster.fault = ({ verb }) => verb === "token" ? apiAnswer(429, "200") : undefined;
   world.start();
   await world.clock.advance(1 * S);

@@ -12,15 +12,13 @@ import {
 } from "@std/assert";
 import { ApiError } from "../../k8s.ts";
 import { readResponse, StsError } from "../../sts.ts";
-import { CONTROLLER, VirtualWorld } from "../virtual/world.ts";
+import { VirtualWorld } from "../virtual/world.ts";
 import {
-  ACCOUNT,
   ALICE,
   answer,
   asked,
   blank,
   BOB,
-  DATA_KEY,
   fresh,
   held,
   identityOf,
@@ -36,6 +34,7 @@ import {
   warnings,
   written,
 } from "./rules.ts";
+import { CONTROLLER, DATA_KEY, SERVICE_ACCOUNT } from "../support/names.ts";
 
 const KEY = "pull-secret-updater.chainguard.dev/identity";
 const PARENT = "a".repeat(40);
@@ -114,7 +113,7 @@ mistake(
 );
 mistake(
   "A service account that is no valid name is quoted, with the command that does without it",
-  { annotations: { [ACCOUNT]: "Not Valid" } },
+  { annotations: { [SERVICE_ACCOUNT]: "Not Valid" } },
   "InvalidIdentity",
   [
     'the service account "Not Valid"',
@@ -123,7 +122,7 @@ mistake(
 );
 mistake(
   "An empty service account is reported as well, and is no fall-back to the controller's",
-  { annotations: { [ACCOUNT]: "" } },
+  { annotations: { [SERVICE_ACCOUNT]: "" } },
   "InvalidIdentity",
   ['the service account ""'],
 );
@@ -313,7 +312,7 @@ rule(
       ...client,
       requestToken: () => Promise.resolve(world.subjectToken("x", "elsewhere", 600)),
     });
-    world.cluster.create(secret("a", { annotations: { [ACCOUNT]: "puller" } }));
+    world.cluster.create(secret("a", { annotations: { [SERVICE_ACCOUNT]: "puller" } }));
     world.start();
     await world.clock.advance(1 * S);
     assertEquals(world.issuer.requests, []);
@@ -327,7 +326,7 @@ rule(
 rule(
   "A service account whose token may not be requested is named, with the Role that it takes",
   async (world) => {
-    world.cluster.create(secret("a", { annotations: { [ACCOUNT]: "puller" } }));
+    world.cluster.create(secret("a", { annotations: { [SERVICE_ACCOUNT]: "puller" } }));
     world.cluster.fault = ({ verb }) =>
       verb === "token"
         ? new ApiError("create: the API server answered 403: no", { status: 403 })

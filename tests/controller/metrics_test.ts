@@ -10,7 +10,6 @@ import {
 } from "@std/assert";
 import { type Replica, VirtualWorld } from "../virtual/world.ts";
 import {
-  ACCOUNT,
   ALICE,
   answer,
   apiAnswer,
@@ -27,8 +26,8 @@ import {
   rule,
   S,
   secret,
-  TYPE,
 } from "./rules.ts";
+import { SECRET_TYPE, SERVICE_ACCOUNT } from "../support/names.ts";
 
 // ───── Metrics ─────
 
@@ -123,7 +122,10 @@ rule(
     // Failures of each kind bring no series but those.
     for (let number = 0; number < 40; number++) {
       world.cluster.create(
-        secret(`s-${number}`, { identity: identityOf(number), type: number % 5 ? TYPE : "Opaque" }),
+        secret(`s-${number}`, {
+          identity: identityOf(number),
+          type: number % 5 ? SECRET_TYPE : "Opaque",
+        }),
       );
     }
     world.issuer.fault = ({ identity }) => identity.endsWith("1") ? answer(403) : undefined;
@@ -153,9 +155,9 @@ rule(
     const seen = new Set<string>();
     let family = "";
     for (const line of replica.renderMetrics().trimEnd().split("\n")) {
-      const [, kind, name] = /^# (HELP|TYPE) (\w+) /.exec(line) ?? [];
+      const [, kind, name] = /^# (HELP|SECRET_TYPE) (\w+) /.exec(line) ?? [];
       if (kind === "HELP") family = name!;
-      else if (kind === "TYPE") assertEquals(name, family);
+      else if (kind === "SECRET_TYPE") assertEquals(name, family);
       else assertMatch(line, new RegExp(`^${family}(_sum|_count)?(\\{[^{}]*\\})? [0-9.e+]+$`));
       const series = kind ? `${kind} ${name}` : line.split(" ")[0]!;
       assert(!seen.has(series), series);
@@ -278,7 +280,9 @@ for (const verb of ["patch", "get", "createEvent", "requestToken"] as const) {
     const client = world.cluster.client("replica-1");
     world.cluster.client = () => ({ ...client, [verb]: () => new Promise(() => {}) });
     const config = verb === "get" ? '{"auths":{},"other":1}' : "{}";
-    const annotations: Parts["annotations"] = verb === "requestToken" ? { [ACCOUNT]: "x" } : {};
+    const annotations: Parts["annotations"] = verb === "requestToken"
+      ? { [SERVICE_ACCOUNT]: "x" }
+      : {};
     world.cluster.create(secret("a", { config, annotations }));
     const replica = world.start();
     // A token request is a part of an exchange, which has 10 s.

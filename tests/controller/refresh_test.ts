@@ -11,20 +11,18 @@ import {
   asked,
   base64,
   configOf,
-  DATA_KEY,
   expiredFor,
   fresh,
   gaps,
   held,
   MIN,
-  REFRESH,
-  REFRESHED,
   reported,
   rule,
   S,
   secret,
   written,
 } from "./rules.ts";
+import { DATA_KEY, REFRESH, REFRESHED } from "../support/names.ts";
 
 rule(
   "A refresh gets a new token at once; in the same patch `refreshed` says which value was served, `refresh` stays",

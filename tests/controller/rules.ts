@@ -6,17 +6,9 @@ import { test } from "node:test";
 import { assertEquals, assertThrows } from "@std/assert";
 import { ApiError, type Secret } from "../../k8s.ts";
 import { decode, readResponse, StsError } from "../../sts.ts";
-import { LABEL, type Replica, VirtualWorld } from "../virtual/world.ts";
+import { type Replica, VirtualWorld } from "../virtual/world.ts";
+import { DATA_KEY, IDENTITY, SECRET_TYPE } from "../support/names.ts";
 
-const PREFIX = "pull-secret-updater.chainguard.dev/";
-export const IDENTITY = LABEL;
-export const ACCOUNT = `${PREFIX}service-account`;
-export const REFRESH = `${PREFIX}refresh`;
-export const REFRESHED = `${PREFIX}refreshed`;
-export const TOKEN_IDENTITY = `${PREFIX}token-identity`;
-export const TOKEN_EXPIRES = `${PREFIX}token-expires`;
-export const TYPE = "kubernetes.io/dockerconfigjson";
-export const DATA_KEY = ".dockerconfigjson";
 export const S = 1000;
 export const MIN = 60 * S;
 export const HOUR = 60 * MIN;
@@ -71,7 +63,7 @@ export function secret(name: string, parts: Parts = {}): Secret {
     annotations,
     config = "{}",
   } = parts;
-  const { type = TYPE, immutable, deletionTimestamp } = parts;
+  const { type = SECRET_TYPE, immutable, deletionTimestamp } = parts;
   return {
     metadata: {
       namespace,

@@ -5,7 +5,6 @@ import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import { ApiError } from "../../k8s.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import {
-  ACCOUNT,
   annotate,
   answer,
   apiAnswer,
@@ -15,12 +14,10 @@ import {
   BOB,
   claimsOf,
   configOf,
-  DATA_KEY,
   fresh,
   gaps,
   held,
   HOUR,
-  IDENTITY,
   listings,
   metric,
   MIN,
@@ -29,10 +26,10 @@ import {
   rule,
   S,
   secret,
-  TOKEN_IDENTITY,
   warnings,
   written,
 } from "./rules.ts";
+import { DATA_KEY, IDENTITY, SERVICE_ACCOUNT, TOKEN_IDENTITY } from "../support/names.ts";
 
 // ───── Secrets that come and go ─────
 
@@ -173,7 +170,7 @@ rule("Of a Secret that is being deleted nothing more is done", async (world) => 
 
 for (
   const parts of [{ type: "Opaque" }, { immutable: true }, { identity: "x" }, { config: "[]" }, {
-    annotations: { [ACCOUNT]: "" },
+    annotations: { [SERVICE_ACCOUNT]: "" },
   }] as Parts[]
 ) {
   rule(

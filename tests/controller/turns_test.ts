@@ -6,7 +6,6 @@ import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import {} from "../../k8s.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import {
-  ACCOUNT,
   ALICE,
   annotate,
   answer,
@@ -16,12 +15,10 @@ import {
   blank,
   BOB,
   configOf,
-  DATA_KEY,
   expiredFor,
   fresh,
   held,
   HOUR,
-  IDENTITY,
   identityOf,
   largeRule,
   MIN,
@@ -31,6 +28,7 @@ import {
   secret,
   written,
 } from "./rules.ts";
+import { DATA_KEY, IDENTITY, SERVICE_ACCOUNT } from "../support/names.ts";
 
 /** Secrets of one namespace, each with an identity of its own, numbered from `first` on. */
 function createMany(world: VirtualWorld, namespace: string, first: number, count: number): void {
@@ -339,7 +337,7 @@ for (
     async (world) => {
       world.issuer.life = 5 * MIN;
       world.issuer.fault = () => 500;
-      const annotations = { [ACCOUNT]: "puller" };
+      const annotations = { [SERVICE_ACCOUNT]: "puller" };
       for (let number = 0; number < count; number++) {
         for (let bad = 0; bad < namespaces; bad++) {
           world.cluster.create(secret(`s-${number}`, { namespace: `bad-${bad}`, annotations }));

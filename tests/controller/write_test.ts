@@ -12,7 +12,6 @@ import { ApiError, type Secret } from "../../k8s.ts";
 import { withToken } from "../../main.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import {
-  ACCOUNT,
   ALICE,
   annotate,
   annotationOf,
@@ -24,19 +23,15 @@ import {
   BOB,
   claimsOf,
   configOf,
-  DATA_KEY,
   expiredFor,
   fresh,
   gaps,
   held,
   HOUR,
-  IDENTITY,
   identityOf,
   jwtOf,
   metric,
   MIN,
-  REFRESH,
-  REFRESHED,
   reported,
   rule,
   S,
@@ -44,6 +39,7 @@ import {
   warnings,
   written,
 } from "./rules.ts";
+import { DATA_KEY, IDENTITY, REFRESH, REFRESHED, SERVICE_ACCOUNT } from "../support/names.ts";
 
 // ───── Failures of the patch ─────
 
@@ -304,7 +300,7 @@ for (
   const [what, annotations] of [
     ["a refresh", { [REFRESH]: "now" }],
     ["another identity", { [IDENTITY]: BOB }],
-    ["a service account", { [ACCOUNT]: "puller" }],
+    ["a service account", { [SERVICE_ACCOUNT]: "puller" }],
   ] as const
 ) {
   rule(
@@ -589,7 +585,7 @@ rule("Cycling service accounts does not spin either", async (world) => {
   world.cluster.create(secret("a"));
   world.start();
   for (let step = 0; step < 1200; step++) {
-    world.cluster.update("apps/a", annotate({ [ACCOUNT]: `account-${step}` }));
+    world.cluster.update("apps/a", annotate({ [SERVICE_ACCOUNT]: `account-${step}` }));
     await world.clock.advance(250);
   }
   assert(
@@ -602,7 +598,7 @@ rule("Cycling service accounts does not spin either", async (world) => {
 rule(
   "Cycling service accounts that are refused brings about a token request a second at most",
   async (world) => {
-    await cycleRefused(world, (step) => ({ [ACCOUNT]: `account-${step}` }));
+    await cycleRefused(world, (step) => ({ [SERVICE_ACCOUNT]: `account-${step}` }));
     const { length } = asked(world, "token");
     assert(length <= 102, `${length} token requests`);
     assert(world.issuer.requests.length <= 102, `${world.issuer.requests.length} exchanges`);
@@ -639,7 +635,7 @@ rule(
   "Tokens that say another account than the one asked for are written once a life, not over and over",
   async (world) => {
     world.issuer.claims = () => ({ act: { sub: "system:serviceaccount:apps:other" } });
-    world.cluster.create(secret("a", { annotations: { [ACCOUNT]: "puller" } }));
+    world.cluster.create(secret("a", { annotations: { [SERVICE_ACCOUNT]: "puller" } }));
     world.start();
     await world.clock.advance(2 * HOUR);
     assert(written(world).length <= 5, `${written(world).length}`);

@@ -6,9 +6,10 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { parse } from "yaml";
 import { isInstalled } from "../support/processes.ts";
-import { expose, METRIC_PREFIX, type Sample, samplesIn } from "./exposed.ts";
+import { expose, type Sample, samplesIn } from "./exposed.ts";
 import { fillIn } from "../../scripts/pictures/panels.ts";
 import { ROOT } from "../support/paths.ts";
+import { METRIC_PREFIX } from "../support/names.ts";
 
 // deno-lint-ignore no-explicit-any
 type Json = any;

@@ -1,8 +1,7 @@
 /** What a controller exposes that has filled one Secret and met nothing else. */
 import { secret } from "../controller/rules.ts";
 import { VirtualWorld } from "../virtual/world.ts";
-
-export const METRIC_PREFIX = "pull_secret_updater_";
+import { METRIC_PREFIX } from "../support/names.ts";
 
 export interface Sample {
   /** Without the prefix. */

@@ -2,6 +2,7 @@
 import { isRecord } from "./decode.ts";
 import type { Cause, Named } from "./failure.ts";
 import type { KubeObject } from "./store.ts";
+import { DATA_KEY, SECRET_TYPE } from "../support/names.ts";
 
 export interface Resource {
   plural: string;
@@ -83,8 +84,6 @@ const LABEL = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/;
 const QUALIFIED_NAME = /^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$/;
 const ANNOTATIONS_LIMIT = 256 * 1024;
 const SECRET_LIMIT = 1024 * 1024;
-const DOCKER_CONFIG = ".dockerconfigjson";
-const DOCKER_CONFIG_TYPE = "kubernetes.io/dockerconfigjson";
 
 const SUBDOMAIN_RULE =
   "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', " +
@@ -176,8 +175,8 @@ function validateSecret(secret: KubeObject, old?: KubeObject): Cause[] {
   }
   const sizes = Object.values(data).map((value) => Buffer.from(value, "base64").length);
   if (sum(sizes) > SECRET_LIMIT) causes.push(tooLong("data", SECRET_LIMIT));
-  if (secret.type === DOCKER_CONFIG_TYPE) {
-    causes.push(...validateDockerConfig(`data[${DOCKER_CONFIG}]`, data[DOCKER_CONFIG]));
+  if (secret.type === SECRET_TYPE) {
+    causes.push(...validateDockerConfig(`data[${DATA_KEY}]`, data[DATA_KEY]));
   }
   return causes;
 }

@@ -2,16 +2,17 @@
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
 import type { Secret } from "../../k8s.ts";
+import {
+  DATA_KEY,
+  IDENTITY,
+  NAMESPACE,
+  REFRESH,
+  REFRESHED,
+  SECRET_TYPE,
+  SERVICE_ACCOUNT,
+  TOKEN_IDENTITY,
+} from "../support/names.ts";
 
-export const PREFIX = "pull-secret-updater.chainguard.dev/";
-export const IDENTITY_KEY = `${PREFIX}identity`;
-export const ACCOUNT_KEY = `${PREFIX}service-account`;
-export const REFRESH_KEY = `${PREFIX}refresh`;
-export const REFRESHED_KEY = `${PREFIX}refreshed`;
-export const TOKEN_IDENTITY_KEY = `${PREFIX}token-identity`;
-export const DATA_KEY = ".dockerconfigjson";
-export const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
-export const OWN_NAMESPACE = "pull-secret-updater";
 export const ALICE = `${"a1".repeat(20)}/${"b2".repeat(8)}`;
 export const BOB = `${"c3".repeat(20)}/${"d4".repeat(8)}`;
 /** In seconds. */
@@ -205,7 +206,7 @@ const rarely = (...values: string[]) =>
 
 /** What a tenant may write, and what no API server would take. */
 export const anySecret: fc.Arbitrary<Secret> = fc.record({
-  namespace: fc.oneof({ weight: 4, arbitrary: fc.constantFrom("apps", OWN_NAMESPACE) }, anyText),
+  namespace: fc.oneof({ weight: 4, arbitrary: fc.constantFrom("apps", NAMESPACE) }, anyText),
   name: fc.oneof({ weight: 4, arbitrary: fc.constantFrom("pull", "a.b-c") }, anyText),
   label: mostly("", "", ALICE.replace("/", "."), BOB.replace("/", ".")),
   labels: anyMap,
@@ -227,14 +228,14 @@ export const anySecret: fc.Arbitrary<Secret> = fc.record({
     uid: "uid",
     resourceVersion: "1",
     ...(given.isDeleted === 0 && { deletionTimestamp: "2027-06-01T12:00:00Z" }),
-    labels: defined({ ...given.labels, [IDENTITY_KEY]: given.label }),
+    labels: defined({ ...given.labels, [IDENTITY]: given.label }),
     annotations: defined({
       ...given.annotations,
-      [IDENTITY_KEY]: given.identity,
-      [ACCOUNT_KEY]: given.account,
-      [REFRESH_KEY]: given.refresh,
-      [REFRESHED_KEY]: given.refreshed,
-      [TOKEN_IDENTITY_KEY]: given.tokenIdentity,
+      [IDENTITY]: given.identity,
+      [SERVICE_ACCOUNT]: given.account,
+      [REFRESH]: given.refresh,
+      [REFRESHED]: given.refreshed,
+      [TOKEN_IDENTITY]: given.tokenIdentity,
     }),
   },
   type,

@@ -19,7 +19,6 @@ import {
 import { decode, findLifeFlaw, readResponse, StsError, verify } from "../../sts.ts";
 import { findToken } from "../support/program.ts";
 import {
-  ACCOUNT_KEY,
   ALICE,
   anyDockerConfig,
   anyJson,
@@ -27,17 +26,20 @@ import {
   anyText,
   anyToken,
   damaged,
-  DATA_KEY,
   DAY_S,
   goodToken,
-  IDENTITY_KEY,
   NOW_S,
-  OWN_NAMESPACE,
-  REFRESH_KEY,
-  REFRESHED_KEY,
-  SECRET_TYPE,
-  TOKEN_IDENTITY_KEY,
 } from "./arbitraries.ts";
+import {
+  DATA_KEY,
+  IDENTITY,
+  NAMESPACE,
+  REFRESH,
+  REFRESHED,
+  SECRET_TYPE,
+  SERVICE_ACCOUNT,
+  TOKEN_IDENTITY,
+} from "../support/names.ts";
 
 export interface Property {
   title: string;
@@ -160,7 +162,7 @@ const anyRegistries = fc.constantFrom<string[]>(["cgr.dev"], ["cgr.dev", "apk.cg
   "cgr.dev",
 ]);
 const look = (secret: Secret, registries = ["cgr.dev"]) =>
-  parseSecret(secret, { audience: "cgr.dev", registries, ownNamespace: OWN_NAMESPACE }, NOW);
+  parseSecret(secret, { audience: "cgr.dev", registries, ownNamespace: NAMESPACE }, NOW);
 const withConfig = (
   config: Uint8Array | string,
   annotations: Record<string, string> = {},
@@ -170,8 +172,8 @@ const withConfig = (
     name: "pull",
     uid: "uid",
     resourceVersion: "1",
-    labels: { [IDENTITY_KEY]: "" },
-    annotations: { [IDENTITY_KEY]: ALICE, ...annotations },
+    labels: { [IDENTITY]: "" },
+    annotations: { [IDENTITY]: ALICE, ...annotations },
   },
   type: SECRET_TYPE,
   data: { [DATA_KEY]: Buffer.from(config as string).toString("base64") },
@@ -220,17 +222,17 @@ const DNS_NAME = /^[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z
 /** The first rules of the decision, once more: the reason of the problem, or what to do. */
 function firstRules({ metadata, type, immutable, data }: Secret): string | undefined {
   const { labels = {}, annotations = {}, namespace, deletionTimestamp } = metadata;
-  const account = annotations[ACCOUNT_KEY];
-  if (deletionTimestamp !== undefined || labels[IDENTITY_KEY] === undefined) return "gone";
-  const label = labels[IDENTITY_KEY].split(".").join("/");
-  const identity = annotations[IDENTITY_KEY] || label;
+  const account = annotations[SERVICE_ACCOUNT];
+  if (deletionTimestamp !== undefined || labels[IDENTITY] === undefined) return "gone";
+  const label = labels[IDENTITY].split(".").join("/");
+  const identity = annotations[IDENTITY] || label;
   if (!UID.test(identity) || (label !== "" && label !== identity)) return "InvalidIdentity";
   const isName = account === undefined || (account.length <= 253 && DNS_NAME.test(account));
-  if (!isName || (account !== undefined && namespace === OWN_NAMESPACE)) return "InvalidIdentity";
+  if (!isName || (account !== undefined && namespace === NAMESPACE)) return "InvalidIdentity";
   if (type !== SECRET_TYPE || immutable) return "UnsupportedSecret";
   if (!isDockerConfig(Buffer.from(data?.[DATA_KEY] ?? "", "base64"))) return "InvalidDockerConfig";
-  const refresh = annotations[REFRESH_KEY];
-  return refresh === undefined || refresh === annotations[REFRESHED_KEY] ? undefined : "requested";
+  const refresh = annotations[REFRESH];
+  return refresh === undefined || refresh === annotations[REFRESHED] ? undefined : "requested";
 }
 
 function isDockerConfig(bytes: Uint8Array): boolean {
@@ -361,12 +363,10 @@ export const PROPERTIES: Property[] = [
       const { isSkipped, isPlain, identity, refresh } = look(secret, registries);
       if (isSkipped || identity !== ALICE) return;
       const text = isPlain ? "{}" : Buffer.from(secret.data?.[DATA_KEY] ?? "", "base64").toString();
-      const served: Record<string, string> = refresh === undefined
-        ? {}
-        : { [REFRESHED_KEY]: refresh };
+      const served: Record<string, string> = refresh === undefined ? {} : { [REFRESHED]: refresh };
       const annotations = {
         ...secret.metadata.annotations,
-        [TOKEN_IDENTITY_KEY]: identity,
+        [TOKEN_IDENTITY]: identity,
         ...served,
       };
       const config = Buffer.from(withToken(text, registries, token)).toString("base64");
@@ -390,7 +390,7 @@ export const PROPERTIES: Property[] = [
       const after = withToken(before, registries, token);
       assertEquals(othersOf(after, registries), othersOf(before, registries));
       assert(withToken(after, registries, token) === after);
-      const held = look(withConfig(after, { [TOKEN_IDENTITY_KEY]: ALICE }), registries);
+      const held = look(withConfig(after, { [TOKEN_IDENTITY]: ALICE }), registries);
       const { issuedAt, expiresAt } = decode(token)!;
       assertEquals(held.token, { issuedAt, expiresAt });
       assert(

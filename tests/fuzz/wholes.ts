@@ -6,17 +6,10 @@ import type { AddressInfo } from "node:net";
 import fc from "fast-check";
 import { ApiError, KubernetesClient, type Secret } from "../../k8s.ts";
 import { RUNTIME, startProgram } from "../support/program.ts";
-import { CONTROLLER, VirtualWorld } from "../virtual/world.ts";
-import {
-  anyJson,
-  anySecret,
-  anyText,
-  BOB,
-  damaged,
-  IDENTITY_KEY,
-  SECRET_TYPE,
-} from "./arbitraries.ts";
+import { VirtualWorld } from "../virtual/world.ts";
+import { anyJson, anySecret, anyText, BOB, damaged } from "./arbitraries.ts";
 import { isNamed, type Property, property, UNFIT } from "./properties.ts";
+import { CONTROLLER, IDENTITY, SECRET_TYPE } from "../support/names.ts";
 
 // The client
 
@@ -145,7 +138,7 @@ async function liveThrough(world: VirtualWorld, deeds: Deed[]): Promise<void> {
   const metadata = {
     namespace: "neighbour",
     name: "pull",
-    labels: { [IDENTITY_KEY]: BOB.replace("/", ".") },
+    labels: { [IDENTITY]: BOB.replace("/", ".") },
   };
   world.cluster.create({ metadata, type: SECRET_TYPE, data: { ".dockerconfigjson": btoa("{}") } });
   world.start();
@@ -228,7 +221,7 @@ const metricsProperty = {
     [fc.array(fc.tuple(anyName, anyName), { maxLength: 4 })],
     async (names) => {
       const world = new VirtualWorld();
-      const labels = { [IDENTITY_KEY]: BOB.replace("/", ".") };
+      const labels = { [IDENTITY]: BOB.replace("/", ".") };
       for (const [namespace, name] of names) {
         world.cluster.create({
           metadata: { namespace, name, labels },
@@ -258,7 +251,7 @@ function answeringProperty(): Property {
         const onResponse = () => {};
         client ??= new KubernetesClient({
           url,
-          labelSelector: IDENTITY_KEY,
+          labelSelector: IDENTITY,
           userAgent: "fuzz",
           onResponse,
         });

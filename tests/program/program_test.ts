@@ -35,13 +35,10 @@ import { type IssuerFault, startIssuer } from "../fake/issuer.ts";
 import { basic, startProxy } from "../fake/proxy.ts";
 import { readConfig } from "../../main.ts";
 import { decode } from "../../sts.ts";
+import { IDENTITY, MIB, PREFIX, SECRET_TYPE } from "../support/names.ts";
 
-const PREFIX = "pull-secret-updater.chainguard.dev";
-const IDENTITY = `${PREFIX}/identity`;
 const OWN = ["pull-secret-updater", "controller"] as const;
 const ORG = "0123456789abcdef0123456789abcdef01234567";
-const TYPE = "kubernetes.io/dockerconfigjson";
-const MIB = 1024 * 1024;
 /** Scenarios that run at the same time, beside those that mostly wait. */
 const MAX_BUSY = 4;
 /** Longer than anything takes, on a machine that is busy with other things. */
@@ -149,7 +146,11 @@ async function makeWorld(
       const metadata = { namespace, name, labels: { [IDENTITY]: "" } };
       const stringData = { ".dockerconfigjson": '{"auths":{}}' };
       const all = { [IDENTITY]: identity, ...annotations };
-      api.createSecret({ metadata: { ...metadata, annotations: all }, type: TYPE, stringData });
+      api.createSecret({
+        metadata: { ...metadata, annotations: all },
+        type: SECRET_TYPE,
+        stringData,
+      });
     },
     /** The token in a Secret. */
     token(name = "pull", namespace = "team"): string | undefined {
@@ -307,8 +308,8 @@ describe("the program", { concurrency: 1_000 }, () => {
       assertEquals(issuer.exchanges.map(({ token }) => token), [world.token()]);
       const { annotations, uid: secretUid } = api.secret("team", "pull")!.metadata;
       const { expiresAt = 0 } = decode(world.token()!) ?? {};
-      assertEquals(annotations?.[`${PREFIX}/token-identity`], uid(1));
-      assertEquals(Date.parse(`${annotations?.[`${PREFIX}/token-expires`]}`), expiresAt);
+      assertEquals(annotations?.[`${PREFIX}token-identity`], uid(1));
+      assertEquals(Date.parse(`${annotations?.[`${PREFIX}token-expires`]}`), expiresAt);
       await until(() => api.events("team").length === 1, "there is an event");
       const [{ reason, type, regarding, reportingController, action } = {}] = api.events(
         "team",
@@ -316,7 +317,7 @@ describe("the program", { concurrency: 1_000 }, () => {
         [field: string]: unknown;
       }[];
       assertEquals([reason, type, action], ["TokenIssued", "Normal", "Refresh"]);
-      assertEquals(reportingController, `${PREFIX}/controller`);
+      assertEquals(reportingController, `${PREFIX}controller`);
       assertEquals(regarding, {
         apiVersion: "v1",
         kind: "Secret",
@@ -638,12 +639,12 @@ describe("the program", { concurrency: 1_000 }, () => {
       await until(() => world.filled(1), "the Secret is filled");
       const before = world.token();
       api.patchSecret("team", "pull", {
-        metadata: { annotations: { [`${PREFIX}/refresh`]: "7" } },
+        metadata: { annotations: { [`${PREFIX}refresh`]: "7" } },
       });
       // Ten seconds after the last exchange at the earliest.
       await until(() => world.token() !== before, "there is a new token", LONG_MS);
       const { annotations = {} } = api.secret("team", "pull")!.metadata;
-      const values = ["refresh", "refreshed"].map((key) => annotations[`${PREFIX}/${key}`]);
+      const values = ["refresh", "refreshed"].map((key) => annotations[`${PREFIX}${key}`]);
       assertEquals([values, issuer.exchanges.length], [["7", "7"], 2]);
       await exit(first, "SIGTERM");
       await until(() => api.openWatches === 0, "the watch is closed");
@@ -874,7 +875,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       await world.start();
       const accounts = { right: "puller", denied: "forbidden", none: "nobody" };
       for (const [index, [name, account]] of Object.entries(accounts).entries()) {
-        world.create(uid(index + 1), name, "team", { [`${PREFIX}/service-account`]: account });
+        world.create(uid(index + 1), name, "team", { [`${PREFIX}service-account`]: account });
       }
       await until(() => world.filled(1), "the one is filled");
       const { act } = decodeJwt<{ act?: { sub?: string } }>(world.token("right")!);
@@ -952,19 +953,19 @@ describe("the program", { concurrency: 1_000 }, () => {
       const annotations = { [IDENTITY]: HOSTILE };
       api.createSecret({
         metadata: { ...metadata, name: "identity", annotations },
-        type: TYPE,
+        type: SECRET_TYPE,
         stringData: config(),
       });
       api.createSecret({ metadata: { ...metadata, name: "opaque" }, type: `x/y${HOSTILE}` });
       api.createSecret({
         metadata: { ...metadata, name: "immutable" },
-        type: TYPE,
+        type: SECRET_TYPE,
         stringData: config(),
         immutable: true,
       });
       api.createSecret({
         metadata: { ...metadata, name: "broken" },
-        type: TYPE,
+        type: SECRET_TYPE,
         stringData: config(text),
       });
       const record = {
@@ -1470,7 +1471,7 @@ function createHolding({ api }: World, name: string, identity: string, token: st
     annotations: { [IDENTITY]: identity },
   };
   const text = JSON.stringify({ auths: { "cgr.dev": { auth } } });
-  api.createSecret({ metadata, type: TYPE, stringData: config(text) });
+  api.createSecret({ metadata, type: SECRET_TYPE, stringData: config(text) });
 }
 
 /** The note of an event on any Secret of a namespace. */

@@ -20,10 +20,8 @@ import { startApiServer } from "../fake/apiserver.ts";
 import { makeAuthority } from "../fake/certificates.ts";
 import { startIssuer } from "../fake/issuer.ts";
 import { memoryOf } from "../support/usage.ts";
+import { IDENTITY, SECRET_TYPE } from "../support/names.ts";
 
-export const PREFIX = "pull-secret-updater.chainguard.dev/";
-export const IDENTITY = `${PREFIX}identity`;
-export const TYPE = "kubernetes.io/dockerconfigjson";
 /** For what takes a moment, on a machine that is busy with other things. */
 export const LONG_MS = 60_000;
 const OWN = ["pull-secret-updater", "controller"] as const;
@@ -137,7 +135,7 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
       label = "",
     ): void {
       const metadata = { namespace, name, labels: { [IDENTITY]: label }, annotations };
-      api.createSecret({ metadata, type: TYPE, stringData: { ".dockerconfigjson": text } });
+      api.createSecret({ metadata, type: SECRET_TYPE, stringData: { ".dockerconfigjson": text } });
     },
     token: (name: string, namespace: string): string | undefined =>
       tokenOf(api.secret(namespace, name)!.data),

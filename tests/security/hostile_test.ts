@@ -12,19 +12,9 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { HOSTILE, until } from "../support/program.ts";
-import {
-  type Attack,
-  IDENTITY,
-  inWorld,
-  LONG_MS,
-  peakMemory,
-  PREFIX,
-  TYPE,
-  uid,
-  type World,
-} from "./gates.ts";
+import { type Attack, inWorld, LONG_MS, peakMemory, uid, type World } from "./gates.ts";
+import { IDENTITY, MIB, PREFIX, SECRET_TYPE } from "../support/names.ts";
 
-const MIB = 1024 * 1024;
 /** What the manifest allows. */
 const MAX_MEMORY_MIB = 256;
 const TIMEOUT_MS = 5 * LONG_MS;
@@ -472,7 +462,7 @@ rule(
       })),
       ...["type", "immutable", "data"].map((key) => ({
         metadata: { ...metadata, labels, annotations: { [IDENTITY]: uid(1) } },
-        type: TYPE,
+        type: SECRET_TYPE,
         [key]: odd,
       })),
       {
@@ -482,12 +472,12 @@ rule(
           annotations: { [IDENTITY]: uid(1) },
           deletionTimestamp: odd,
         },
-        type: TYPE,
+        type: SECRET_TYPE,
         data: { ".dockerconfigjson": odd },
       },
       {
         metadata: { ...metadata, labels, annotations: { [IDENTITY]: uid(1) } },
-        type: TYPE,
+        type: SECRET_TYPE,
         data: { ".dockerconfigjson": odd },
       },
     ];

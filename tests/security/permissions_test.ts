@@ -21,11 +21,11 @@ import { objectsOf } from "../support/yaml.ts";
 import { makeAuthority } from "../fake/certificates.ts";
 import { type Issuer, startIssuer } from "../fake/issuer.ts";
 import { ROOT } from "../support/paths.ts";
+import { PREFIX } from "../support/names.ts";
 
 const BIN = join(ROOT, "node_modules/.bin");
 const PATH = BIN + delimiter + process.env.PATH;
 const DENO = join(BIN, "deno");
-const PREFIX = "pull-secret-updater.chainguard.dev";
 const UID = `${"0a".repeat(20)}/${"1b".repeat(8)}`;
 const UNTIL_MS = 10_000;
 /** Deno asks its update server within 0.2 s: long enough to tell that it does not. */
@@ -251,7 +251,7 @@ async function startCluster(
     metadata: {
       namespace: "team",
       name: "pull-secret",
-      labels: { [`${PREFIX}/identity`]: UID.replace("/", ".") },
+      labels: { [`${PREFIX}identity`]: UID.replace("/", ".") },
     },
     type: "kubernetes.io/dockerconfigjson",
     stringData: { ".dockerconfigjson": "{}" },
@@ -271,7 +271,7 @@ async function worksIn(
 ): Promise<void> {
   const program = startIn(pod, args, settings);
   const isFilled = () =>
-    api.secret("team", "pull-secret")?.metadata.annotations?.[`${PREFIX}/token-expires`];
+    api.secret("team", "pull-secret")?.metadata.annotations?.[`${PREFIX}token-expires`];
   await until("the Secret is filled", isFilled, program);
   for (const host of hasIPv6 ? ["127.0.0.1", "[::1]"] : ["127.0.0.1"]) {
     for (const path of ["/healthz", "/readyz", "/metrics"]) {

@@ -7,7 +7,8 @@ import process from "node:process";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RUNTIME, until } from "../support/program.ts";
-import { IDENTITY, inWorld, LONG_MS, peakMemory, uid } from "./gates.ts";
+import { inWorld, LONG_MS, peakMemory, uid } from "./gates.ts";
+import { IDENTITY } from "../support/names.ts";
 
 const SECRETS = 1_000;
 /**

@@ -1,11 +1,12 @@
 /** What other hands do to single Secrets: the rest stay well, and so must these be again soon. */
 import type { Secret } from "../../k8s.ts";
-import { keyOf, LABEL } from "../virtual/world.ts";
+import { keyOf } from "../virtual/world.ts";
 import type { Begin } from "./actions.ts";
-import { DATA_KEY, encode, identityOf, PREFIX } from "./judge.ts";
+import { encode, identityOf } from "./judge.ts";
 import { WATCHES } from "./watches.ts";
 import type { Action } from "./plan.ts";
 import type { Run } from "./run.ts";
+import { DATA_KEY, IDENTITY, PREFIX } from "../support/names.ts";
 
 /** Between two writes of somebody who fights for a Secret; most fight hard. */
 const FIGHT_MS = 700;
@@ -41,13 +42,13 @@ const change =
   };
 
 const annotation = (name: string, value: string | null) => ({
-  metadata: { annotations: { [`${PREFIX}/${name}`]: value } },
+  metadata: { annotations: { [`${PREFIX}${name}`]: value } },
 });
 const annotate = (name: string, value: (run: Run, action: Action) => string | null) =>
   change((_secret, run, action) => annotation(name, value(run, action)));
 /** Names an identity in label and annotation. */
 const name = (labelled: string, annotated: string | null) => ({
-  metadata: { labels: { [LABEL]: labelOf(labelled) }, annotations: { [LABEL]: annotated } },
+  metadata: { labels: { [IDENTITY]: labelOf(labelled) }, annotations: { [IDENTITY]: annotated } },
 });
 const configure = (config: (run: Run, action: Action) => unknown) =>
   change((_secret, run, action) => ({
@@ -123,14 +124,14 @@ export const CHANGES: Record<string, Begin> = {
   ),
   "account empty": spoil(change((_secret, run) => ({
     metadata: {
-      annotations: { [`${PREFIX}/service-account`]: "", [`${PREFIX}/refresh`]: newValue(run) },
+      annotations: { [`${PREFIX}service-account`]: "", [`${PREFIX}refresh`]: newValue(run) },
     },
   }))),
   "account taken off": annotate("service-account", () => null),
   "account flipped all the time": fight((run) =>
     annotation("service-account", run.pick([null, "puller", "other"]))
   ),
-  "unlabelled": spoil(change(() => ({ metadata: { labels: { [LABEL]: null } } }))),
+  "unlabelled": spoil(change(() => ({ metadata: { labels: { [IDENTITY]: null } } }))),
   "blanked": configure(() => EMPTY),
   "blanked all the time": fight(() => ({ data: { [DATA_KEY]: encode(JSON.stringify(EMPTY)) } })),
   "another registry added": configure((_run, { amount }) => ({

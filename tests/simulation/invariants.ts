@@ -17,7 +17,6 @@ import {
   type ApiRequest,
   CANARY,
   type Change,
-  CONTROLLER,
   type ExchangeRequest,
   keyOf,
   type Replica,
@@ -38,6 +37,7 @@ import {
 } from "./judge.ts";
 import { HOUR_MS, MINUTE_MS, type Plan, SECOND_MS } from "./plan.ts";
 import type { Run } from "./run.ts";
+import { CONTROLLER } from "../support/names.ts";
 
 /** After another writer's last change: the back-off of failed writes (1 min), that of watches (5 s), slow answers. */
 const SETTLING_MS = 80 * SECOND_MS;

@@ -1,13 +1,10 @@
 /** What a Secret is, as the README has it, and not as the controller sees it. */
 import { decodeJwt } from "jose/jwt/decode";
 import type { Secret } from "../../k8s.ts";
-import { LABEL } from "../virtual/world.ts";
+import { DATA_KEY, IDENTITY, NAMESPACE, PREFIX } from "../support/names.ts";
 
-export const PREFIX = "pull-secret-updater.chainguard.dev";
-export const DATA_KEY = ".dockerconfigjson";
-export const OWN_NAMESPACE = "pull-secret-updater";
 const AUDIENCE = "cgr.dev";
-const OURS = ["token-identity", "token-expires", "refreshed"].map((name) => `${PREFIX}/${name}`);
+const OURS = ["token-identity", "token-expires", "refreshed"].map((name) => `${PREFIX}${name}`);
 const DAY_S = 86_400;
 const RENEW_FRACTION = 0.67;
 /** Of a token that does not say when it was issued. */
@@ -22,25 +19,25 @@ const decode = (text = "") => Buffer.from(text, "base64").toString();
 const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 const namesOf = ({ metadata: { labels, annotations } }: Secret) => [
-  annotations?.[LABEL] ?? "",
-  (labels?.[LABEL] ?? "").replaceAll(".", "/"),
+  annotations?.[IDENTITY] ?? "",
+  (labels?.[IDENTITY] ?? "").replaceAll(".", "/"),
 ];
 /** Whose token it asks for: the annotation and the label agree, or one of them is empty. */
 export const identityOf = (secret: Secret) => namesOf(secret).find((name) => name !== "") ?? "";
 const namesAgree = (secret: Secret) =>
   new Set(namesOf(secret).filter((name) => name !== "")).size === 1;
 export const accountOf = ({ metadata }: Secret) =>
-  metadata.annotations?.[`${PREFIX}/service-account`];
+  metadata.annotations?.[`${PREFIX}service-account`];
 /** The `refresh` value that was not served yet. */
 export const refreshOf = ({ metadata }: Secret) => {
-  const { [`${PREFIX}/refresh`]: asked, [`${PREFIX}/refreshed`]: served } = metadata.annotations ??
+  const { [`${PREFIX}refresh`]: asked, [`${PREFIX}refreshed`]: served } = metadata.annotations ??
     {};
   const isServed = asked === served ||
     (asked !== undefined && asked.length > MAX_FOREIGN_CHARS &&
       served === `${asked.slice(0, MAX_FOREIGN_CHARS)}…`);
   return isServed ? undefined : asked;
 };
-export const isLabelled = ({ metadata }: Secret) => metadata.labels?.[LABEL] !== undefined;
+export const isLabelled = ({ metadata }: Secret) => metadata.labels?.[IDENTITY] !== undefined;
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
@@ -63,7 +60,7 @@ export function isEligible(secret: Secret): boolean {
   const account = accountOf(secret);
   const isAsking = isLabelled(secret) && namesAgree(secret) &&
     /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/.test(identityOf(secret)) &&
-    (account === undefined || (/^[a-z]{1,253}$/.test(account) && namespace !== OWN_NAMESPACE));
+    (account === undefined || (/^[a-z]{1,253}$/.test(account) && namespace !== NAMESPACE));
   return isAsking && deletionTimestamp === undefined && type === "kubernetes.io/dockerconfigjson" &&
     !immutable &&
     authsOf(secret) !== undefined;

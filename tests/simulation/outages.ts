@@ -1,10 +1,11 @@
 /** What befalls the API server, the issuer, clocks, machines and replicas. While one lasts, no Secret is promised a token. */
 import { ApiError } from "../../k8s.ts";
 import { readResponse, StsError } from "../../sts.ts";
-import { type ApiRequest, CONTROLLER, type ExchangeRequest, type Fault } from "../virtual/world.ts";
+import { type ApiRequest, type ExchangeRequest, type Fault } from "../virtual/world.ts";
 import type { Begin } from "./actions.ts";
 import type { Action } from "./plan.ts";
 import type { Run } from "./run.ts";
+import { CONTROLLER } from "../support/names.ts";
 
 /** The longest `Retry-After` that is sent: beyond what the controller heeds. */
 export const RETRY_AFTER_S = 400;

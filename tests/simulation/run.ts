@@ -3,19 +3,18 @@ import { createHash } from "node:crypto";
 import type { Secret } from "../../k8s.ts";
 import {
   type ApiRequest,
-  CONTROLLER,
   type ExchangeRequest,
   type Fault,
   keyOf,
-  LABEL,
   type Replica,
   seeded,
   VirtualWorld,
 } from "../virtual/world.ts";
 import { begin, isFault, isShortening, recoveryFrom } from "./actions.ts";
 import { Breach, Invariants } from "./invariants.ts";
-import { DATA_KEY, encode, OWN_NAMESPACE, PREFIX } from "./judge.ts";
+import { encode } from "./judge.ts";
 import { type Action, MINUTE_MS, type Plan, SECOND_MS } from "./plan.ts";
+import { CONTROLLER, DATA_KEY, IDENTITY, NAMESPACE, PREFIX } from "../support/names.ts";
 
 /** How often all is judged, beside each change and each action. */
 const STEP_MS = 30 * SECOND_MS;
@@ -31,7 +30,7 @@ const ENDLESS_S = 1e7;
 /** What is shown of the log of a broken run. */
 const KEPT_LINES = 40;
 
-const NAMESPACES = ["apps", "web", OWN_NAMESPACE];
+const NAMESPACES = ["apps", "web", NAMESPACE];
 const REGISTRIES = ["cgr.dev", "mirror.example:5000"];
 const IDENTITIES = [
   "a".repeat(40),
@@ -210,7 +209,7 @@ export class Run {
   /** Somebody asks for a refresh of each Secret. */
   askForAll(): void {
     const { clock, cluster } = this.world;
-    const annotations = { [`${PREFIX}/refresh`]: `${clock.tick}` };
+    const annotations = { [`${PREFIX}refresh`]: `${clock.tick}` };
     for (const key of cluster.secrets.keys()) this.disturb(key, { metadata: { annotations } });
   }
 
@@ -221,12 +220,12 @@ export class Run {
     if (this.world.cluster.secrets.has(keyOf({ namespace, name }))) return;
     const identity = this.identityAt(this.random());
     const annotations: Record<string, string> = { note: "kept" };
-    if (this.random() < WITH_ACCOUNT) annotations[`${PREFIX}/service-account`] = "puller";
+    if (this.random() < WITH_ACCOUNT) annotations[`${PREFIX}service-account`] = "puller";
     this.world.cluster.create({
       metadata: {
         namespace,
         name,
-        labels: { [LABEL]: identity.replaceAll("/", "."), team: "x" },
+        labels: { [IDENTITY]: identity.replaceAll("/", "."), team: "x" },
         annotations,
       },
       type: this.random() < RARE ? "Opaque" : "kubernetes.io/dockerconfigjson",
@@ -242,8 +241,8 @@ export class Run {
       if (secret) this.world.cluster.delete(key);
       this.make(target);
     } else {
-      const labels = { [LABEL]: this.identityAt(amount).replaceAll("/", ".") };
-      const annotations = { [`${PREFIX}/service-account`]: null, [LABEL]: null };
+      const labels = { [IDENTITY]: this.identityAt(amount).replaceAll("/", ".") };
+      const annotations = { [`${PREFIX}service-account`]: null, [IDENTITY]: null };
       this.disturb(key, { metadata: { labels, annotations }, data: { [DATA_KEY]: encode("{}") } });
     }
   }

@@ -2,11 +2,12 @@
  * Tenants that want to harm others: whatever one or two namespaces may do, at the pace of an API server, the Secrets of
  * all other namespaces are as if nobody did it.
  */
-import { type ExchangeRequest, type Fault, keyOf, LABEL, VirtualWorld } from "../virtual/world.ts";
+import { type ExchangeRequest, type Fault, keyOf, VirtualWorld } from "../virtual/world.ts";
 import { refusal } from "./outages.ts";
-import { DATA_KEY, encode, goodUntil, PREFIX } from "./judge.ts";
+import { encode, goodUntil } from "./judge.ts";
 import { Breach } from "./invariants.ts";
 import { MINUTE_MS, SECOND_MS } from "./plan.ts";
+import { DATA_KEY, IDENTITY, PREFIX } from "../support/names.ts";
 
 /** An API server with etcd takes some tens of writes a second from one client. */
 const WRITES_A_SECOND = 30;
@@ -214,7 +215,7 @@ export async function besiege(attack: Attack): Promise<void> {
   }
 
   function make(namespace: string, identity: string, name = "pull-secret") {
-    const metadata = { namespace, name, labels: { [LABEL]: identity } };
+    const metadata = { namespace, name, labels: { [IDENTITY]: identity } };
     return cluster.create({ metadata, type: "kubernetes.io/dockerconfigjson", data: CONFIG });
   }
 
@@ -298,9 +299,9 @@ function createSiege(
     },
     write: (n, { identity = "", account, refresh, data }) => {
       const annotations = {
-        [LABEL]: identity,
-        ...account !== undefined && { [`${PREFIX}/service-account`]: account },
-        ...refresh !== undefined && { [`${PREFIX}/refresh`]: refresh },
+        [IDENTITY]: identity,
+        ...account !== undefined && { [`${PREFIX}service-account`]: account },
+        ...refresh !== undefined && { [`${PREFIX}refresh`]: refresh },
       };
       const place = find(n) ?? placeOf(n, true);
       const key = keyOf(place);
@@ -313,7 +314,7 @@ function createSiege(
         Object.entries(annotations).filter(([, value]) => value !== null),
       ) as Record<string, string>;
       cluster.create({
-        metadata: { ...place, labels: { [LABEL]: "" }, annotations: own },
+        metadata: { ...place, labels: { [IDENTITY]: "" }, annotations: own },
         type: "kubernetes.io/dockerconfigjson",
         data: data ?? CONFIG,
       });

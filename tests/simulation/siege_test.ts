@@ -4,14 +4,13 @@ import { test } from "node:test";
 import v8 from "node:v8";
 import vm from "node:vm";
 import type { Secret } from "../../k8s.ts";
-import { LABEL, VirtualWorld } from "../virtual/world.ts";
+import { VirtualWorld } from "../virtual/world.ts";
 import { ATTACKS, besiege, everything } from "./siege.ts";
 import { Breach } from "./invariants.ts";
-import { DATA_KEY, encode, PREFIX } from "./judge.ts";
+import { encode } from "./judge.ts";
 import { withVariant } from "./scratch.ts";
 import { OPEN_VARIANTS } from "./variants.ts";
-
-const MIB = 1024 * 1024;
+import { DATA_KEY, IDENTITY, MIB, PREFIX } from "../support/names.ts";
 
 /** What an attack comes to. */
 type Siege = Pick<typeof import("./siege.ts"), "ATTACKS" | "besiege">;
@@ -64,8 +63,8 @@ function fill(secret: Secret): Secret {
     type: text(),
     metadata: {
       ...secret.metadata,
-      labels: { [LABEL]: text() },
-      annotations: Object.fromEntries(names.map((name) => [`${PREFIX}/${name}`, text()])),
+      labels: { [IDENTITY]: text() },
+      annotations: Object.fromEntries(names.map((name) => [`${PREFIX}${name}`, text()])),
     },
   };
 }
@@ -74,7 +73,7 @@ test("of what a tenant writes no more is kept than is valid: memory stays as it 
   const world = new VirtualWorld();
   const { clock, cluster } = world;
   for (let number = 0; number < SECRETS; number++) {
-    const metadata = { namespace: "aaa", name: `secret-${number}`, labels: { [LABEL]: "" } };
+    const metadata = { namespace: "aaa", name: `secret-${number}`, labels: { [IDENTITY]: "" } };
     cluster.create({ metadata, type: "Opaque", data: { [DATA_KEY]: encode("{}") } });
   }
   const before = heapMiB();
@@ -99,8 +98,8 @@ test("nothing is kept of Secrets that come and go: memory stays as it is", async
         const metadata = {
           namespace: `aaa-${number % 2}`,
           name: `secret-${number}`,
-          labels: { [LABEL]: `${number}`.padStart(40, "0") },
-          annotations: { [`${PREFIX}/service-account`]: number % 3 ? "puller" : "../x" },
+          labels: { [IDENTITY]: `${number}`.padStart(40, "0") },
+          annotations: { [`${PREFIX}service-account`]: number % 3 ? "puller" : "../x" },
         };
         cluster.create({
           metadata,

@@ -6,9 +6,8 @@
 import process from "node:process";
 import { type Config, Controller, createLog, readConfig } from "../../main.ts";
 import { ApiError, type KubernetesApi, type Secret, type WatchEvent } from "../../k8s.ts";
+import { CONTROLLER, DATA_KEY, IDENTITY } from "../support/names.ts";
 
-export const LABEL = "pull-secret-updater.chainguard.dev/identity";
-const DATA_KEY = ".dockerconfigjson";
 const EPOCH_MS = Date.parse("2027-01-01T00:00:00Z");
 /** Of each answer, unless a fault says otherwise. */
 const LATENCY_MS = 5;
@@ -187,7 +186,7 @@ export interface Change {
 
 export const keyOf = ({ namespace, name }: { namespace: string; name: string }) =>
   `${namespace}/${name}`;
-const isSelected = (secret?: Secret) => secret?.metadata.labels?.[LABEL] !== undefined;
+const isSelected = (secret?: Secret) => secret?.metadata.labels?.[IDENTITY] !== undefined;
 
 const isIn = (namespace: string | undefined, { metadata }: Secret) =>
   (namespace ?? metadata.namespace) === metadata.namespace;
@@ -619,7 +618,6 @@ export interface Replica extends Controller {
   config: Config;
 }
 
-export const CONTROLLER = "system:serviceaccount:pull-secret-updater:controller";
 const ENVIRONMENT: Record<string, string> = { KUBERNETES_API: "http://127.0.0.1:8001" };
 
 /** All of it, and what was told and broken in it. */

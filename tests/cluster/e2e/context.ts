@@ -5,17 +5,11 @@ import type { Cluster } from "../cluster.ts";
 import { run } from "../../support/processes.ts";
 import type { Issuer } from "../../fake/issuer.ts";
 import type { Registry } from "./registry.ts";
+import { IDENTITY, SECRET_TYPE } from "../../support/names.ts";
 
 // deno-lint-ignore no-explicit-any
 export type Json = any;
 export type Kubectl = (args: string[], input?: string) => Promise<string>;
-
-export const NAMESPACE = "pull-secret-updater";
-export const ACCOUNT = "controller";
-export const PREFIX = "pull-secret-updater.chainguard.dev";
-/** The label and the annotation that name the identity. */
-export const IDENTITY = `${PREFIX}/identity`;
-export const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
 
 const UNTIL_MS = 60_000;
 /** For what has failed: it is tried again after a minute at the latest; some more for the work itself. */

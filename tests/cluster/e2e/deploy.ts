@@ -1,10 +1,11 @@
 /** The program's image and its manifest, installed as users do it. */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson, type Json, NAMESPACE, until } from "./context.ts";
+import { type Context, expect, getJson, type Json, until } from "./context.ts";
 import { type Bases, buildBases, buildProgram } from "./images.ts";
 import { patchedManifest } from "./patch.ts";
 import { contract } from "./tools.ts";
+import { NAMESPACE } from "../../support/names.ts";
 
 const IMAGE = "localhost/pull-secret-updater:e2e";
 const REPLICAS = 2;

@@ -1,20 +1,8 @@
 /** Tools that apply a Secret again and again, each as it does it: what they take out, and what they leave. */
 import { setTimeout as sleep } from "node:timers/promises";
-import {
-  ACCOUNT,
-  type Context,
-  expect,
-  getJson,
-  IDENTITY,
-  type Json,
-  NAMESPACE,
-  PREFIX,
-  refused,
-  SECRET_TYPE,
-  tokenIn,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson, type Json, refused, tokenIn, until } from "./context.ts";
 import { needBlock } from "./blocks.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX, SECRET_TYPE } from "../../support/names.ts";
 
 const NS = "gitops";
 /** Of this part's own. */
@@ -188,7 +176,7 @@ async function ignored(context: Context): Promise<void> {
     await apply(context, tool, manifest(name, round, data));
     await check(context, tool, name, round, token, [tool.manager, OURS]);
   }
-  await kubectl(["annotate", "secret", name, "-n", NS, `${PREFIX}/refresh=now`]);
+  await kubectl(["annotate", "secret", name, "-n", NS, `${PREFIX}refresh=now`]);
   const renewed = await until("it has another token", async () => {
     const found = await filled(context, name);
     return found !== token && found;
@@ -229,8 +217,8 @@ async function check(
   const owners = {
     ofData: ownersOf("data", ".dockerconfigjson").sort(),
     ours: [
-      ownersOf("metadata", "annotations", `${PREFIX}/token-identity`),
-      ownersOf("metadata", "annotations", `${PREFIX}/token-expires`),
+      ownersOf("metadata", "annotations", `${PREFIX}token-identity`),
+      ownersOf("metadata", "annotations", `${PREFIX}token-expires`),
     ],
     theirs: [
       ownersOf("metadata", "annotations", ROUND),

@@ -3,9 +3,10 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { ACCOUNT, type Context, expect, getJson, NAMESPACE, tokenIn, until } from "./context.ts";
+import { type Context, expect, getJson, tokenIn, until } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
+import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 
 /** As the README has them. */
 const SECRET = "pull-secret";

@@ -4,22 +4,13 @@ import { join } from "node:path";
 import { run } from "../../support/processes.ts";
 import { defaultImage, selfContained } from "../../../scripts/manifest.ts";
 import { readSettings } from "../../../scripts/manifest_flags.ts";
-import {
-  ACCOUNT,
-  type Context,
-  expect,
-  getJson,
-  type Json,
-  NAMESPACE,
-  pullSecret,
-  tokenIn,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson, type Json, pullSecret, tokenIn, until } from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { type Bases, save } from "./images.ts";
 import { aliasPatch, trustOfTheIssuer } from "./patch.ts";
 import { runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
+import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 
 const NS = "self-contained";
 /** For the manifest of another namespace. */

@@ -4,19 +4,16 @@ import * as fs from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
-  ACCOUNT,
   type Context,
   dockerConfig,
   expect,
   getJson,
-  IDENTITY,
   type Json,
-  NAMESPACE,
-  SECRET_TYPE,
   tokenIn,
   until,
 } from "./context.ts";
 import { runCommands } from "./blocks.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE, SECRET_TYPE } from "../../support/names.ts";
 
 /** One with a token of the Go controller's, one that it has not filled yet, one with a long-lived pull token. */
 const [LIVE, EMPTY, LONG_LIVED] = ["moving-live", "moving-empty", "moving-long-lived"];

@@ -4,8 +4,9 @@
  */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, type Json, NAMESPACE } from "./context.ts";
+import { type Context, type Json } from "./context.ts";
 import { ROOT } from "../../support/paths.ts";
+import { NAMESPACE } from "../../support/names.ts";
 
 const CA_FOLDER = "/etc/private-ca";
 

@@ -1,6 +1,7 @@
 /** Pods that name no pull Secret: the README's two ways to have them get it. */
-import { ACCOUNT, type Context, expect, getJson, type Json, NAMESPACE, until } from "./context.ts";
+import { type Context, expect, getJson, type Json, until } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
+import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 
 /** As the README has them. */
 const [BY_POLICY, BY_ACCOUNT] = ["team-b", "team-c"];

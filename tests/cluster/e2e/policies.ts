@@ -13,21 +13,29 @@ import { ROOT } from "../../support/paths.ts";
 import { isInstalled, pidOf, run } from "../../support/processes.ts";
 import { usageOf } from "../../support/usage.ts";
 import {
-  ACCOUNT,
   type Context,
   expect,
   getJson,
-  IDENTITY,
   type Json,
   type Kubectl,
   kubectlAs,
-  NAMESPACE,
-  PREFIX,
   pullSecret,
   refused,
   until,
 } from "./context.ts";
 import { flags } from "./manifest.ts";
+import {
+  ACCOUNT,
+  API_GROUP,
+  IDENTITY,
+  NAMESPACE,
+  PREFIX,
+  REFRESH,
+  REFRESHED,
+  SERVICE_ACCOUNT,
+  TOKEN_EXPIRES,
+  TOKEN_IDENTITY,
+} from "../../support/names.ts";
 
 type Given = Pick<Context, "cluster" | "kubectl" | "as" | "step" | "work">;
 
@@ -40,11 +48,6 @@ const OTHER_UID = `${"0c".repeat(20)}/${"1d".repeat(8)}`;
 /** As label, and as the name that Roles give it. */
 const NAME = UID.replace("/", ".");
 const OTHER_NAME = OTHER_UID.replace("/", ".");
-const SERVICE_ACCOUNT = `${PREFIX}/service-account`;
-const REFRESH = `${PREFIX}/refresh`;
-const REFRESHED = `${PREFIX}/refreshed`;
-const TOKEN_IDENTITY = `${PREFIX}/token-identity`;
-const TOKEN_EXPIRES = `${PREFIX}/token-expires`;
 const FIELD_MANAGER = "pull-secret-updater";
 const CONTROLLER = `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`;
 const GITOPS = `system:serviceaccount:${TEAM}:gitops`;
@@ -67,7 +70,7 @@ const MAX_MANAGERS_BYTES = 64 * 1024;
 /** What is said to whom a right is missing: the rule of the Role to ask for. */
 const needsUse = (user: string, name = NAME, namespace = TEAM) =>
   literally(
-    `${user} needs a Role: apiGroup ${PREFIX}, resource identities, verb use, resourceName ${name}, namespace ${namespace}`,
+    `${user} needs a Role: apiGroup ${API_GROUP}, resource identities, verb use, resourceName ${name}, namespace ${namespace}`,
   );
 const needsAccount = (user: string, account: string) =>
   literally(
@@ -160,7 +163,7 @@ async function prepare({ kubectl }: Given): Promise<void> {
   const controller = { kind: "ServiceAccount", name: ACCOUNT, namespace: NAMESPACE };
   const write = { apiGroups: [""], resources: ["secrets"], verbs: ["*"] };
   const use = {
-    apiGroups: [PREFIX],
+    apiGroups: [API_GROUP],
     resources: ["identities"],
     verbs: ["use"],
     resourceNames: [NAME],
@@ -422,7 +425,7 @@ async function controllerSide(context: Given): Promise<void> {
           const event = {
             metadata: { generateName: "policies-", namespace: TEAM },
             eventTime: new Date().toISOString().replace("Z", "000Z"),
-            reportingController: `${PREFIX}/controller`,
+            reportingController: `${PREFIX}controller`,
             reportingInstance: "policies",
             action: "Refresh",
             regarding: { apiVersion: "v1", kind: "Secret", namespace: TEAM, name: "plain" },
@@ -564,7 +567,7 @@ async function controllerSide(context: Given): Promise<void> {
       "of another type": () =>
         refused(patch("opaque", { data: { ".dockerconfigjson": DOCKER_CONFIG } }), OTHER_SECRET),
       "its own annotation on another type": () =>
-        refused(annotate("opaque", { [`${PREFIX}/token-identity`]: UID }), OTHER_SECRET),
+        refused(annotate("opaque", { [`${PREFIX}token-identity`]: UID }), OTHER_SECRET),
       "another type": () =>
         refused(patch("plain", { type: "Opaque" }), /type: Invalid value|field is immutable/),
     }));

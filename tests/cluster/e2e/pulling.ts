@@ -2,18 +2,17 @@
 import * as fs from "node:fs";
 import { join } from "node:path";
 import {
-  ACCOUNT,
   type Context,
   dockerConfig,
   expect,
   getJson,
   type Json,
-  NAMESPACE,
   tokenIn,
   until,
 } from "./context.ts";
 import { buildApp } from "./images.ts";
 import { needBlock } from "./blocks.ts";
+import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 
 const NS = "story";
 /** As the README has them. */

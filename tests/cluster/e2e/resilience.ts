@@ -6,14 +6,10 @@ import { Agent, request } from "undici";
 import type { Cluster } from "../cluster.ts";
 import { makeCertificates, paths } from "../components.ts";
 import {
-  ACCOUNT,
   type Context,
   expect,
   getJson,
-  IDENTITY,
   type Json,
-  NAMESPACE,
-  PREFIX,
   pullSecret,
   refused,
   RETRIED_MS,
@@ -23,6 +19,7 @@ import {
 } from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { controllerProcesses } from "./tools.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX } from "../../support/names.ts";
 
 const NS = "resilience";
 const SECRETS = ["first", "second", "third"];
@@ -133,7 +130,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
       NS,
       "--all",
       "--overwrite",
-      `${PREFIX}/refresh=${Date.now()}`,
+      `${PREFIX}refresh=${Date.now()}`,
     ]);
 
   /** How long it is until the first of the tokens is about to be refreshed. */

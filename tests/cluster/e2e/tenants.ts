@@ -1,21 +1,17 @@
 /** What else the README has YAML for: the manifest with an empty `data:`, a tenant's own account, the narrow install. */
 import { controllerPods, rolledOut } from "./deploy.ts";
 import {
-  ACCOUNT,
   type Context,
   expect,
   getJson,
-  IDENTITY,
-  NAMESPACE,
-  PREFIX,
   pullSecret,
   refused,
   RETRIED_MS,
-  SECRET_TYPE,
   tokenIn,
   until,
 } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX, SECRET_TYPE } from "../../support/names.ts";
 
 const SUBJECT = `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`;
 /** As the README has it. */
@@ -71,7 +67,7 @@ data:
     "a tenant's own account: exchanged as that account once the Role is there",
     async () => {
       await kubectl(["apply", "-f", "-"], needBlock("# tenant.yaml"));
-      await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}/refresh=now`]);
+      await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}refresh=now`]);
       const token = await until(
         "it is filled",
         () => filled(context, TENANT, TENANT_SECRET),
@@ -106,7 +102,7 @@ export async function narrow(context: Context): Promise<void> {
       JSON.stringify(pullSecret("elsewhere", "pull-secret", OWN_IDENTITY)),
     );
     // The request before stays on the Secret.
-    const request = ["--overwrite", `${PREFIX}/refresh=narrow`];
+    const request = ["--overwrite", `${PREFIX}refresh=narrow`];
     await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, ...request]);
     await until("it is refreshed", async () => (await secret())?.token !== before);
     expect(

@@ -3,10 +3,11 @@ import * as fs from "node:fs";
 import { join } from "node:path";
 import { podProcesses } from "../node.ts";
 import { readIfThere, residentMB, run, start } from "../../support/processes.ts";
-import { type Context, expect, NAMESPACE, until } from "./context.ts";
+import { type Context, expect, until } from "./context.ts";
 import { controllerPods } from "./deploy.ts";
 import { runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
+import { NAMESPACE } from "../../support/names.ts";
 
 export async function contract({ cluster }: Context): Promise<string> {
   const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;

@@ -6,14 +6,11 @@ import { run } from "../../support/processes.ts";
 import { defaultImage } from "../../../scripts/manifest.ts";
 import { objectsOf } from "../../support/yaml.ts";
 import {
-  ACCOUNT,
   type Context,
   expect,
   getJson,
   type Json,
   type Kubectl,
-  NAMESPACE,
-  PREFIX,
   pullSecret,
   refused,
   tokenIn,
@@ -26,12 +23,11 @@ import { aliasPatch, authorityOf, trustOfTheIssuer } from "./patch.ts";
 import { runCommands } from "./blocks.ts";
 import { lookAtSecrets } from "./resilience.ts";
 import { ROOT } from "../../support/paths.ts";
+import { ACCOUNT, NAMESPACE, REFRESH, REFRESHED } from "../../support/names.ts";
 
 /** 0.1.0. */
 const OLD_COMMIT = "938be1f61873abc639b91e6d7c35436a7fd1a104";
 const NS = "upgrade";
-const REFRESH = `${PREFIX}/refresh`;
-const REFRESHED = `${PREFIX}/refreshed`;
 /** Secrets, and how many seconds their tokens live: some are to be renewed in the midst of everything. */
 const RENEWED = { first: 30, second: 35, third: 40, fourth: 45 };
 /** Whose refresh is asked for where the other version's policies are there already: what is written of it they refuse. */

@@ -84,9 +84,6 @@ function repeat(ms: number, act: () => Promise<void>): () => Promise<void> {
   };
 }
 
-/** What the names of the program's metrics begin with. */
-export const METRIC = "pull_secret_updater_";
-
 export function parseMetrics(text: string): Map<string, number> {
   const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
   return new Map(lines.map((line) => {

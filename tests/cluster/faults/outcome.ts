@@ -3,9 +3,10 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { findToken, type LogRecord, type Runtime } from "../../support/program.ts";
 import type { Standing } from "../objects.ts";
-import { type Look, METRIC, peakRise, type Sample, total } from "./observe.ts";
+import { type Look, peakRise, type Sample, total } from "./observe.ts";
 import { FAULT_S, nothing, type Row } from "./rows.ts";
 import { type Ground, LIFE_S, startTrial, type Trial } from "./trial.ts";
+import { METRIC_PREFIX } from "../../support/names.ts";
 
 /** A busy machine starts a dozen programs, and fills their Secrets. */
 const FILL_MS = 90_000;
@@ -250,7 +251,7 @@ function findUnwell(looks: Look[], trial: Trial, suffers: Row["suffers"], times:
 
 function peakOf(samples: Sample[], name: string): number {
   return peakRise(
-    samples.map(({ at, metrics }) => ({ at, value: total(metrics, METRIC + name) })),
+    samples.map(({ at, metrics }) => ({ at, value: total(metrics, METRIC_PREFIX + name) })),
     WINDOW_MS,
   );
 }
@@ -262,7 +263,7 @@ function troubleOf(samples: Sample[]): string[] {
     const rise = value - (first?.get(series) ?? 0);
     const isTrouble = /_(refreshes|watch_restarts|events_dropped)_total/.test(series) &&
       !/success|ended/.test(series);
-    return isTrouble && rise > 0 ? [series.slice(METRIC.length)] : [];
+    return isTrouble && rise > 0 ? [series.slice(METRIC_PREFIX.length)] : [];
   });
 }
 

@@ -5,23 +5,16 @@ import type { JSONWebKeySet } from "jose";
 import type { Agent } from "undici";
 import type { Cluster } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
-import { PREFIX } from "../e2e/context.ts";
 import { findPort, type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
 import type { Admin } from "../admin.ts";
 import type { Network } from "./network.ts";
-import {
-  ACCOUNT,
-  createNamespace,
-  createTenant,
-  identityOf,
-  secretOf,
-  TENANT,
-} from "../objects.ts";
+import { createNamespace, createTenant, identityOf, secretOf, TENANT } from "../objects.ts";
 import { watchProgram, watchSecrets } from "./observe.ts";
 import { startProxy } from "./api_proxy.ts";
 import { startWire } from "./wire.ts";
+import { ACCOUNT, PREFIX } from "../../support/names.ts";
 
 /** Seconds that tokens live: longer than the first tries after a failure take, and short enough to see many. */
 export const LIFE_S = 15;
@@ -140,7 +133,7 @@ async function createTenants(admin: Admin, run: string) {
     }
   }
   const loner = await addSecret(namespace, "loner", own!);
-  await addSecret(other, "tenant", tenant!, { [`${PREFIX}/service-account`]: TENANT });
+  await addSecret(other, "tenant", tenant!, { [`${PREFIX}service-account`]: TENANT });
 
   return {
     run,

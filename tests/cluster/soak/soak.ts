@@ -18,7 +18,6 @@ import { runToTheEnd } from "../ending.ts";
 import { run } from "../../support/processes.ts";
 import { type Admin, createAdmin, type Json } from "../admin.ts";
 import {
-  ACCOUNT,
   createNamespace,
   grantCluster,
   identityOf,
@@ -50,9 +49,9 @@ import {
   type Steady,
   type Usage,
 } from "./requirements.ts";
+import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 
 const RUN = "soak";
-const HOME = "pull-secret-updater";
 const NAMESPACES = Array.from({ length: 10 }, (_, index) => `${RUN}-${index}`);
 const LOOK_MS = 1_000;
 const MINUTE_MS = 60_000;
@@ -104,8 +103,8 @@ async function main(): Promise<number> {
 
 /** The rights of the program, and the namespaces. */
 async function createPlaces(admin: Admin): Promise<void> {
-  await createNamespace(admin, HOME, ACCOUNT);
-  await grantCluster(admin, HOME);
+  await createNamespace(admin, NAMESPACE, ACCOUNT);
+  await grantCluster(admin, NAMESPACE);
   for (const namespace of NAMESPACES) {
     await admin.create("/api/v1/namespaces", { metadata: { name: namespace } });
   }
@@ -120,7 +119,7 @@ async function createSecrets(admin: Admin, issuer: Issuer): Promise<Map<string, 
   for (let index = 0; index < IDENTITIES; index++) {
     const next = sleep(LIFE_S * 1000 / IDENTITIES);
     const identity = identityOf(`${RUN} ${index}`);
-    issuer.bind(identity, CLUSTER_ISSUER, HOME, ACCOUNT);
+    issuer.bind(identity, CLUSTER_ISSUER, NAMESPACE, ACCOUNT);
     for (let number = 0; number < SECRETS / IDENTITIES; number++) {
       const namespace = NAMESPACES[number % NAMESPACES.length]!;
       const name = `s${index}-${number}`;
@@ -145,14 +144,17 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
     writeFileSync(join(files, name), text);
     return join(files, name);
   };
-  write("token", await admin.token(HOME, ACCOUNT));
+  write("token", await admin.token(NAMESPACE, ACCOUNT));
   write("ca.crt", admin.readCa());
-  write("namespace", HOME);
+  write("namespace", NAMESPACE);
   const settings = {
     KUBERNETES_API: server,
     SERVICE_ACCOUNT_DIR: files,
     ISSUER_URL: issuer.url,
-    SUBJECT_TOKEN_FILE: write("subject-token", await admin.token(HOME, ACCOUNT, issuer.audience)),
+    SUBJECT_TOKEN_FILE: write(
+      "subject-token",
+      await admin.token(NAMESPACE, ACCOUNT, issuer.audience),
+    ),
   };
   // A copy, as somebody may bundle again meanwhile.
   const file = join(files, "main.mjs");
