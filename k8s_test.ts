@@ -16,7 +16,6 @@ import { type AddressInfo, connect as connectTcp, createServer, type Socket } fr
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import { inspect } from "node:util";
 import * as source from "./k8s.ts";
@@ -25,6 +24,7 @@ import { bundleModule } from "./tests/support/program.ts";
 import { type ApiServerOptions, errorEvent, startApiServer } from "./tests/fake/apiserver.ts";
 import { makeAuthority } from "./tests/fake/certificates.ts";
 import { CONTROLLER, IDENTITY, MIB } from "./tests/support/names.ts";
+import { until } from "./tests/support/until.ts";
 
 const TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJvbmUgb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1maXJzdA";
 const NEXT_TOKEN =
@@ -133,14 +133,6 @@ async function startRelay(port: number) {
 }
 
 const portOf = (url: string) => +new URL(url).port;
-
-async function until(isSo: () => boolean, what: string): Promise<void> {
-  const end = Date.now() + 3_000;
-  while (!isSo()) {
-    assert(Date.now() < end, `it never came to this: ${what}`);
-    await sleep(5);
-  }
-}
 
 /** How a request failed: always with an ApiError, in which no token is to be found. */
 async function failure(request: Promise<unknown>): Promise<ApiError> {

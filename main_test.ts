@@ -7,20 +7,7 @@ import process from "node:process";
 import { test } from "node:test";
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import {
-  ALICE,
-  base64,
-  BOB,
-  claimsOf,
-  configOf,
-  entryOf,
-  HOUR,
-  NOW,
-  type Parts,
-  S,
-  secret,
-  token,
-} from "./tests/controller/rules.ts";
+import { claimsOf } from "./tests/controller/rules.ts";
 import { parseWatch, type Secret, type WatchEvent } from "./k8s.ts";
 import { clean, createLog, decide, parseSecret, toNote, withToken } from "./main.ts";
 import {
@@ -34,13 +21,26 @@ import {
 import {
   CONTROLLER,
   DATA_KEY,
+  HOUR,
   IDENTITY,
   REFRESH,
   REFRESHED,
+  S,
   SECRET_TYPE,
   SERVICE_ACCOUNT,
   TOKEN_IDENTITY,
 } from "./tests/support/names.ts";
+import {
+  ALICE,
+  base64,
+  BOB,
+  configOf,
+  entryOf,
+  NOW,
+  type Parts,
+  secret,
+  token,
+} from "./tests/support/secrets.ts";
 
 const CONFIG = {
   audience: "cgr.dev",

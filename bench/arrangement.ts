@@ -1,11 +1,11 @@
 /** The Secrets of a row: as many as it takes, empty or filled, whatever the row before left behind. */
 import { readFileSync } from "node:fs";
 import { Agent, request } from "undici";
-import { pullSecret } from "../tests/cluster/e2e/context.ts";
-import type { Json } from "../tests/cluster/admin.ts";
 import { identityOf, standingOf } from "../tests/cluster/objects.ts";
 import { type Ground, ISSUER_HOST, namespaceOf } from "./ground.ts";
 import { DATA_KEY, IDENTITY, PREFIX } from "../tests/support/names.ts";
+import type { Json } from "../tests/support/json.ts";
+import { pullSecret } from "../tests/support/secrets.ts";
 
 /** More would only queue in the API server, on two cores. */
 const AT_ONCE = 24;

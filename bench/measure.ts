@@ -1,12 +1,12 @@
 /** What the rows share: what they are given, and how a side is run and what it did is counted. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseMetrics } from "../tests/cluster/faults/observe.ts";
 import type { Runtime } from "../tests/support/program.ts";
 import { type Figure, median, type Unit } from "./figures.ts";
 import { giveTokens, type Ground, LIFE_S } from "./ground.ts";
 import type { Usage } from "../tests/support/usage.ts";
 import { arrange, type Arrangement, countFilled } from "./arrangement.ts";
 import { peer, type Running, type Side, startSide } from "./sides.ts";
+import { parseMetrics } from "../tests/support/metrics.ts";
 
 /** A heap shrinks some time after its last work, as its runtime sees fit; nobody is made to collect garbage. */
 const SETTLE_MS = 60_000;

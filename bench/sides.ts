@@ -8,11 +8,12 @@ import process from "node:process";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { podOf } from "../tests/support/yaml.ts";
-import { findPort, type Runtime, shippedV8Flags } from "../tests/support/program.ts";
+import { type Runtime, shippedV8Flags } from "../tests/support/program.ts";
 import { type Ground, ISSUER_HOST } from "./ground.ts";
 import { type Usage, usageOf } from "../tests/support/usage.ts";
 import { ROOT } from "../tests/support/paths.ts";
 import { NAMESPACE } from "../tests/support/names.ts";
+import { findPort } from "../tests/support/ports.ts";
 
 /** Beside a start of some 100 ms it is little, and it costs the machine little. */
 const READY_POLL_MS = 5;
@@ -64,7 +65,7 @@ export async function startSide(ground: Ground, side: Side, settings: Record<str
   };
   createInterface(child.stdout).on("line", read);
   createInterface(child.stderr).on("line", read);
-  async function until(
+  async function waitFor(
     what: string,
     check: () => boolean | Promise<boolean>,
     pollMs: number,
@@ -94,10 +95,10 @@ export async function startSide(ground: Ground, side: Side, settings: Record<str
     /** How many it has written. */
     written: () => written,
     /** Waits for /readyz; returns how long after the start (ms) it was. */
-    ready: () => until("ready", isReady, READY_POLL_MS),
+    ready: () => waitFor("ready", isReady, READY_POLL_MS),
     /** Waits until it has written so many; returns how long (ms) they took, from the start and from the first. */
     async filled(secrets: number): Promise<{ totalMs: number; writingMs: number }> {
-      await until(`wrote ${secrets}`, () => written >= secrets, FILLED_POLL_MS);
+      await waitFor(`wrote ${secrets}`, () => written >= secrets, FILLED_POLL_MS);
       return { totalMs: lastAt - startedAt, writingMs: lastAt - firstAt };
     },
     async stop(): Promise<void> {

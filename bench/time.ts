@@ -3,7 +3,6 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Agent, request } from "undici";
-import { pullSecret } from "../tests/cluster/e2e/context.ts";
 import { identityOf } from "../tests/cluster/objects.ts";
 import { parseWatch } from "../k8s.ts";
 import { type Figure, percentile } from "./figures.ts";
@@ -24,6 +23,7 @@ import {
 import { arrange, countFilled, mint } from "./arrangement.ts";
 import { bare, bundle, limit, type Running, source, startSide } from "./sides.ts";
 import { ACCOUNT, IDENTITY, METRIC_PREFIX, NAMESPACE } from "../tests/support/names.ts";
+import { pullSecret } from "../tests/support/secrets.ts";
 
 /** A start varies more than all else, and takes little. */
 const MIN_STARTS = 5;

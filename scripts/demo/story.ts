@@ -12,6 +12,7 @@ import {
   REFRESHED,
   SECRET_TYPE,
 } from "../../tests/support/names.ts";
+import { until } from "../../tests/support/until.ts";
 
 const OTHER_ENTRY = '"registry.example.com":{"auth":"dXNlcjpwYXNzd29yZA=="}';
 /** For what part of a token's life a Secret must have held it to be filled again at once, and not be renewed just then. */
@@ -20,7 +21,6 @@ const START_MS = 20_000;
 const PATIENCE_MS = 5_000;
 /** Longer than the pause that a few failed exchanges lead to. */
 const RETRY_MS = 12_000;
-const POLL_MS = 20;
 
 export interface Stage {
   api: ApiServer;
@@ -37,7 +37,7 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
   const act = (sentence: string) => announce(sentence, `${++acts}/8`);
 
   act("The controller starts: it lists and watches the Secrets with its label.");
-  await until(() => api.openWatches > 0, "the controller did not begin to watch", START_MS);
+  await soon(() => api.openWatches > 0, "the controller did not begin to watch", START_MS);
   await sleep(2500);
 
   act("A team creates a Secret with the label: it is filled within a moment.");
@@ -63,11 +63,11 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
   issuer.bind(uid("d"), api.issuer, "somewhere", "else");
   const unbound = create("beta/unbound", "d");
   const opaque = create("legacy/opaque", "e", "unchanged", "Opaque");
-  await until(
+  await soon(
     () => opaque.warning === "UnsupportedSecret",
     "no Warning told that a Secret is Opaque",
   );
-  await until(
+  await soon(
     () => unbound.warning === "ExchangeFailed",
     "no Warning told of the refused exchange",
   );
@@ -79,12 +79,12 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
   const held = mixed.tokens;
   api.patchSecret("billing", "mixed", { metadata: { annotations: { [REFRESH]: "1" } } });
   await filled(unbound, RETRY_MS);
-  await until(() => mixed.tokens > held, "billing/mixed got no new token", RETRY_MS);
+  await soon(() => mixed.tokens > held, "billing/mixed got no new token", RETRY_MS);
   await sleep(2500);
 
   act("Somebody empties shop/plain: it is filled again at once, without an exchange.");
   const lived = () => (Date.now() - (plain.token?.seenAt ?? 0)) / lifeMs;
-  await until(
+  await soon(
     () => lived() > FILLED_FROM && lived() < FILLED_TO,
     "shop/plain was not renewed",
     2 * lifeMs,
@@ -101,7 +101,7 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
   const before = ledger.secrets.map(({ tokens }) => tokens);
   const areRenewed = () =>
     ledger.secrets.every((secret, i) => secret === opaque || secret.tokens > before[i]!);
-  await until(areRenewed, "not every token was renewed", lifeMs);
+  await soon(areRenewed, "not every token was renewed", lifeMs);
   await sleep(1000);
 
   const { annotations = {} } = api.secret("billing", "mixed")?.metadata ?? {};
@@ -143,7 +143,7 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
   }
 
   function filled(secret: Watched, patience = PATIENCE_MS): Promise<void> {
-    return until(
+    return soon(
       () => secret.token !== undefined,
       `${secret.namespace}/${secret.name} was not filled`,
       patience,
@@ -177,14 +177,14 @@ function uid(letter: string): string {
   return `${letter.repeat(40)}/${letter.repeat(16)}`;
 }
 
-async function until(
+async function soon(
   isSo: () => boolean,
   otherwise: string,
   patience = PATIENCE_MS,
 ): Promise<void> {
-  for (const end = Date.now() + patience; !isSo(); await sleep(POLL_MS)) {
-    if (Date.now() > end) throw new Broken(`${otherwise} within ${patience / 1000} s`);
-  }
+  await until(isSo, otherwise, patience).catch(() => {
+    throw new Broken(`${otherwise} within ${patience / 1000} s`);
+  });
 }
 
 function check(isSo: boolean, otherwise: string): void {

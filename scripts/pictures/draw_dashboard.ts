@@ -11,11 +11,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ROOT } from "../../tests/support/paths.ts";
-import { findPort, RUNTIME, startProgram } from "../../tests/support/program.ts";
+import { RUNTIME, startProgram } from "../../tests/support/program.ts";
 import { startApiServer } from "../../tests/fake/apiserver.ts";
 import { startIssuer } from "../../tests/fake/issuer.ts";
 import { drawDashboard, fillIn, type Panel, type Series, type Variable } from "./panels.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE, SECRET_TYPE } from "../../tests/support/names.ts";
+import { findPort } from "../../tests/support/ports.ts";
 
 const LIFE_S = 120;
 const SCRAPE_S = 5;

@@ -2,9 +2,7 @@
 import { readFileSync } from "node:fs";
 import { Agent, request } from "undici";
 import type { Cluster } from "./cluster.ts";
-
-// deno-lint-ignore no-explicit-any
-export type Json = any;
+import type { Json } from "../support/json.ts";
 
 /** A look that takes longer is of no use. */
 const READ_TIMEOUT_MS = 10_000;

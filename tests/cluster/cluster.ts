@@ -167,7 +167,7 @@ export class Cluster {
     if (component === "containerd") {
       // The kubelet ends if nobody answers at containerd's socket.
       const answers = () => this.ctr(["version"]).then(() => true);
-      await this.until("containerd's socket", [component], answers);
+      await this.waitFor("containerd's socket", [component], answers);
     }
   }
 
@@ -179,12 +179,12 @@ export class Cluster {
   /** Waits until the API server is ready, and with a node until Pods can be scheduled to it. */
   async ready(): Promise<void> {
     await this.apiServerReady();
-    await this.until("the default service account", CONTROL_PLANE, async () => {
+    await this.waitFor("the default service account", CONTROL_PLANE, async () => {
       const made = ["get", "serviceaccount/default", "configmap/kube-root-ca.crt", "-o", "name"];
       return await this.kubectl(["-n", "default", ...made]) !== "";
     });
     if (!this.options.node) return;
-    await this.until("the ready node", this.components, async () => {
+    await this.waitFor("the ready node", this.components, async () => {
       const node = JSON.parse(await this.kubectl(["get", "node", NODE_NAME, "-o", "json"]));
       const conditions: { type: string; status: string }[] = node.status.conditions;
       return node.spec.taints === undefined &&
@@ -194,14 +194,14 @@ export class Cluster {
 
   apiServerReady(): Promise<void> {
     const needed: Component[] = ["etcd", "kube-apiserver"];
-    return this.until("the API server's /readyz", needed, () => this.answersReadyz());
+    return this.waitFor("the API server's /readyz", needed, () => this.answersReadyz());
   }
 
   /**
    * Repeats a check until it holds; one that throws does not hold yet. Fails as soon as one of the
    * needed components does not run, and when it takes too long, with the log of the last of them.
    */
-  async until(
+  async waitFor(
     what: string,
     needed: (Component | typeof MOUNTS)[],
     check: () => boolean | Promise<boolean>,
@@ -281,7 +281,7 @@ export async function up(given: Partial<Options> = {}, say: Say = SILENT): Promi
     await addNetwork(options);
     await addMountNamespace(options, cluster.bin);
     const mounts = () => hasMounted(pidOf(dir, MOUNTS) ?? 0);
-    await cluster.until("the node's mounts", [MOUNTS], mounts);
+    await cluster.waitFor("the node's mounts", [MOUNTS], mounts);
     await cluster.start("containerd");
     await cluster.ctr(["image", "import", join(cluster.bin, "pause.tar")]);
   }

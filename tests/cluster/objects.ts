@@ -1,8 +1,9 @@
 /** The objects that a run makes on the real API server, and what their Secrets hold. */
 import { createHash } from "node:crypto";
-import { pullSecret, tokenIn } from "./e2e/context.ts";
-import type { Admin, Json } from "./admin.ts";
+import type { Admin } from "./admin.ts";
 import { ACCOUNT } from "../support/names.ts";
+import type { Json } from "../support/json.ts";
+import { pullSecret, tokenIn } from "../support/secrets.ts";
 
 /** The label by which a run finds its own Secrets. */
 export const RUN_LABEL = "run";

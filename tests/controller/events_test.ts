@@ -11,27 +11,22 @@ import {
 import {} from "../../k8s.ts";
 import { type Fault, VirtualWorld } from "../virtual/world.ts";
 import {
-  ALICE,
   annotate,
   answer,
   apiAnswer,
   asked,
-  BOB,
   claimsOf,
   gaps,
   held,
-  HOUR,
   logged,
   metric,
-  MIN,
   reported,
   rule,
-  S,
-  secret,
   warnings,
   written,
 } from "./rules.ts";
-import { IDENTITY, REFRESH } from "../support/names.ts";
+import { HOUR, IDENTITY, MIN, REFRESH, S } from "../support/names.ts";
+import { ALICE, BOB, secret } from "../support/secrets.ts";
 
 rule("An event has the form of events.k8s.io/v1, on the Secret", async (world) => {
   world.cluster.create(secret("a"));

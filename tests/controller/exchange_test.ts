@@ -9,40 +9,33 @@ import { type Fault, VirtualWorld } from "../virtual/world.ts";
 import {
   actorOf,
   agesAtReplacement,
-  ALICE,
   annotate,
   answer,
   apiAnswer,
   asked,
-  base64,
-  BOB,
   claimsOf,
-  configOf,
   expiredFor,
   fresh,
   gaps,
   held,
-  HOUR,
-  identityOf,
-  jwtOf,
   metric,
-  MIN,
   reported,
   rule,
-  S,
-  secret,
-  token,
   written,
 } from "./rules.ts";
 import {
   CONTROLLER,
   DATA_KEY,
+  HOUR,
   IDENTITY,
+  MIN,
   REFRESH,
+  S,
   SERVICE_ACCOUNT,
   TOKEN_EXPIRES,
   TOKEN_IDENTITY,
 } from "../support/names.ts";
+import { ALICE, base64, BOB, configOf, secret, token, tokenOf, uid } from "../support/secrets.ts";
 
 // ───── Sharing ─────
 
@@ -78,19 +71,22 @@ rule("All Secrets of an identity share one exchange and one token", async (world
   await world.clock.advance(1 * S);
   assertEquals(world.issuer.requests.length, 1);
   assertEquals(written(world).length, 200);
-  assertEquals(new Set([...world.cluster.secrets.values()].map((own) => jwtOf(own))).size, 1);
+  assertEquals(
+    new Set([...world.cluster.secrets.values()].map((own) => tokenOf(own.data))).size,
+    1,
+  );
 });
 
 rule("Each identity is exchanged once, and none is mixed up with another", async (world) => {
   for (let number = 0; number < 60; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number % 20) }));
+    world.cluster.create(secret(`s-${number}`, { identity: uid(number % 20) }));
   }
   world.issuer.fault = ({ identity }) => parseInt(identity.slice(-2), 16) * 37 % 100;
   world.start();
   await world.clock.advance(2 * S);
   assertEquals(world.issuer.requests.length, 20);
   for (let number = 0; number < 60; number++) {
-    assertEquals(claimsOf(held(world, `s-${number}`)).subject, identityOf(number % 20));
+    assertEquals(claimsOf(held(world, `s-${number}`)).subject, uid(number % 20));
   }
 });
 
@@ -278,7 +274,7 @@ rule(
   "A restart with valid tokens makes no exchange and no patch; each is replaced when it is due",
   async (world) => {
     for (let number = 0; number < 20; number++) {
-      world.cluster.create(secret(`s-${number}`, { identity: identityOf(number) }));
+      world.cluster.create(secret(`s-${number}`, { identity: uid(number) }));
     }
     const first = world.start();
     await world.clock.advance(20 * MIN);
@@ -421,7 +417,7 @@ rule("Retry-After holds an exchange, in seconds or as a date, for 5 min at most"
     ["", 0],
   ];
   for (const index of cases.keys()) {
-    world.cluster.create(secret(`s-${index}`, { identity: identityOf(index + 50) }));
+    world.cluster.create(secret(`s-${index}`, { identity: uid(index + 50) }));
   }
   world.issuer.fault = ({ identity }) =>
     answer(503, "no", cases[parseInt(identity.slice(-2), 16) - 50]![0]);
@@ -429,7 +425,7 @@ rule("Retry-After holds an exchange, in seconds or as a date, for 5 min at most"
   await world.clock.advance(20 * MIN);
   for (const [index, [retryAfter, seconds]] of cases.entries()) {
     const [first, second] = world.issuer.requests.filter(({ identity }) =>
-      identity === identityOf(index + 50)
+      identity === uid(index + 50)
     );
     const wait = (second!.at - first!.at) / S;
     assert(wait >= Math.max(seconds - 2, 0.5) && wait <= seconds + 1.1, `${retryAfter}: ${wait}`);
@@ -515,11 +511,11 @@ rule(
     for (let number = 0; number < 16; number++) {
       const namespace = `aaa-${number % 2}`;
       world.cluster.create(
-        secret(`s-${number}`, { identity: identityOf(number + 100), namespace }),
+        secret(`s-${number}`, { identity: uid(number + 100), namespace }),
       );
     }
     for (let number = 0; number < 30; number++) {
-      world.cluster.create(secret(`v-${number}`, { identity: identityOf(number + 200) }));
+      world.cluster.create(secret(`v-${number}`, { identity: uid(number + 200) }));
     }
     world.issuer.fault = ({ identity }) =>
       parseInt(identity.slice(-3), 16) < 200 ? answer(429, "slow down", "300") : undefined;
@@ -540,7 +536,7 @@ rule(
 rule("Only exchanges that took place are counted", async (world) => {
   for (let number = 0; number < 60; number++) {
     world.cluster.create(
-      secret(`s-${number}`, { identity: identityOf(number), namespace: `n-${number}` }),
+      secret(`s-${number}`, { identity: uid(number), namespace: `n-${number}` }),
     );
   }
   let isThrottled = false;

@@ -14,30 +14,22 @@ import { ApiError } from "../../k8s.ts";
 import { readResponse, StsError } from "../../sts.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import {
-  ALICE,
   answer,
   asked,
   blank,
-  BOB,
   fresh,
   held,
-  identityOf,
   logged,
   metric,
-  MIN,
-  type Parts,
   reported,
   rule,
-  S,
-  secret,
-  token,
   warnings,
   written,
 } from "./rules.ts";
-import { CONTROLLER, DATA_KEY, SERVICE_ACCOUNT } from "../support/names.ts";
+import { CONTROLLER, DATA_KEY, MIN, S, SERVICE_ACCOUNT } from "../support/names.ts";
+import { ALICE, BOB, ORG, type Parts, secret, token, uid } from "../support/secrets.ts";
 
 const KEY = "pull-secret-updater.chainguard.dev/identity";
-const PARENT = "a".repeat(40);
 
 /** The note of the one Warning in a world, which the log has as well. */
 function warningOf(world: VirtualWorld, name = "a"): { reason: string; note: string } {
@@ -89,9 +81,9 @@ mistake(
 );
 mistake(
   "A UID that is one digit short is quoted in full",
-  { identity: `${PARENT}/${"0".repeat(15)}` },
+  { identity: `${ORG}/${"0".repeat(15)}` },
   "InvalidIdentity",
-  [`the identity "${PARENT}/${"0".repeat(15)}"`, "40 digits", setTo("UID")],
+  [`the identity "${ORG}/${"0".repeat(15)}"`, "40 digits", setTo("UID")],
 );
 mistake(
   "A UID in capitals is shown, and the command has it in small letters",
@@ -363,7 +355,7 @@ async function refuse(world: VirtualWorld, fault: Error): Promise<string> {
 const ABOUT =
   `the subject token has iss=https://cluster.example sub=${CONTROLLER} aud=issuer.enforce.dev`;
 const BIND =
-  `--identity-issuer=https://cluster.example --subject=${CONTROLLER} --parent=${PARENT} --role=registry.pull`;
+  `--identity-issuer=https://cluster.example --subject=${CONTROLLER} --parent=${ORG} --role=registry.pull`;
 
 rule(
   "An identity that is bound to another subject (403) is told with the command that binds one to this",
@@ -399,7 +391,7 @@ rule(
     const note = await refuse(world, answer(404, "identity not found"));
     assertStringIncludes(note, "the issuer answered 404: identity not found");
     assertStringIncludes(note, `there is no identity ${ALICE}`);
-    assertStringIncludes(note, `chainctl iam identities list --parent=${PARENT}`);
+    assertStringIncludes(note, `chainctl iam identities list --parent=${ORG}`);
   },
 );
 
@@ -456,7 +448,7 @@ rule("Commands have the issuers of EKS, GKE and AKS in full", async (world) => {
   ];
   const exp = now(world) + 36_000;
   for (const [index, iss] of issuers.entries()) {
-    world.cluster.create(secret(`s-${index}`, { identity: identityOf(index) }));
+    world.cluster.create(secret(`s-${index}`, { identity: uid(index) }));
     world.readSubjectToken = () =>
       world.jwt({ iss, sub: CONTROLLER, aud: ["issuer.enforce.dev"], exp });
     world.issuer.fault = () => answer(403, "denied");

@@ -9,25 +9,9 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { type Replica, VirtualWorld } from "../virtual/world.ts";
-import {
-  ALICE,
-  answer,
-  apiAnswer,
-  BOB,
-  claimsOf,
-  configOf,
-  held,
-  HOUR,
-  identityOf,
-  logged,
-  metric,
-  MIN,
-  type Parts,
-  rule,
-  S,
-  secret,
-} from "./rules.ts";
-import { SECRET_TYPE, SERVICE_ACCOUNT } from "../support/names.ts";
+import { answer, apiAnswer, claimsOf, held, logged, metric, rule } from "./rules.ts";
+import { HOUR, MIN, S, SECRET_TYPE, SERVICE_ACCOUNT } from "../support/names.ts";
+import { ALICE, BOB, configOf, type Parts, secret, uid } from "../support/secrets.ts";
 
 // ───── Metrics ─────
 
@@ -35,7 +19,7 @@ rule(
   "The metrics count Secrets by state, refreshes by result, exchanges, and dropped events",
   async (world) => {
     world.issuer.fault = ({ identity }) =>
-      identity === BOB ? answer(403) : identity === identityOf(3) ? answer(503) : 250;
+      identity === BOB ? answer(403) : identity === uid(3) ? answer(503) : 250;
     world.cluster.create(secret("a"));
     world.cluster.create(secret("b", { identity: BOB }));
     world.cluster.create(secret("c", { type: "Opaque" }));
@@ -43,11 +27,11 @@ rule(
     const now = Math.floor(world.clock.now() / S);
     const expired = world.jwt({
       aud: "cgr.dev",
-      sub: identityOf(3),
+      sub: uid(3),
       iat: now - 3600,
       exp: now - 1,
     });
-    world.cluster.create(secret("e", { identity: identityOf(3), config: configOf(expired) }));
+    world.cluster.create(secret("e", { identity: uid(3), config: configOf(expired) }));
     const replica = world.start();
     await world.clock.advance(400);
     const expected = {
@@ -123,7 +107,7 @@ rule(
     for (let number = 0; number < 40; number++) {
       world.cluster.create(
         secret(`s-${number}`, {
-          identity: identityOf(number),
+          identity: uid(number),
           type: number % 5 ? SECRET_TYPE : "Opaque",
         }),
       );
@@ -155,9 +139,9 @@ rule(
     const seen = new Set<string>();
     let family = "";
     for (const line of replica.renderMetrics().trimEnd().split("\n")) {
-      const [, kind, name] = /^# (HELP|SECRET_TYPE) (\w+) /.exec(line) ?? [];
+      const [, kind, name] = /^# (HELP|TYPE) (\w+) /.exec(line) ?? [];
       if (kind === "HELP") family = name!;
-      else if (kind === "SECRET_TYPE") assertEquals(name, family);
+      else if (kind === "TYPE") assertEquals(name, family);
       else assertMatch(line, new RegExp(`^${family}(_sum|_count)?(\\{[^{}]*\\})? [0-9.e+]+$`));
       const series = kind ? `${kind} ${name}` : line.split(" ")[0]!;
       assert(!seen.has(series), series);
@@ -204,7 +188,7 @@ for (const [what, begin] of OUTAGES) {
   rule(`/healthz does not fail while ${what}`, async (world) => {
     for (let number = 0; number < 60; number++) {
       const config = number % 3 ? "{}" : '{"auths":{},"other":1}';
-      world.cluster.create(secret(`s-${number}`, { identity: identityOf(number % 40), config }));
+      world.cluster.create(secret(`s-${number}`, { identity: uid(number % 40), config }));
     }
     world.issuer.life = 5 * MIN;
     const replica = world.start();

@@ -9,20 +9,16 @@ import {
   annotationOf,
   answer,
   asked,
-  base64,
-  configOf,
   expiredFor,
   fresh,
   gaps,
   held,
-  MIN,
   reported,
   rule,
-  S,
-  secret,
   written,
 } from "./rules.ts";
-import { DATA_KEY, REFRESH, REFRESHED } from "../support/names.ts";
+import { DATA_KEY, MIN, REFRESH, REFRESHED, S } from "../support/names.ts";
+import { base64, configOf, secret } from "../support/secrets.ts";
 
 rule(
   "A refresh gets a new token at once; in the same patch `refreshed` says which value was served, `refresh` stays",

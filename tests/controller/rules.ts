@@ -4,80 +4,16 @@
  */
 import { test } from "node:test";
 import { assertEquals, assertThrows } from "@std/assert";
-import { ApiError, type Secret } from "../../k8s.ts";
+import { ApiError } from "../../k8s.ts";
 import { decode, readResponse, StsError } from "../../sts.ts";
 import { type Replica, VirtualWorld } from "../virtual/world.ts";
-import { DATA_KEY, IDENTITY, SECRET_TYPE } from "../support/names.ts";
-
-export const S = 1000;
-export const MIN = 60 * S;
-export const HOUR = 60 * MIN;
-export const NOW = Date.parse("2027-06-01T12:00:00Z");
-
-/** The identity of a number, under one organisation. */
-export const identityOf = (number: number) =>
-  `${"a".repeat(40)}/${number.toString(16).padStart(16, "0")}`;
-export const ALICE = identityOf(1);
-export const BOB = identityOf(2);
-
-export const base64 = (text: string | Uint8Array) => Buffer.from(text as string).toString("base64");
-const part = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
-
-/** A token for Alice that was issued now and lives an hour, unless the claims say otherwise. */
-export function token(claims: Record<string, unknown> = {}): string {
-  const all = { aud: "cgr.dev", sub: ALICE, iat: NOW / S, exp: NOW / S + 3600, ...claims };
-  return `${part({ alg: "RS256" })}.${part(all)}.c2lnbmF0dXJl`;
-}
+import { DATA_KEY, S } from "../support/names.ts";
+import { ALICE, base64, tokenOf } from "../support/secrets.ts";
 
 /** A token of the issuer in a world, but for some claims. */
 export function fresh(world: VirtualWorld, claims: Record<string, unknown> = {}): string {
   const iat = Math.floor(world.clock.now() / S);
   return world.jwt({ aud: "cgr.dev", sub: ALICE, iat, exp: iat + 3600, ...claims });
-}
-
-export const entryOf = (jwt: string, user = "_token") => ({ auth: base64(`${user}:${jwt}`) });
-export const configOf = (jwt: string, ...hosts: string[]) =>
-  JSON.stringify({
-    auths: Object.fromEntries(
-      (hosts.length ? hosts : ["cgr.dev"]).map((host) => [host, entryOf(jwt)]),
-    ),
-  });
-
-export interface Parts {
-  namespace?: string;
-  identity?: string;
-  label?: string;
-  annotations?: Record<string, string>;
-  config?: string | Uint8Array;
-  type?: string;
-  immutable?: boolean;
-  deletionTimestamp?: string;
-}
-
-/** A Secret as a user makes it, for Alice unless `identity` or `label` says otherwise. */
-export function secret(name: string, parts: Parts = {}): Secret {
-  const {
-    namespace = "apps",
-    label = "",
-    identity = label ? "" : ALICE,
-    annotations,
-    config = "{}",
-  } = parts;
-  const { type = SECRET_TYPE, immutable, deletionTimestamp } = parts;
-  return {
-    metadata: {
-      namespace,
-      name,
-      uid: "uid-0",
-      resourceVersion: "1",
-      ...(deletionTimestamp && { deletionTimestamp }),
-      labels: { [IDENTITY]: label },
-      annotations: { ...(identity && { [IDENTITY]: identity }), ...annotations },
-    },
-    type,
-    ...(immutable !== undefined && { immutable }),
-    data: { [DATA_KEY]: base64(config) },
-  };
 }
 
 /** A test in a world of its own; nothing that must not be was written in it, and no token reported. */
@@ -123,13 +59,8 @@ export const logged = (world: VirtualWorld, msg: string) =>
   world.lines.map((line) => JSON.parse(line)).filter((line) => line.msg === msg);
 
 /** The token that a Secret holds for a registry. */
-export function jwtOf({ data }: Secret, host = "cgr.dev"): string | undefined {
-  const { auths } = JSON.parse(Buffer.from(data![DATA_KEY]!, "base64").toString());
-  return auths?.[host] &&
-    Buffer.from(auths[host].auth, "base64").toString().slice("_token:".length);
-}
 export const held = (world: VirtualWorld, name = "a", namespace = "apps") =>
-  jwtOf(world.cluster.get(`${namespace}/${name}`));
+  tokenOf(world.cluster.get(`${namespace}/${name}`).data);
 export const claimsOf = (jwt = "") => decode(jwt)!;
 /** The subject that a token was exchanged for. */
 export const actorOf = (jwt = "") =>
@@ -152,7 +83,7 @@ export function expiredFor(world: VirtualWorld): number {
   for (const { now, type, secret } of world.cluster.history) {
     const key = `${secret.metadata.namespace}/${secret.metadata.name}`;
     close(key, now);
-    const jwt = type === "DELETED" ? undefined : jwtOf(secret);
+    const jwt = type === "DELETED" ? undefined : tokenOf(secret.data);
     if (jwt) since.set(key, { now, expiresAt: claimsOf(jwt).expiresAt });
   }
   for (const key of since.keys()) close(key, world.clock.now());
@@ -163,7 +94,7 @@ export function expiredFor(world: VirtualWorld): number {
 export function agesAtReplacement(world: VirtualWorld, name = "a"): number[] {
   const changes = world.cluster.history.filter(({ secret }) => secret.metadata.name === name);
   return changes.slice(1).flatMap(({ now }, index) => {
-    const jwt = jwtOf(changes[index]!.secret);
+    const jwt = tokenOf(changes[index]!.secret.data);
     if (!jwt) return [];
     const { issuedAt = 0, expiresAt } = claimsOf(jwt);
     return [(now - issuedAt) / (expiresAt - issuedAt)];

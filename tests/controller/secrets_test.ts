@@ -9,27 +9,28 @@ import {
   answer,
   apiAnswer,
   asked,
-  base64,
   blank,
-  BOB,
   claimsOf,
-  configOf,
   fresh,
   gaps,
   held,
-  HOUR,
   listings,
   metric,
-  MIN,
-  type Parts,
   reported,
   rule,
-  S,
-  secret,
   warnings,
   written,
 } from "./rules.ts";
-import { DATA_KEY, IDENTITY, SERVICE_ACCOUNT, TOKEN_IDENTITY } from "../support/names.ts";
+import {
+  DATA_KEY,
+  HOUR,
+  IDENTITY,
+  MIN,
+  S,
+  SERVICE_ACCOUNT,
+  TOKEN_IDENTITY,
+} from "../support/names.ts";
+import { base64, BOB, configOf, type Parts, secret } from "../support/secrets.ts";
 
 // ───── Secrets that come and go ─────
 

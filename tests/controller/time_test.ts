@@ -11,16 +11,13 @@ import {
   claimsOf,
   expiredFor,
   held,
-  HOUR,
-  identityOf,
   metric,
-  MIN,
   reported,
   rule,
-  S,
-  secret,
   written,
 } from "./rules.ts";
+import { HOUR, MIN, S } from "../support/names.ts";
+import { secret, uid } from "../support/secrets.ts";
 
 // ───── Clocks ─────
 
@@ -115,7 +112,7 @@ const TWO = { identities: 5, secrets: 20, life: 60 * S, during: 15 * MIN };
 async function run(world: VirtualWorld, replicas: number): Promise<number> {
   world.issuer.life = TWO.life;
   for (let number = 0; number < TWO.secrets; number++) {
-    world.cluster.create(secret(`s-${number}`, { identity: identityOf(number % TWO.identities) }));
+    world.cluster.create(secret(`s-${number}`, { identity: uid(number % TWO.identities) }));
   }
   for (let number = 0; number < replicas; number++) world.start();
   await world.clock.advance(TWO.during);
@@ -162,7 +159,7 @@ for (const seed of [1, 2, 3]) {
       world.issuer.life = TWO.life;
       for (let number = 0; number < TWO.secrets; number++) {
         world.cluster.create(
-          secret(`s-${number}`, { identity: identityOf(number % TWO.identities) }),
+          secret(`s-${number}`, { identity: uid(number % TWO.identities) }),
         );
       }
       let running = [world.start(), world.start()];

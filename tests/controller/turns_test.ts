@@ -6,34 +6,26 @@ import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import {} from "../../k8s.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import {
-  ALICE,
   annotate,
   answer,
   apiAnswer,
   asked,
-  base64,
   blank,
-  BOB,
-  configOf,
   expiredFor,
   fresh,
   held,
-  HOUR,
-  identityOf,
   largeRule,
-  MIN,
   peak,
   rule,
-  S,
-  secret,
   written,
 } from "./rules.ts";
-import { DATA_KEY, IDENTITY, SERVICE_ACCOUNT } from "../support/names.ts";
+import { DATA_KEY, HOUR, IDENTITY, MIN, S, SERVICE_ACCOUNT } from "../support/names.ts";
+import { ALICE, base64, BOB, configOf, secret, uid } from "../support/secrets.ts";
 
 /** Secrets of one namespace, each with an identity of its own, numbered from `first` on. */
 function createMany(world: VirtualWorld, namespace: string, first: number, count: number): void {
   for (let number = first; number < first + count; number++) {
-    world.cluster.create(secret(`s-${number}`, { namespace, identity: identityOf(number) }));
+    world.cluster.create(secret(`s-${number}`, { namespace, identity: uid(number) }));
   }
 }
 const numberOf = (identity: string) => parseInt(identity.slice(-8), 16);
@@ -196,7 +188,7 @@ const LEAVING: [string, (world: VirtualWorld, key: string) => void][] = [
   ],
   [
     "gets another identity",
-    (world, key) => void world.cluster.update(key, annotate({ [IDENTITY]: identityOf(99) })),
+    (world, key) => void world.cluster.update(key, annotate({ [IDENTITY]: uid(99) })),
   ],
   ["gets a valid token", (world, key) => {
     const config = configOf(fresh(world));
@@ -345,13 +337,13 @@ for (
       }
       if (isShared) world.cluster.create(secret("shared", { namespace: "bad-0" }));
       world.start();
-      createVictims(world, (number) => isShared ? ALICE : identityOf(number + 1));
+      createVictims(world, (number) => isShared ? ALICE : uid(number + 1));
       let identity = 1000;
       for (let step = 0; step < 40; step++) {
         for (let number = 0; number < count; number++) {
           for (let bad = 0; bad < namespaces; bad++) {
             const key = `bad-${bad}/s-${number}`;
-            world.cluster.update(key, annotate({ [IDENTITY]: identityOf(identity++) }));
+            world.cluster.update(key, annotate({ [IDENTITY]: uid(identity++) }));
           }
         }
         await world.clock.advance(12 * S);
@@ -379,7 +371,7 @@ for (const [count, ms] of [[320, 2 * S], [60, 10 * S]] as const) {
         world.cluster.create(secret(`s-${number}`, { namespace: "bad", identity: BOB }));
       }
       world.start();
-      createVictims(world, (number) => identityOf(number + 10));
+      createVictims(world, (number) => uid(number + 10));
       for (let step = 0; step < 40; step++) {
         for (let number = 0; number < count; number++) {
           world.cluster.update(`bad/s-${number}`, blank);

@@ -10,17 +10,14 @@ import {
   expiredFor,
   gaps,
   held,
-  HOUR,
-  identityOf,
   listings,
   logged,
   metric,
-  MIN,
   rule,
-  S,
-  secret,
   written,
 } from "./rules.ts";
+import { HOUR, MIN, S } from "../support/names.ts";
+import { secret, uid } from "../support/secrets.ts";
 
 const SPAN = 10 * S;
 /** The most requests in any 10 s. */
@@ -413,7 +410,7 @@ rule(
       world.cluster.endWatches(new ApiError("cut", { reason: "UND_ERR_SOCKET" }));
       await world.clock.advance(1);
       world.cluster.create(secret(`known-${index}`));
-      world.cluster.create(secret(`new-${index}`, { identity: identityOf(index + 10) }));
+      world.cluster.create(secret(`new-${index}`, { identity: uid(index + 10) }));
       await world.clock.advance(seconds * S);
       world.cluster.fault = () => undefined;
       await world.clock.advance(6 * S);

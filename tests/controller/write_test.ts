@@ -12,34 +12,34 @@ import { ApiError, type Secret } from "../../k8s.ts";
 import { withToken } from "../../main.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import {
-  ALICE,
   annotate,
   annotationOf,
   answer,
   apiAnswer,
   asked,
-  base64,
   blank,
-  BOB,
   claimsOf,
-  configOf,
   expiredFor,
   fresh,
   gaps,
   held,
-  HOUR,
-  identityOf,
-  jwtOf,
   metric,
-  MIN,
   reported,
   rule,
-  S,
-  secret,
   warnings,
   written,
 } from "./rules.ts";
-import { DATA_KEY, IDENTITY, REFRESH, REFRESHED, SERVICE_ACCOUNT } from "../support/names.ts";
+import {
+  DATA_KEY,
+  HOUR,
+  IDENTITY,
+  MIN,
+  REFRESH,
+  REFRESHED,
+  S,
+  SERVICE_ACCOUNT,
+} from "../support/names.ts";
+import { ALICE, base64, BOB, configOf, secret, tokenOf, uid } from "../support/secrets.ts";
 
 // ───── Failures of the patch ─────
 
@@ -528,7 +528,7 @@ for (const [life, least] of [[20 * S, 5 * S], [6 * S, 1 * S]] as const) {
         world.cluster.update("apps/a", blank);
       }
       const writes = written(world).map(({ endedAt, body }) => {
-        const { expiresAt } = claimsOf(jwtOf(body as Secret));
+        const { expiresAt } = claimsOf(tokenOf((body as Secret).data));
         const leftMs = expiresAt - (world.clock.now() - world.clock.tick + endedAt);
         return { at: endedAt, spacing: Math.min(Math.max(leftMs / 2, 1 * S), 10 * S) };
       });
@@ -548,13 +548,13 @@ rule(
     world.cluster.create(secret("a"));
     world.start();
     for (let step = 0; step < 1200; step++) {
-      world.cluster.update("apps/a", annotate({ [IDENTITY]: identityOf(step + 1) }));
+      world.cluster.update("apps/a", annotate({ [IDENTITY]: uid(step + 1) }));
       await world.clock.advance(250);
     }
     assert(world.issuer.requests.length <= 5 * 6 + 2, `${world.issuer.requests.length} exchanges`);
     assert(written(world).length <= 5 * 6 + 2, `${written(world).length} writes`);
     await world.clock.advance(15 * S);
-    assertEquals(claimsOf(held(world)).subject, identityOf(1200));
+    assertEquals(claimsOf(held(world)).subject, uid(1200));
   },
 );
 
@@ -575,7 +575,7 @@ async function cycleRefused(
 rule(
   "Cycling identities that are refused brings about an exchange a second at most",
   async (world) => {
-    await cycleRefused(world, (step) => ({ [IDENTITY]: identityOf(step + 2) }));
+    await cycleRefused(world, (step) => ({ [IDENTITY]: uid(step + 2) }));
     const { length } = world.issuer.requests;
     assert(length <= 102, `${length} exchanges`);
   },

@@ -1,7 +1,7 @@
 /** What a controller exposes that has filled one Secret and met nothing else. */
-import { secret } from "../controller/rules.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import { METRIC_PREFIX } from "../support/names.ts";
+import { secret } from "../support/secrets.ts";
 
 export interface Sample {
   /** Without the prefix. */

@@ -9,7 +9,7 @@
  */
 import { randomUUID } from "node:crypto";
 import type { JSONWebKeySet } from "jose";
-import { isRecord, parse } from "./decode.ts";
+import { parse } from "./decode.ts";
 import {
   ApiFailure,
   badRequest,
@@ -42,6 +42,7 @@ import {
 } from "./resources.ts";
 import { parseSelector, type Selector } from "./selector.ts";
 import type { Change, KubeObject, ObjectMeta } from "./store.ts";
+import { isRecord } from "../support/json.ts";
 
 export { errorEvent } from "./failure.ts";
 export type { KubeObject, ObjectMeta, Status };

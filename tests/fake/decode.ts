@@ -2,6 +2,7 @@
 import { badRequest } from "./failure.ts";
 import type { Resource } from "./resources.ts";
 import type { KubeObject, ObjectMeta } from "./store.ts";
+import { isRecord } from "../support/json.ts";
 
 /** An object that Go's types cannot hold. */
 export class DecodeError extends Error {
@@ -122,8 +123,4 @@ function sorted<V>(map: Record<string, V>): Record<string, V> {
 
 function mapValues<V, W>(map: Record<string, V>, change: (value: V) => W): Record<string, W> {
   return Object.fromEntries(Object.entries(map).map(([key, value]) => [key, change(value)]));
-}
-
-export function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

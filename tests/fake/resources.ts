@@ -1,8 +1,8 @@
 /** The resources that the stand-in serves, and the rules by which the real server judges objects. */
-import { isRecord } from "./decode.ts";
 import type { Cause, Named } from "./failure.ts";
 import type { KubeObject } from "./store.ts";
 import { DATA_KEY, SECRET_TYPE } from "../support/names.ts";
+import { isRecord } from "../support/json.ts";
 
 export interface Resource {
   plural: string;

@@ -1,6 +1,6 @@
 /** What can be done to stored objects, with the real server's checks and preconditions. */
 import { randomUUID } from "node:crypto";
-import { decode, DecodeError, isRecord, unrecognized } from "./decode.ts";
+import { decode, DecodeError, unrecognized } from "./decode.ts";
 import {
   alreadyExists,
   ApiFailure,
@@ -16,6 +16,7 @@ import {
 import { named, NAMESPACES, type Resource, RESOURCES, validateMeta, wrong } from "./resources.ts";
 import { parseSelector } from "./selector.ts";
 import { type KubeObject, type ObjectMeta, Store } from "./store.ts";
+import { isRecord } from "../support/json.ts";
 
 /** How many first pages are kept for `continue`. */
 const SNAPSHOTS = 100;

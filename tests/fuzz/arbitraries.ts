@@ -12,6 +12,7 @@ import {
   SERVICE_ACCOUNT,
   TOKEN_IDENTITY,
 } from "../support/names.ts";
+import { entryOf, makeJwt } from "../support/secrets.ts";
 
 export const ALICE = `${"a1".repeat(20)}/${"b2".repeat(8)}`;
 export const BOB = `${"c3".repeat(20)}/${"d4".repeat(8)}`;
@@ -84,13 +85,6 @@ export function damaged(text: fc.Arbitrary<string>): fc.Arbitrary<Uint8Array> {
   });
 }
 
-const base64url = (value: unknown) =>
-  Buffer.from(JSON.stringify(value) ?? "").toString("base64url");
-
-export function jwtOf(claims: unknown): string {
-  return `${base64url({ alg: "RS256" })}.${base64url(claims)}.c2lnbmF0dXJlLW9mLW5vYm9keQ`;
-}
-
 /** Instants (s) about the limits that tokens have, and others. */
 const anyInstant = fc.oneof(
   fc.constantFrom(0, 5, 60, 61, 600, 300, 301, 3600, DAY_S, DAY_S + 1, -1, -60, -3600, -DAY_S).map((
@@ -122,20 +116,17 @@ export const goodToken = fc.record({
   aud: fc.constantFrom<unknown>("cgr.dev", ["x", "cgr.dev"]),
   iat: absent(fc.integer({ min: NOW_S - 3600, max: NOW_S + 300 })),
   exp: fc.integer({ min: NOW_S + 305, max: NOW_S + DAY_S - 3600 }),
-}).map(jwtOf);
+}).map(makeJwt);
 
 /** Good ones, those of all claims, damaged ones, and other texts. */
 export const anyToken = fc.oneof(
   { weight: 6, arbitrary: goodToken },
-  { weight: 6, arbitrary: anyClaims.map(jwtOf) },
-  damaged(anyClaims.map(jwtOf)).map((bytes) => Buffer.from(bytes).toString()),
-  anyJson.map(jwtOf),
+  { weight: 6, arbitrary: anyClaims.map(makeJwt) },
+  damaged(anyClaims.map(makeJwt)).map((bytes) => Buffer.from(bytes).toString()),
+  anyJson.map(makeJwt),
   anyText,
 );
 
-export const entryOf = (jwt: string, user = "_token") => ({
-  auth: Buffer.from(`${user}:${jwt}`).toString("base64"),
-});
 const anyEntry = fc.oneof(
   { weight: 6, arbitrary: anyToken.map((jwt) => entryOf(jwt)) },
   fc.tuple(anyToken, fc.constantFrom("user", "")).map(([jwt, user]) => entryOf(jwt, user)),

@@ -17,7 +17,6 @@ import {
   withToken,
 } from "../../main.ts";
 import { decode, findLifeFlaw, readResponse, StsError, verify } from "../../sts.ts";
-import { findToken } from "../support/program.ts";
 import {
   ALICE,
   anyDockerConfig,
@@ -40,6 +39,7 @@ import {
   SERVICE_ACCOUNT,
   TOKEN_IDENTITY,
 } from "../support/names.ts";
+import { findToken } from "../support/leaks.ts";
 
 export interface Property {
   title: string;

@@ -15,18 +15,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import {
-  CONTROLS,
-  findPort,
-  findToken,
-  HOSTILE,
-  type Program,
-  RUNTIME,
-  type Runtime,
-  startProgram,
-  tokenOf,
-  until,
-} from "../support/program.ts";
+import { type Program, RUNTIME, type Runtime, startProgram } from "../support/program.ts";
 import { decodeJwt } from "jose/jwt/decode";
 import { type ApiRequest, errorEvent, startApiServer } from "../fake/apiserver.ts";
 import { makeAuthority } from "../fake/certificates.ts";
@@ -35,10 +24,13 @@ import { type IssuerFault, startIssuer } from "../fake/issuer.ts";
 import { basic, startProxy } from "../fake/proxy.ts";
 import { readConfig } from "../../main.ts";
 import { decode } from "../../sts.ts";
+import { CONTROLS, findToken, HOSTILE } from "../support/leaks.ts";
 import { IDENTITY, MIB, PREFIX, SECRET_TYPE } from "../support/names.ts";
+import { findPort } from "../support/ports.ts";
+import { makeJwt, tokenOf, uid } from "../support/secrets.ts";
+import { timed, until } from "../support/until.ts";
 
 const OWN = ["pull-secret-updater", "controller"] as const;
-const ORG = "0123456789abcdef0123456789abcdef01234567";
 /** Scenarios that run at the same time, beside those that mostly wait. */
 const MAX_BUSY = 4;
 /** Longer than anything takes, on a machine that is busy with other things. */
@@ -47,7 +39,6 @@ const LONG_MS = 90_000;
 const TIMEOUT_MS = 300_000;
 
 const authority = makeAuthority();
-const uid = (index: number) => `${ORG}/${index.toString(16).padStart(16, "0")}`;
 const hasPromtool = !spawnSync("promtool", ["--version"]).error;
 
 interface WorldOptions {
@@ -303,7 +294,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       const program = await world.start();
       world.create(uid(1));
       lateness = 0;
-      const took = await until(() => world.filled(1), "the Secret is filled");
+      const took = await timed(until(() => world.filled(1), "the Secret is filled"));
       assert(took <= 1_000 + lateness, `it took ${took} ms`);
       assertEquals(issuer.exchanges.map(({ token }) => token), [world.token()]);
       const { annotations, uid: secretUid } = api.secret("team", "pull")!.metadata;
@@ -453,7 +444,9 @@ describe("the program", { concurrency: 1_000 }, () => {
           await sleep(3_500);
           world.create(uid(1), name);
           const latenessBefore = lateness;
-          const took = await until(() => world.filled(2 + index), `${name} is filled`, LONG_MS);
+          const took = await timed(
+            until(() => world.filled(2 + index), `${name} is filled`, LONG_MS),
+          );
           assert(took <= 8_000 + lateness - latenessBefore, `it took ${took} ms`);
         }
         api.faults.clear();
@@ -483,7 +476,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       await sleep(10_000);
       await api.accept();
       const latenessBefore = lateness;
-      const took = await until(() => world.filled(2), "the new one is filled", LONG_MS);
+      const took = await timed(until(() => world.filled(2), "the new one is filled", LONG_MS));
       assert(took <= 6_500 + lateness - latenessBefore, `it took ${took} ms`);
       assertEquals([api.count("patch"), issuer.count("exchange")], [3, 1]);
       assertWatchRate(world, program);
@@ -1189,7 +1182,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       assertMatch(none.stdout, /no Secret/i);
       assertEquals([(await status("--status=json")).stdout.trim()], ["[]"]);
 
-      const token = jwt({ sub: uid(1), aud: "cgr.dev", iat: now() - 60, exp: now() + 600 });
+      const token = makeJwt({ sub: uid(1), aud: "cgr.dev", iat: now() - 60, exp: now() + 600 });
       world.secretTexts.push(token);
       createHolding(world, "valid", uid(1), token);
       const valid = await status();
@@ -1197,7 +1190,7 @@ describe("the program", { concurrency: 1_000 }, () => {
       assertMatch(valid.stdout, /^NAMESPACE +NAME +IDENTITY +STATE +EXPIRES IN +PROBLEM\n/);
       assertMatch(valid.stdout, new RegExp(`\nteam +valid +${uid(1)} +valid +(600|59\\d)s\n$`));
 
-      const old = jwt({ sub: uid(2), aud: "cgr.dev", iat: now() - 600, exp: now() - 60 });
+      const old = makeJwt({ sub: uid(2), aud: "cgr.dev", iat: now() - 600, exp: now() - 60 });
       createHolding(world, "expired", uid(2), old);
       world.create(uid(3), "missing");
       world.create(HOSTILE, "hostile");
@@ -1456,11 +1449,6 @@ const isFor = (identity: string) => ({ body }: { body: string }) =>
   new URLSearchParams(body).get("identity") === identity;
 const now = () => Math.floor(Date.now() / 1000);
 const config = (text = '{"auths":{}}') => ({ ".dockerconfigjson": text });
-
-function jwt(claims: object): string {
-  const part = (value: object) => Buffer.from(JSON.stringify(value)).toString("base64url");
-  return `${part({ alg: "RS256" })}.${part(claims)}.c2lnbmF0dXJlLW9mLW5vYm9keQ`;
-}
 
 function createHolding({ api }: World, name: string, identity: string, token: string): void {
   const auth = Buffer.from(`_token:${token}`).toString("base64");

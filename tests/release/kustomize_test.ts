@@ -10,8 +10,9 @@ import { binFolder } from "../cluster/binaries.ts";
 import { blocksOf, tablesUnder } from "../support/markdown.ts";
 import { selfContained } from "../../scripts/manifest.ts";
 import { readSettings } from "../../scripts/manifest_flags.ts";
-import { type Json, objectsOf, podOf } from "../support/yaml.ts";
+import { objectsOf, podOf } from "../support/yaml.ts";
 import { ROOT } from "../support/paths.ts";
+import type { Json } from "../support/json.ts";
 
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const DEPLOY = read("deploy.yaml");

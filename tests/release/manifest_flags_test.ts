@@ -7,8 +7,9 @@ import { test } from "node:test";
 import { blocksOf, itemsUnder } from "../support/markdown.ts";
 import { type Options, selfContained } from "../../scripts/manifest.ts";
 import { FLAGS, readSettings, usage } from "../../scripts/manifest_flags.ts";
-import { type Json, objectsOf, ofKind } from "../support/yaml.ts";
+import { objectsOf, ofKind } from "../support/yaml.ts";
 import { ROOT } from "../support/paths.ts";
+import type { Json } from "../support/json.ts";
 
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const DEPLOY = read("deploy.yaml");

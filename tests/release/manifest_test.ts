@@ -7,8 +7,9 @@ import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { defaultImage, type Options, selfContained } from "../../scripts/manifest.ts";
-import { type Json, objectsOf, ofKind, podOf } from "../support/yaml.ts";
+import { objectsOf, ofKind, podOf } from "../support/yaml.ts";
 import { ROOT } from "../support/paths.ts";
+import type { Json } from "../support/json.ts";
 
 const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const DEPLOY = read("deploy.yaml");

@@ -6,27 +6,20 @@ import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import {
-  CONTROLS,
-  findPort,
-  findToken,
-  type Program,
-  RUNTIME,
-  startProgram,
-  tokenOf,
-  until,
-} from "../support/program.ts";
+import { type Program, RUNTIME, startProgram } from "../support/program.ts";
 import { startApiServer } from "../fake/apiserver.ts";
 import { makeAuthority } from "../fake/certificates.ts";
 import { startIssuer } from "../fake/issuer.ts";
 import { memoryOf } from "../support/usage.ts";
 import { IDENTITY, SECRET_TYPE } from "../support/names.ts";
+import { CONTROLS, findToken } from "../support/leaks.ts";
+import { findPort } from "../support/ports.ts";
+import { tokenOf } from "../support/secrets.ts";
+import { until } from "../support/until.ts";
 
 /** For what takes a moment, on a machine that is busy with other things. */
 export const LONG_MS = 60_000;
 const OWN = ["pull-secret-updater", "controller"] as const;
-const ORG = "0123456789abcdef0123456789abcdef01234567";
-export const uid = (index: number) => `${ORG}/${index.toString(16).padStart(16, "0")}`;
 
 /** As it ships; but what the tests reach is counted of the source. */
 const { NODE_V8_COVERAGE, DENO_COVERAGE_DIR } = process.env;

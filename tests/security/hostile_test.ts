@@ -11,9 +11,11 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
-import { HOSTILE, until } from "../support/program.ts";
-import { type Attack, inWorld, LONG_MS, peakMemory, uid, type World } from "./gates.ts";
+import { type Attack, inWorld, LONG_MS, peakMemory, type World } from "./gates.ts";
 import { IDENTITY, MIB, PREFIX, SECRET_TYPE } from "../support/names.ts";
+import { HOSTILE } from "../support/leaks.ts";
+import { uid } from "../support/secrets.ts";
+import { until } from "../support/until.ts";
 
 /** What the manifest allows. */
 const MAX_MEMORY_MIB = 256;

@@ -11,7 +11,6 @@ import { networkInterfaces, tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import process from "node:process";
 import { after, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import { parse } from "yaml";
 import { type ApiServer, startApiServer } from "../fake/apiserver.ts";
@@ -21,6 +20,7 @@ import { objectsOf } from "../support/yaml.ts";
 import { makeAuthority } from "../fake/certificates.ts";
 import { type Issuer, startIssuer } from "../fake/issuer.ts";
 import { ROOT } from "../support/paths.ts";
+import { until } from "../support/until.ts";
 import { PREFIX } from "../support/names.ts";
 
 const BIN = join(ROOT, "node_modules/.bin");
@@ -195,14 +195,9 @@ function withProxyVariables(args: string[]): string[] {
   );
 }
 
-async function until(what: string, check: () => unknown, { output }: Running): Promise<void> {
-  for (const deadline = Date.now() + UNTIL_MS; !await check(); await sleep(20)) {
-    assert(
-      Date.now() < deadline,
-      `${what}: not so after ${UNTIL_MS / 1000} s\n${output.stdout}${output.stderr}`,
-    );
-  }
-}
+/** What did not come, with all that the program wrote. */
+const saying = (what: string, { output }: Running) => () =>
+  `${what}\n${output.stdout}${output.stderr}`;
 
 function portOf(server: Server): number {
   return (server.address() as AddressInfo).port;
@@ -272,7 +267,7 @@ async function worksIn(
   const program = startIn(pod, args, settings);
   const isFilled = () =>
     api.secret("team", "pull-secret")?.metadata.annotations?.[`${PREFIX}token-expires`];
-  await until("the Secret is filled", isFilled, program);
+  await until(isFilled, saying("the Secret is filled", program), UNTIL_MS);
   for (const host of hasIPv6 ? ["127.0.0.1", "[::1]"] : ["127.0.0.1"]) {
     for (const path of ["/healthz", "/readyz", "/metrics"]) {
       const { status, body } = await fetch(`http://${host}:${pod.port}${path}`);
@@ -280,7 +275,11 @@ async function worksIn(
       assertEquals(status, 200, `${host} ${path}`);
     }
   }
-  await until("the event is written", () => api.events("team").length > 0, program);
+  await until(
+    () => api.events("team").length > 0,
+    saying("the event is written", program),
+    UNTIL_MS,
+  );
   assert(issuer.count("exchange") > 0);
   // Deno's child.kill() would take the signal for the end.
   process.kill(program.child.pid!, "SIGTERM");
@@ -716,7 +715,7 @@ async function askedOfProxy(
   );
   const args = change(argumentsOf(pod)).filter((arg) => !without.includes(arg));
   const running = start(args, Object.fromEntries(environment));
-  await until("the proxy was asked", () => isDone(asked), running);
+  await until(() => !!isDone(asked), saying("the proxy was asked", running), UNTIL_MS);
   running.child.kill("SIGKILL");
   await running.ended;
   return asked;

@@ -6,9 +6,11 @@ import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { RUNTIME, until } from "../support/program.ts";
-import { inWorld, LONG_MS, peakMemory, uid } from "./gates.ts";
+import { RUNTIME } from "../support/program.ts";
+import { inWorld, LONG_MS, peakMemory } from "./gates.ts";
 import { IDENTITY } from "../support/names.ts";
+import { uid } from "../support/secrets.ts";
+import { until } from "../support/until.ts";
 
 const SECRETS = 1_000;
 /**

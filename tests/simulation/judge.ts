@@ -1,6 +1,7 @@
 /** What a Secret is, as the README has it, and not as the controller sees it. */
 import { decodeJwt } from "jose/jwt/decode";
 import type { Secret } from "../../k8s.ts";
+import { isRecord } from "../support/json.ts";
 import { DATA_KEY, IDENTITY, NAMESPACE, PREFIX } from "../support/names.ts";
 
 const AUDIENCE = "cgr.dev";
@@ -39,9 +40,6 @@ export const refreshOf = ({ metadata }: Secret) => {
 };
 export const isLabelled = ({ metadata }: Secret) => metadata.labels?.[IDENTITY] !== undefined;
 
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
 /** Returns nothing for a docker config that cannot be written again. */
 function authsOf({ data }: Secret): Record<string, { auth?: unknown } | null> | undefined {
   let config: unknown;
@@ -50,8 +48,8 @@ function authsOf({ data }: Secret): Record<string, { auth?: unknown } | null> | 
   } catch {
     return undefined;
   }
-  const auths = isObject(config) ? config.auths ?? {} : undefined;
-  return isObject(auths) ? auths as Record<string, { auth?: unknown } | null> : undefined;
+  const auths = isRecord(config) ? config.auths ?? {} : undefined;
+  return isRecord(auths) ? auths as Record<string, { auth?: unknown } | null> : undefined;
 }
 
 /** Whether the controller has to fill it. */

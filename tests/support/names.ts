@@ -22,3 +22,8 @@ export const DATA_KEY = ".dockerconfigjson";
 export const METRIC_PREFIX = "pull_secret_updater_";
 
 export const MIB = 1024 * 1024;
+
+/** In ms. */
+export const S = 1000;
+export const MIN = 60 * S;
+export const HOUR = 60 * MIN;

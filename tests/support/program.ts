@@ -1,15 +1,12 @@
 /** Runs the real program as a process of its own, on either runtime, and keeps all that it says. */
-import { assert } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
-import { setTimeout as sleep } from "node:timers/promises";
 import { bundle } from "../../scripts/bundle.ts";
 import { defaultImage, selfContained } from "../../scripts/manifest.ts";
 import { ofKind, podOf } from "./yaml.ts";
@@ -19,11 +16,6 @@ export type Runtime = "node" | "deno";
 /** The one that runs this. */
 export const RUNTIME: Runtime = process.versions.deno ? "deno" : "node";
 
-/** Below the range that the kernel takes the ports of clients from: nobody else gets one in between. */
-const FIRST_PORT = 20_000;
-/** Who holds the first port of a block has all of it: other processes, and other threads of this one, take another. */
-const BLOCK_PORTS = 100;
-const BLOCKS = 120;
 /** Programs that start at the same time: more would only make each other slow. */
 const MAX_STARTING = 2;
 
@@ -39,42 +31,6 @@ export type Program = Awaited<ReturnType<typeof startProgram>>;
 /** None outlives this process. */
 const running = new Set<number>();
 process.on("exit", () => running.forEach((pid) => process.kill(pid, "SIGKILL")));
-
-/** The ports of the block that is held. */
-let [nextPort, endPort] = [0, 0];
-
-export async function findPort(): Promise<number> {
-  for (;;) {
-    if (nextPort === endPort) await holdBlock();
-    const port = nextPort++;
-    const server = await listen(port);
-    if (!server) continue;
-    server.close();
-    await once(server, "close");
-    return port;
-  }
-}
-
-async function holdBlock(): Promise<void> {
-  for (let block = process.pid;; block++) {
-    const first = FIRST_PORT + (block % BLOCKS) * BLOCK_PORTS;
-    const server = await listen(first);
-    if (!server) continue;
-    server.unref();
-    [nextPort, endPort] = [first + 1, first + BLOCK_PORTS];
-    return;
-  }
-}
-
-/** Returns nothing where the port is taken. */
-async function listen(port: number): Promise<Server | undefined> {
-  const server = createServer().listen(port);
-  const isFree = await Promise.race([
-    once(server, "listening").then(() => true),
-    new Promise<false>((done) => server.once("error", () => done(false))),
-  ]);
-  return isFree ? server : undefined;
-}
 
 const waiting: (() => void)[] = [];
 let starting = 0;
@@ -245,60 +201,4 @@ export async function startProgram(
       if (child.exitCode === null && child.signalCode === null) process.kill(child.pid!, signal);
     },
   };
-}
-
-/** Repeats a check until it holds; fails after so long. Returns how long (ms) that took. */
-export async function until(isSo: () => boolean, what: string, ms = 30_000): Promise<number> {
-  const startedAt = performance.now();
-  while (!isSo()) {
-    assert(
-      performance.now() < startedAt + ms,
-      `within ${ms / 1000} s it never came to this: ${what}`,
-    );
-    await sleep(5);
-  }
-  return performance.now() - startedAt;
-}
-
-/** The token for cgr.dev in the data of a Secret. */
-export function tokenOf(data?: Record<string, string>): string | undefined {
-  const config = JSON.parse(
-    Buffer.from(data?.[".dockerconfigjson"] ?? "e30=", "base64").toString(),
-  );
-  const auth = Buffer.from(config.auths?.["cgr.dev"]?.auth ?? "", "base64").toString();
-  return auth.startsWith("_token:") ? auth.slice("_token:".length) : undefined;
-}
-
-/** Terminal escapes, a bell, a line of its own, and a change of direction. */
-export const HOSTILE = '\u001b[31mred\u0007\n{"level":"forged"}\u009b2J\u202e';
-/** What must not be in anything that is told. */
-export const CONTROLS = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u;
-
-const WINDOW = 16;
-
-/**
- * Finds a part of one of the tokens in a text, as it is or in base64, even twice: 16 characters of a segment are
- * enough. Returns the first found.
- */
-export function findToken(text: string, tokens: Iterable<string>): string | undefined {
-  const known = new Set<string>();
-  for (const run of text.match(/[\w+/=-]{16,}/g) ?? []) {
-    for (let at = 0; at + WINDOW <= run.length; at++) known.add(run.slice(at, at + WINDOW));
-  }
-  for (const token of tokens) {
-    const segments = token.split(".");
-    const encoded = encodings(token);
-    for (const form of [...segments, ...encoded, ...encoded.flatMap(encodings)]) {
-      for (let at = 0; at + WINDOW <= form.length; at++) {
-        if (known.has(form.slice(at, at + WINDOW))) return form.slice(at, at + WINDOW);
-      }
-    }
-  }
-}
-
-/** Base64 of a text at each of the three places that it can have within a longer one, its edges left out. */
-function encodings(text: string): string[] {
-  return ["", "-", "--"].map((before) =>
-    Buffer.from(before + text).toString("base64").slice(4, -4)
-  );
 }

@@ -1,8 +1,6 @@
 /** The objects of a manifest. */
 import { parseAllDocuments } from "yaml";
-
-// deno-lint-ignore no-explicit-any
-export type Json = any;
+import type { Json } from "./json.ts";
 
 export const objectsOf = (yaml: string): Json[] =>
   parseAllDocuments(yaml).map((document) => document.toJS());

@@ -1,20 +1,15 @@
 /** What the steps of the end-to-end run share: the cluster and all around it, and how a step is run and told. */
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import type { Cluster } from "../cluster.ts";
 import { run } from "../../support/processes.ts";
 import type { Issuer } from "../../fake/issuer.ts";
 import type { Registry } from "./registry.ts";
-import { IDENTITY, SECRET_TYPE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
 
-// deno-lint-ignore no-explicit-any
-export type Json = any;
 export type Kubectl = (args: string[], input?: string) => Promise<string>;
 
-const UNTIL_MS = 60_000;
 /** For what has failed: it is tried again after a minute at the latest; some more for the work itself. */
 export const RETRIED_MS = 75_000;
-const POLL_MS = 200;
 
 export interface Context {
   cluster: Cluster;
@@ -62,27 +57,6 @@ export async function getJson(
   return JSON.parse(await kubectl(["get", ...args, "-o", "json"]));
 }
 
-/** Repeats a check until it gives something; one that throws gives nothing yet. */
-export async function until<T>(
-  what: string,
-  check: () => Promise<T | undefined | false>,
-  ms: number = UNTIL_MS,
-): Promise<T> {
-  const deadline = Date.now() + ms;
-  let why = "";
-  for (;;) {
-    try {
-      const found = await check();
-      if (found !== undefined && found !== false) return found;
-      why = "";
-    } catch (error) {
-      why = `: ${(error as Error).message}`;
-    }
-    if (Date.now() > deadline) throw new Error(`${what}: not so after ${ms / 1000} s${why}`);
-    await sleep(POLL_MS);
-  }
-}
-
 export function expect(condition: unknown, message: string): asserts condition {
   if (!condition) throw new Error(message);
 }
@@ -93,46 +67,4 @@ export async function refused(attempt: Promise<unknown>, message: RegExp): Promi
   expect(said !== "", "it was allowed");
   expect(message.test(said), `refused, but otherwise than ${message}: ${said}`);
   return said;
-}
-
-/** A labelled pull Secret with nothing in it yet. */
-export function pullSecret(
-  namespace: string,
-  name: string,
-  identity: string,
-  annotations: object = {},
-): Json {
-  return {
-    apiVersion: "v1",
-    kind: "Secret",
-    metadata: {
-      namespace,
-      name,
-      labels: { [IDENTITY]: identity.replaceAll("/", ".") },
-      annotations,
-    },
-    type: SECRET_TYPE,
-    stringData: { ".dockerconfigjson": '{"auths":{}}' },
-  };
-}
-
-/** The docker config of a Secret. */
-export function dockerConfig(secret: Json): string {
-  return Buffer.from(secret.data?.[".dockerconfigjson"] ?? "", "base64").toString();
-}
-
-export interface Token {
-  token: string;
-  iat: number;
-  exp: number;
-  sub: string;
-  act: { sub: string };
-}
-
-/** The token for cgr.dev in a Secret, and its claims. */
-export function tokenIn(secret: Json): Token | undefined {
-  const auth = JSON.parse(dockerConfig(secret) || "{}").auths?.["cgr.dev"]?.auth;
-  const [user, token] = Buffer.from(auth ?? "", "base64").toString().split(":");
-  if (user !== "_token" || token === undefined) return undefined;
-  return { token, ...JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString()) };
 }

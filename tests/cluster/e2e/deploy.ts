@@ -1,11 +1,13 @@
 /** The program's image and its manifest, installed as users do it. */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson, type Json, until } from "./context.ts";
+import { type Context, expect, getJson } from "./context.ts";
 import { type Bases, buildBases, buildProgram } from "./images.ts";
 import { patchedManifest } from "./patch.ts";
 import { contract } from "./tools.ts";
 import { NAMESPACE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { until } from "../../support/until.ts";
 
 const IMAGE = "localhost/pull-secret-updater:e2e";
 const REPLICAS = 2;
@@ -63,11 +65,11 @@ export async function deploy(context: Context): Promise<Bases> {
   });
 
   await need("both Pods are ready, under Pod Security restricted", async () => {
-    const pods = await until("both Pods are ready", async () => {
+    const pods = await until(async () => {
       const pods = await controllerPods(context);
       const ready = pods.filter(({ ready }) => ready);
       return pods.length === REPLICAS && ready.length === REPLICAS && pods;
-    });
+    }, "both Pods are ready");
     const restarts = pods.reduce((sum, { restarts }) => sum + restarts, 0);
     expect(restarts === 0, `${restarts} restarts`);
     const namespace = await getJson(context, "namespace", NAMESPACE);

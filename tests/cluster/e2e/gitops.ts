@@ -1,8 +1,11 @@
 /** Tools that apply a Secret again and again, each as it does it: what they take out, and what they leave. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Context, expect, getJson, type Json, refused, tokenIn, until } from "./context.ts";
+import { type Context, expect, getJson, refused } from "./context.ts";
 import { needBlock } from "./blocks.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX, SECRET_TYPE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 const NS = "gitops";
 /** Of this part's own. */
@@ -68,7 +71,7 @@ export async function gitops(context: Context): Promise<void> {
     await kubectl(["apply", "-f", "-"], needBlock("name: pull-secret-updater-empty"));
     const args = ["create", "--dry-run=server", "-f", "-"];
     const secret = JSON.stringify(manifest("tried", 1));
-    await until("it is taken", async () => await kubectl(args, secret) !== "");
+    await until(async () => await kubectl(args, secret) !== "", "it is taken");
   });
 
   await Promise.all(TOOLS.flatMap((tool) => [
@@ -177,10 +180,10 @@ async function ignored(context: Context): Promise<void> {
     await check(context, tool, name, round, token, [tool.manager, OURS]);
   }
   await kubectl(["annotate", "secret", name, "-n", NS, `${PREFIX}refresh=now`]);
-  const renewed = await until("it has another token", async () => {
+  const renewed = await until(async () => {
     const found = await filled(context, name);
     return found !== token && found;
-  });
+  }, "it has another token");
   await check(context, tool, name, 3, renewed);
 }
 
@@ -191,7 +194,7 @@ function apply({ kubectl }: Context, { args }: Tool, object: Json): Promise<stri
 /** Waits for a token, and gives it. */
 async function filled(context: Context, name: string, ms?: number): Promise<string> {
   const look = async () => tokenIn(await getJson(context, "secret", "-n", NS, name))?.token;
-  return await until(`${name} is filled`, look, ms);
+  return await until(look, `${name} is filled`, ms);
 }
 
 /** Expects what this round has applied beside that token, and each field to be its writer's. */

@@ -3,10 +3,12 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson, tokenIn, until } from "./context.ts";
+import { type Context, expect, getJson } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
+import { tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 /** As the README has them. */
 const SECRET = "pull-secret";
@@ -71,7 +73,7 @@ export async function laptop(context: Context): Promise<void> {
     "quick start 4 and 6: on Node the Secret is filled, and --status and the events tell so",
     async () => {
       await whileRunning(context, onNode, async () => {
-        await until("it is filled", () => filledAnew(undefined));
+        await until(() => filledAnew(undefined), "it is filled");
         await look();
         const said = await runCommands(context, "kubectl get secrets -A -l", ownPort(context));
         expect(said.includes("TokenIssued") && said.includes(UID), said);
@@ -86,7 +88,7 @@ export async function laptop(context: Context): Promise<void> {
       await whileRunning(context, onDeno, async () => {
         const before = tokenIn(await secret())?.token;
         await runCommands(context, "kubectl annotate --overwrite secret pull-secret");
-        await until("it is refreshed", () => filledAnew(before));
+        await until(() => filledAnew(before), "it is refreshed");
         const fragment = needBlock('identity: ""\n  annotations:\n');
         await kubectl(["patch", "secret", SECRET, "--type=merge", "--patch", fragment]);
         await look();
@@ -142,8 +144,8 @@ async function whileRunning(
   const closed = once(child, "close");
   try {
     await until(
-      "it has listed the Secrets",
       () => Promise.resolve(said.includes('"msg":"listed"')),
+      "it has listed the Secrets",
     );
     await act();
   } catch (error) {

@@ -4,13 +4,16 @@ import { join } from "node:path";
 import { run } from "../../support/processes.ts";
 import { defaultImage, selfContained } from "../../../scripts/manifest.ts";
 import { readSettings } from "../../../scripts/manifest_flags.ts";
-import { type Context, expect, getJson, type Json, pullSecret, tokenIn, until } from "./context.ts";
+import { type Context, expect, getJson } from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { type Bases, save } from "./images.ts";
 import { aliasPatch, trustOfTheIssuer } from "./patch.ts";
 import { runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { pullSecret, tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 const NS = "self-contained";
 /** For the manifest of another namespace. */
@@ -152,14 +155,14 @@ async function check(context: Context, runtime: "node" | "deno"): Promise<string
   );
   const created = Date.now();
   await until(
-    "the Secret is filled",
     async () => tokenIn(await getJson(context, "secret", "-n", NS, runtime)),
+    "the Secret is filled",
   );
   const took = Date.now() - created;
-  const pods = await until("the old Pods are gone", async () => {
+  const pods = await until(async () => {
     const pods = await controllerPods(context);
     return pods.length === REPLICAS && pods;
-  });
+  }, "the old Pods are gone");
   expect(pods.every(({ ready, restarts }) => ready && restarts === 0), JSON.stringify(pods));
   for (const { name } of pods) {
     const said = await kubectl(["logs", "-n", NAMESPACE, name]);

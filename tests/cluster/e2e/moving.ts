@@ -3,17 +3,12 @@ import { spawn } from "node:child_process";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import {
-  type Context,
-  dockerConfig,
-  expect,
-  getJson,
-  type Json,
-  tokenIn,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson } from "./context.ts";
 import { runCommands } from "./blocks.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE, SECRET_TYPE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { dockerConfig, tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 /** One with a token of the Go controller's, one that it has not filled yet, one with a long-lived pull token. */
 const [LIVE, EMPTY, LONG_LIVED] = ["moving-live", "moving-empty", "moving-long-lived"];
@@ -41,7 +36,7 @@ export async function moving(context: Context): Promise<void> {
       }
       // It writes the token in the same form.
       await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}=`]);
-      await until("it holds a token", async () => tokenIn(await secret(LIVE)));
+      await until(async () => tokenIn(await secret(LIVE)), "it holds a token");
       await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}-`]);
     },
   );
@@ -51,7 +46,7 @@ export async function moving(context: Context): Promise<void> {
     async () => {
       const before = tokenIn(await secret(LIVE))?.token;
       await runCommands(context, "--field-selector metadata.name=pull-secret");
-      await until("the empty one is filled", async () => tokenIn(await secret(EMPTY)));
+      await until(async () => tokenIn(await secret(EMPTY)), "the empty one is filled");
       expect(tokenIn(await secret(LIVE))?.token === before, "the token was replaced");
       await canPull(context, await secret(EMPTY));
     },
@@ -68,7 +63,7 @@ export async function moving(context: Context): Promise<void> {
       await canPull(context, await secret(LONG_LIVED));
       const watched = await watchStates(context, LONG_LIVED);
       await runCommands(context, "kubectl label secret pull-secret", inNamespace);
-      await until("it holds a token", async () => tokenIn(await secret(LONG_LIVED)));
+      await until(async () => tokenIn(await secret(LONG_LIVED)), "it holds a token");
       const { gaps, states } = watched();
       expect(gaps === 0 && states > 1, `${gaps} of ${states} states had no credential`);
       const config = dockerConfig(await secret(LONG_LIVED));
@@ -147,7 +142,7 @@ async function watchStates(
   });
   let said = "";
   child.stdout.setEncoding("utf8").on("data", (text: string) => said += text);
-  await until("the watch has begun", () => Promise.resolve(said.includes("\n")));
+  await until(() => Promise.resolve(said.includes("\n")), "the watch has begun");
   return () => {
     child.kill();
     const configs = said.trimEnd().split("\n").map((line) =>

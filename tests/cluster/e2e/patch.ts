@@ -4,9 +4,10 @@
  */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, type Json } from "./context.ts";
+import { type Context } from "./context.ts";
 import { ROOT } from "../../support/paths.ts";
 import { NAMESPACE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
 
 const CA_FOLDER = "/etc/private-ca";
 

@@ -1,7 +1,9 @@
 /** Pods that name no pull Secret: the README's two ways to have them get it. */
-import { type Context, expect, getJson, type Json, until } from "./context.ts";
+import { type Context, expect, getJson } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { until } from "../../support/until.ts";
 
 /** As the README has them. */
 const [BY_POLICY, BY_ACCOUNT] = ["team-b", "team-c"];
@@ -23,8 +25,8 @@ export async function pods(context: Context): Promise<void> {
     );
   const runs = (namespace: string, name: string) =>
     until(
-      "it runs",
       async () => (await getJson(context, "pod", "-n", namespace, name)).status.phase === "Running",
+      "it runs",
     );
   const names = ({ spec }: Json) =>
     (spec.imagePullSecrets ?? []).map(({ name }: Json) => name).join();
@@ -43,8 +45,8 @@ export async function pods(context: Context): Promise<void> {
     async () => {
       await runCommands(context, "kubectl apply -f add-pull-secret.yaml");
       await until(
-        "the policy is in force",
         async () => names(await dryRun(pod(BY_POLICY, "probe"))) === SECRET,
+        "the policy is in force",
       );
       await created(pod(BY_POLICY, "plain"));
       await runs(BY_POLICY, "plain");

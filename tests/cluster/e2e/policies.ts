@@ -12,17 +12,7 @@ import { down as endCluster, up as startCluster } from "../cluster.ts";
 import { ROOT } from "../../support/paths.ts";
 import { isInstalled, pidOf, run } from "../../support/processes.ts";
 import { usageOf } from "../../support/usage.ts";
-import {
-  type Context,
-  expect,
-  getJson,
-  type Json,
-  type Kubectl,
-  kubectlAs,
-  pullSecret,
-  refused,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson, type Kubectl, kubectlAs, refused } from "./context.ts";
 import { flags } from "./manifest.ts";
 import {
   ACCOUNT,
@@ -36,6 +26,9 @@ import {
   TOKEN_EXPIRES,
   TOKEN_IDENTITY,
 } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { until } from "../../support/until.ts";
+import { pullSecret } from "../../support/secrets.ts";
 
 type Given = Pick<Context, "cluster" | "kubectl" | "as" | "step" | "work">;
 
@@ -197,7 +190,7 @@ async function prepare({ kubectl }: Given): Promise<void> {
     subjects: [{ kind: "User", name: "erin" }],
   };
   await createAll(kubectl, [...namespaces, ...accounts, ...roles, anyIdentity, ...secrets]);
-  await until("the policies are in force", () => areInForce(kubectl));
+  await until(() => areInForce(kubectl), "the policies are in force");
   const old = ["", "-too", "-three"].map((more) =>
     labelled(`differing${more}`, { [IDENTITY]: OTHER_UID })
   );
@@ -275,11 +268,11 @@ async function withoutPolicies<T>(kubectl: Kubectl, attempt: () => Promise<T>): 
   }
   await kubectl(["delete", ...names]);
   try {
-    await until("the policies are not in force", async () => await areInForce(kubectl) === false);
+    await until(async () => await areInForce(kubectl) === false, "the policies are not in force");
     return await attempt();
   } finally {
     await createAll(kubectl, items);
-    await until("the policies are in force again", () => areInForce(kubectl));
+    await until(() => areInForce(kubectl), "the policies are in force again");
   }
 }
 
@@ -528,7 +521,7 @@ async function controllerSide(context: Given): Promise<void> {
           .metadata;
         return annotations.stamp === "yes" && labels.stamp === "yes";
       };
-      await until("it adds to a write", stamped);
+      await until(stamped, "it adds to a write");
       await write("stamped");
       const label = (name: string, value: string | null) =>
         patch("stamped", { metadata: { labels: { [name]: value } } });
@@ -544,11 +537,11 @@ async function controllerSide(context: Given): Promise<void> {
     } finally {
       await kubectl(["delete", "-f", "-"], stamp);
     }
-    await until("it adds nothing any more", async () => {
+    await until(async () => {
       await kubectl(["annotate", "secret", "stamped", "-n", TEAM, "stamp-"]);
       const { metadata } = await getJson(context, "secret", "stamped", "-n", TEAM);
       return metadata.annotations.stamp === undefined;
-    });
+    }, "it adds nothing any more");
   });
 
   const before = await versions(context);

@@ -1,18 +1,13 @@
 /** The story of the README: a labelled Secret, and Pods that pull private images with it. */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import {
-  type Context,
-  dockerConfig,
-  expect,
-  getJson,
-  type Json,
-  tokenIn,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson } from "./context.ts";
 import { buildApp } from "./images.ts";
 import { needBlock } from "./blocks.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { dockerConfig, tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 const NS = "story";
 /** As the README has them. */
@@ -47,7 +42,7 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
   await need("the README's Secret is filled", async () => {
     await kubectl(["create", "-n", NS, "-f", "-"], needBlock("# pull-secret.yaml"));
     const created = Date.now();
-    await until("it holds a token", async () => tokenIn(await secret()) !== undefined);
+    await until(async () => tokenIn(await secret()) !== undefined, "it holds a token");
     return `${Date.now() - created} ms after it was created`;
   });
   const filled = Date.now();
@@ -59,16 +54,16 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
       ["apply", "-n", NS, "-f", "-"],
       manifest.replace(README_IMAGE, `cgr.dev/${REPOSITORY}:1`),
     );
-    await until("it runs", () => isRunning(POD));
+    await until(() => isRunning(POD), "it runs");
   });
 
   await step("a Pod that does not name it gets no image", async () => {
     await kubectl(["create", "-f", "-"], JSON.stringify(pod("without", "1")));
-    return await until("it is refused", async () => {
+    return await until(async () => {
       const { status } = await getJson(context, "pod", "-n", NS, "without");
       const waiting = status.containerStatuses?.[0]?.state?.waiting;
       return /^(ErrImagePull|ImagePullBackOff)$/.test(waiting?.reason) && `${waiting.reason}`;
-    });
+    }, "it is refused");
   });
 
   await step(
@@ -76,11 +71,11 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
     async () => {
       const tokens = new Set([tokenIn(await secret())?.token]);
       await until(
-        "it is refreshed",
         async () => tokens.add(tokenIn(await secret())?.token).size > REFRESHES,
+        "it is refreshed",
       );
       await kubectl(["create", "-f", "-"], JSON.stringify(pod("later", "2", SECRET)));
-      await until("it runs", () => isRunning("later"));
+      await until(() => isRunning("later"), "it runs");
       return `${
         Math.round((Date.now() - filled) / 1000)
       } s after the first token, which lived ${LIFE_S} s`;

@@ -15,7 +15,7 @@ import { importPKCS8 } from "jose/key/import";
 import { run, start } from "../../support/processes.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import type { Issuer } from "../../fake/issuer.ts";
-import { until } from "./context.ts";
+import { until } from "../../support/until.ts";
 
 const SERVICE = "cgr.dev";
 const TOKEN_SECONDS = 60;
@@ -124,8 +124,8 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
   );
   await start(dir, "docker-registry", "docker-registry", ["serve", configuration], "/usr/bin");
   await until(
-    "the registry answers",
     async () => (await fetch(`http://${host}:${port}/v2/`)).status === 401,
+    "the registry answers",
   );
 
   const hosts = join(work, "hosts");

@@ -5,21 +5,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Agent, request } from "undici";
 import type { Cluster } from "../cluster.ts";
 import { makeCertificates, paths } from "../components.ts";
-import {
-  type Context,
-  expect,
-  getJson,
-  type Json,
-  pullSecret,
-  refused,
-  RETRIED_MS,
-  type Token,
-  tokenIn,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson, refused, RETRIED_MS } from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { controllerProcesses } from "./tools.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { pullSecret, type Token, tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 const NS = "resilience";
 const SECRETS = ["first", "second", "third"];
@@ -117,8 +109,8 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
   const refreshedSince = async (time: number, names = SECRETS) => {
     const wholeSecond = Math.floor(time / 1000); // as `iat` is
     await until(
-      "the Secrets are refreshed",
       async () => (await tokens(names)).every((token) => token && token.iat >= wholeSecond),
+      "the Secrets are refreshed",
       RETRIED_MS,
     );
   };
@@ -144,10 +136,10 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
     const [pid] = controllerProcesses(context);
     expect(pid, "none runs");
     process.kill(pid, "SIGKILL");
-    await until("it was started again", async () => {
+    await until(async () => {
       const pods = await controllerPods(context);
       return pods.some(({ restarts }) => restarts === 1) && pods.every(({ ready }) => ready);
-    });
+    }, "it was started again");
   });
 
   await step("rolling restart", async () => {
@@ -163,8 +155,8 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
     const back = Date.now();
     await kubectl(["create", "-f", "-"], JSON.stringify(pullSecret(NS, "late", LATE_IDENTITY)));
     await until(
-      "it is filled",
       async () => tokenIn(await getJson(context, "secret", "-n", NS, "late")),
+      "it is filled",
     );
     return `${Date.now() - back} ms after etcd and the API server were ready`;
   });
@@ -225,10 +217,10 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
       issuer.keys = JSON.parse(await kubectl(["get", "--raw", "/openid/v1/jwks"]));
       await cluster.start("kube-controller-manager");
       const ca = fs.readFileSync(cluster.ca, "utf8");
-      await until("the new CA is published", async () => {
+      await until(async () => {
         const { data } = await getJson(context, "configmap", "-n", NAMESPACE, "kube-root-ca.crt");
         return data["ca.crt"].trim() === ca.trim();
-      });
+      }, "the new CA is published");
       // Its cache of tokens is in memory: it asks for new ones, the subject token for one.
       await cluster.start("kube-scheduler");
       await cluster.start("kubelet");

@@ -1,17 +1,10 @@
 /** What else the README has YAML for: the manifest with an empty `data:`, a tenant's own account, the narrow install. */
 import { controllerPods, rolledOut } from "./deploy.ts";
-import {
-  type Context,
-  expect,
-  getJson,
-  pullSecret,
-  refused,
-  RETRIED_MS,
-  tokenIn,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson, refused, RETRIED_MS } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX, SECRET_TYPE } from "../../support/names.ts";
+import { pullSecret, tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 const SUBJECT = `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`;
 /** As the README has it. */
@@ -47,20 +40,20 @@ data:
       const create = () => kubectl(["create", "-n", namespace, "-f", "-"], manifest);
       await refused(create(), /data\[\.dockerconfigjson\]: Required value/);
       await kubectl(["apply", "-f", "-"], needBlock("name: pull-secret-updater-empty"));
-      await until("it is taken", async () => await create() !== "");
-      await until("it is filled", () => filled(context, namespace, "pull-secret"));
+      await until(async () => await create() !== "", "it is taken");
+      await until(() => filled(context, namespace, "pull-secret"), "it is filled");
     },
   );
 
   await step("a tenant's own account: refused without the Role, with a Warning", async () => {
     await kubectl(["create", "namespace", TENANT]);
     await kubectl(["create", "-f", "-"], needBlock("# tenant-secret.yaml"));
-    return await until("the event", async () => {
+    return await until(async () => {
       const { items } = await getJson(context, "events.events.k8s.io", "-n", TENANT);
       return items.find(({ type, reason }: { type: string; reason: string }) =>
         type === "Warning" && reason === "ExchangeFailed"
       )?.note;
-    });
+    }, "the event");
   });
 
   await step(
@@ -69,8 +62,8 @@ data:
       await kubectl(["apply", "-f", "-"], needBlock("# tenant.yaml"));
       await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}refresh=now`]);
       const token = await until(
-        "it is filled",
         () => filled(context, TENANT, TENANT_SECRET),
+        "it is filled",
         RETRIED_MS,
       );
       const { sub } = token.act;
@@ -104,7 +97,7 @@ export async function narrow(context: Context): Promise<void> {
     // The request before stays on the Secret.
     const request = ["--overwrite", `${PREFIX}refresh=narrow`];
     await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, ...request]);
-    await until("it is refreshed", async () => (await secret())?.token !== before);
+    await until(async () => (await secret())?.token !== before, "it is refreshed");
     expect(
       !await filled(context, "elsewhere", "pull-secret"),
       "a Secret in another namespace was filled",

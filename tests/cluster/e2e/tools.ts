@@ -3,11 +3,12 @@ import * as fs from "node:fs";
 import { join } from "node:path";
 import { podProcesses } from "../node.ts";
 import { readIfThere, residentMB, run, start } from "../../support/processes.ts";
-import { type Context, expect, until } from "./context.ts";
+import { type Context, expect } from "./context.ts";
 import { controllerPods } from "./deploy.ts";
 import { runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
 import { NAMESPACE } from "../../support/names.ts";
+import { until } from "../../support/until.ts";
 
 export async function contract({ cluster }: Context): Promise<string> {
   const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
@@ -50,7 +51,7 @@ export async function tools(context: Context): Promise<void> {
       cluster.bin,
     );
     const url = `http://127.0.0.1:${port}`;
-    await until("kubectl proxy answers", async () => (await fetch(`${url}/version`)).ok);
+    await until(async () => (await fetch(`${url}/version`)).ok, "kubectl proxy answers");
     const env = { KUBERNETES_API: url };
     const node = await run("node", ["main.ts", "--status=json"], { cwd: ROOT, env });
     const deno = await run("deno", ["task", "--quiet", "start", "--status=json"], {

@@ -5,17 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { run } from "../../support/processes.ts";
 import { defaultImage } from "../../../scripts/manifest.ts";
 import { objectsOf } from "../../support/yaml.ts";
-import {
-  type Context,
-  expect,
-  getJson,
-  type Json,
-  type Kubectl,
-  pullSecret,
-  refused,
-  tokenIn,
-  until,
-} from "./context.ts";
+import { type Context, expect, getJson, type Kubectl, refused } from "./context.ts";
 import { rolledOut } from "./deploy.ts";
 import type { Bases } from "./images.ts";
 import { provide } from "./manifest.ts";
@@ -24,6 +14,9 @@ import { runCommands } from "./blocks.ts";
 import { lookAtSecrets } from "./resilience.ts";
 import { ROOT } from "../../support/paths.ts";
 import { ACCOUNT, NAMESPACE, REFRESH, REFRESHED } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { pullSecret, tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 /** 0.1.0. */
 const OLD_COMMIT = "938be1f61873abc639b91e6d7c35436a7fd1a104";
@@ -89,7 +82,7 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
         ["create", "-f", "-"],
         JSON.stringify({ apiVersion: "v1", kind: "List", items: secrets }),
       );
-      await until("all are filled", async () => (await held(context)).every((token) => token));
+      await until(async () => (await held(context)).every((token) => token), "all are filled");
       watch.begin();
     });
     // Back again last, as it is this version that is taken away.
@@ -171,12 +164,12 @@ async function move(
   const began = Date.now();
   const asked = `${way.isPruned}-${count}`;
   await kubectl(["annotate", "secret", ASKED, "-n", NS, "--overwrite", `${REFRESH}=${asked}`]);
-  await until("the old program is refused", async () => {
+  await until(async () => {
     const { items } = await getJson(context, "events.events.k8s.io", "-n", NS);
     return items.some(({ regarding, note, eventTime }: Json) =>
       regarding.name === ASKED && DENIED.test(note) && Date.parse(eventTime) > began
     );
-  });
+  }, "the old program is refused");
   const [first = ""] = Object.keys(RENEWED);
   await renewedSince(context, began, [first]);
 
@@ -184,10 +177,10 @@ async function move(
   await apply(kubectl, way, to.objects);
   const pruned = way.isPruned ? await prune(kubectl, from, to) : [];
   await rolledOut(context);
-  await until("the refresh is served", async () => {
+  await until(async () => {
     const { annotations } = (await getJson(context, "secret", "-n", NS, ASKED)).metadata;
     return annotations[REFRESH] === undefined || annotations[REFRESHED] === asked;
-  });
+  }, "the refresh is served");
   const served = Date.now();
   await renewedSince(context, rolling, Object.keys(RENEWED));
   const refusedFor = Math.round((served - began) / 1000);
@@ -228,10 +221,10 @@ const secondsLeft = ({ exp }: { exp: number }) => exp - Date.now() / 1000;
 
 async function renewedSince(context: Context, time: number, names: string[]): Promise<void> {
   const wholeSecond = Math.floor(time / 1000); // as `iat` is
-  await until("the tokens are renewed", async () => {
+  await until(async () => {
     const tokens = await held(context, names);
     return tokens.every((token) => token && token.iat >= wholeSecond);
-  });
+  }, "the tokens are renewed");
 }
 
 /** Looks five times a second whether each Secret has a token that is valid. */

@@ -4,7 +4,7 @@ import { cpSync, renameSync, rmSync } from "node:fs";
 import { request } from "undici";
 import type { Cluster } from "../cluster.ts";
 import { etcdAddress, type Options, paths } from "../components.ts";
-import type { Json } from "../admin.ts";
+import type { Json } from "../../support/json.ts";
 
 /** Below the 1.5 MiB that etcd takes for one request. */
 const JUNK_BYTES = 1024 * 1024;

@@ -7,12 +7,15 @@ import { after, describe, test } from "node:test";
 import { Agent, request } from "undici";
 import { startApiServer } from "../../fake/apiserver.ts";
 import { identityOf, pathOf, secretOf, standingOf } from "../objects.ts";
-import { parseMetrics, peakRise, total } from "./observe.ts";
+import { peakRise, total } from "./observe.ts";
 import { startProxy } from "./api_proxy.ts";
 import { tabulate } from "./matrix.ts";
 import type { Row } from "./rows.ts";
 import type { Outcome } from "./outcome.ts";
 import { startWire } from "./wire.ts";
+import { parseMetrics } from "../../support/metrics.ts";
+import { DATA_KEY } from "../../support/names.ts";
+import { base64, configOf, makeJwt } from "../../support/secrets.ts";
 
 const api = await startApiServer({});
 const upstream = new Agent();
@@ -100,14 +103,7 @@ test("a Secret's standing goes by its token alone", () => {
   const claims = { sub: identity, iat: 1000, exp: 1015 };
   const secret = secretOf("run", "team", "one", identity);
   const holding = (payload: object) => {
-    const jwt = ["", Buffer.from(JSON.stringify(payload)).toString("base64url"), ""].join(".");
-    const config = {
-      auths: { "cgr.dev": { auth: Buffer.from(`_token:${jwt}`).toString("base64") } },
-    };
-    return {
-      ...secret,
-      data: { ".dockerconfigjson": Buffer.from(JSON.stringify(config)).toString("base64") },
-    };
+    return { ...secret, data: { [DATA_KEY]: base64(configOf(makeJwt(payload))) } };
   };
   const stateAt = (held: object, at: number) => standingOf(held, identity, at).state;
   assertEquals(stateAt(secret, 0), "missing");

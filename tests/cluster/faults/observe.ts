@@ -1,8 +1,10 @@
 /** What is seen of a program and its Secrets, all the while. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { request } from "undici";
-import type { Admin, Json } from "../admin.ts";
+import type { Admin } from "../admin.ts";
 import { RUN_LABEL, type Standing, standingOf } from "../objects.ts";
+import type { Json } from "../../support/json.ts";
+import { parseMetrics } from "../../support/metrics.ts";
 
 const LOOK_MS = 200;
 const SAMPLE_MS = 500;
@@ -82,14 +84,6 @@ function repeat(ms: number, act: () => Promise<void>): () => Promise<void> {
     isOver = true;
     return ended;
   };
-}
-
-export function parseMetrics(text: string): Map<string, number> {
-  const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
-  return new Map(lines.map((line) => {
-    const end = line.lastIndexOf(" ");
-    return [line.slice(0, end), Number(line.slice(end + 1))];
-  }));
 }
 
 /** The sum of all series of a metric. */

@@ -1,12 +1,13 @@
 /** Carries out one row: all well, the fault, its end, and all well again; and judges what was seen. */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { findToken, type LogRecord, type Runtime } from "../../support/program.ts";
+import { type LogRecord, type Runtime } from "../../support/program.ts";
 import type { Standing } from "../objects.ts";
 import { type Look, peakRise, type Sample, total } from "./observe.ts";
 import { FAULT_S, nothing, type Row } from "./rows.ts";
 import { type Ground, LIFE_S, startTrial, type Trial } from "./trial.ts";
 import { METRIC_PREFIX } from "../../support/names.ts";
+import { findToken } from "../../support/leaks.ts";
 
 /** A busy machine starts a dozen programs, and fills their Secrets. */
 const FILL_MS = 90_000;

@@ -5,7 +5,7 @@ import type { JSONWebKeySet } from "jose";
 import type { Agent } from "undici";
 import type { Cluster } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
-import { findPort, type Program, type Runtime, startProgram } from "../../support/program.ts";
+import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
 import type { Admin } from "../admin.ts";
@@ -15,6 +15,7 @@ import { watchProgram, watchSecrets } from "./observe.ts";
 import { startProxy } from "./api_proxy.ts";
 import { startWire } from "./wire.ts";
 import { ACCOUNT, PREFIX } from "../../support/names.ts";
+import { findPort } from "../../support/ports.ts";
 
 /** Seconds that tokens live: longer than the first tries after a failure take, and short enough to see many. */
 export const LIFE_S = 15;

@@ -16,7 +16,7 @@ import { type Cluster, down, up } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
 import { runToTheEnd } from "../ending.ts";
 import { run } from "../../support/processes.ts";
-import { type Admin, createAdmin, type Json } from "../admin.ts";
+import { type Admin, createAdmin } from "../admin.ts";
 import {
   createNamespace,
   grantCluster,
@@ -25,14 +25,7 @@ import {
   secretOf,
   standingOf,
 } from "../objects.ts";
-import { parseMetrics } from "../faults/observe.ts";
-import {
-  findPort,
-  type Program,
-  type Runtime,
-  shippedV8Flags,
-  startProgram,
-} from "../../support/program.ts";
+import { type Program, type Runtime, shippedV8Flags, startProgram } from "../../support/program.ts";
 import { type Issuer, startIssuer } from "../../fake/issuer.ts";
 import { machineLoad, usageOf } from "./load.ts";
 import { drawExpired, drawFigures, drawMinute } from "./summary.ts";
@@ -50,6 +43,9 @@ import {
   type Usage,
 } from "./requirements.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { parseMetrics } from "../../support/metrics.ts";
+import { findPort } from "../../support/ports.ts";
 
 const RUN = "soak";
 const NAMESPACES = Array.from({ length: 10 }, (_, index) => `${RUN}-${index}`);
