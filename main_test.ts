@@ -7,7 +7,6 @@ import process from "node:process";
 import { test } from "node:test";
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import { claimsOf } from "./tests/controller/rules.ts";
 import { parseWatch, type Secret, type WatchEvent } from "./k8s.ts";
 import { clean, createLog, decide, parseSecret, toNote, withToken } from "./main.ts";
 import {
@@ -411,8 +410,8 @@ test("4. Of several registries' tokens the one that expires first counts", () =>
 });
 
 test("The renewal time is a fraction of the life after the issue; without one, an hour is assumed", () => {
-  assertEquals(renewalTime(claimsOf(token()), 0.7), NOW + 0.7 * HOUR);
-  const bare = claimsOf(token({ iat: undefined, exp: NOW / S + 600 }));
+  assertEquals(renewalTime(decode(token())!, 0.7), NOW + 0.7 * HOUR);
+  const bare = decode(token({ iat: undefined, exp: NOW / S + 600 }))!;
   assertEquals(renewalTime(bare, 0.7), NOW + 600 * S - 0.3 * HOUR);
 });
 

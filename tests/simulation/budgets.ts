@@ -1,16 +1,15 @@
 /** How much may be asked for in any minute, whatever happens, and how far apart. */
 import { type ApiRequest, type ExchangeRequest, keyOf } from "../virtual/world.ts";
+import { MIN, S } from "../support/names.ts";
 
-const SECOND_MS = 1_000;
-const MINUTE_MS = 60 * SECOND_MS;
 /** What was asked for longer ago than a minute is let go of so often. */
-const SWEEP_MS = 5 * MINUTE_MS;
+const SWEEP_MS = 5 * MIN;
 /** Between two reports of one reason for one Secret. */
-const EVENT_SPACING_MS = 5 * MINUTE_MS;
+const EVENT_SPACING_MS = 5 * MIN;
 /** The first pause after a failure is 1 s, of which a random half to the whole is waited. */
-const MIN_PAUSE_MS = SECOND_MS / 2;
-const MIN_SPACING_MS = SECOND_MS;
-const MAX_SPACING_MS = 10 * SECOND_MS;
+const MIN_PAUSE_MS = S / 2;
+const MIN_SPACING_MS = S;
+const MAX_SPACING_MS = 10 * S;
 /** Timers are in whole ms. */
 const ROUNDING_MS = 1;
 
@@ -75,7 +74,7 @@ export class Budgets {
     const before = this.#reportedAt.get(`${key} ${reason}`) ?? -Infinity;
     this.#reportedAt.set(`${key} ${reason}`, at);
     // It may have waited for its turn, the second time less than the first.
-    if (at < before + EVENT_SPACING_MS - MINUTE_MS) {
+    if (at < before + EVENT_SPACING_MS - MIN) {
       return `"${key} ${reason}" twice in ${at - before} ms`;
     }
     return this.#spend("event", key, at);
@@ -105,17 +104,17 @@ export class Budgets {
     const recent = this.#recent.get(key) ?? [];
     this.#recent.set(key, recent);
     recent.push(at);
-    while (recent[0]! <= at - MINUTE_MS) recent.shift();
+    while (recent[0]! <= at - MIN) recent.shift();
     return recent.length > BUDGETS[what] ? `${recent.length} of "${key}" in a minute` : undefined;
   }
 
   #sweep(at: number): void {
     this.#sweptAt = at;
     for (const [key, recent] of this.#recent) {
-      if (recent.at(-1)! <= at - MINUTE_MS) this.#recent.delete(key);
+      if (recent.at(-1)! <= at - MIN) this.#recent.delete(key);
     }
     for (const [key, { endedAt }] of this.#last) {
-      if (endedAt <= at - MINUTE_MS) this.#last.delete(key);
+      if (endedAt <= at - MIN) this.#last.delete(key);
     }
     for (const [key, reportedAt] of this.#reportedAt) {
       if (reportedAt <= at - EVENT_SPACING_MS) this.#reportedAt.delete(key);

@@ -1,12 +1,10 @@
 /** What other hands do to single Secrets: the rest stay well, and so must these be again soon. */
 import type { Secret } from "../../k8s.ts";
 import { keyOf } from "../virtual/world.ts";
-import type { Begin } from "./actions.ts";
 import { encode, identityOf } from "./judge.ts";
 import { WATCHES } from "./watches.ts";
-import type { Action } from "./plan.ts";
-import type { Run } from "./run.ts";
 import { DATA_KEY, IDENTITY, PREFIX } from "../support/names.ts";
+import type { Action, Begin, Stage } from "./stage.ts";
 
 /** Between two writes of somebody who fights for a Secret; most fight hard. */
 const FIGHT_MS = 700;
@@ -36,7 +34,7 @@ const SHADOWS = [
 
 /** Another writer's change of one Secret. */
 const change =
-  (patch: (secret: Secret, run: Run, action: Action) => object): Begin => (run, action) => {
+  (patch: (secret: Secret, run: Stage, action: Action) => object): Begin => (run, action) => {
     const secret = run.secretAt(action.target);
     if (secret) run.disturb(keyOf(secret.metadata), patch(secret, run, action));
   };
@@ -44,13 +42,13 @@ const change =
 const annotation = (name: string, value: string | null) => ({
   metadata: { annotations: { [`${PREFIX}${name}`]: value } },
 });
-const annotate = (name: string, value: (run: Run, action: Action) => string | null) =>
+const annotate = (name: string, value: (run: Stage, action: Action) => string | null) =>
   change((_secret, run, action) => annotation(name, value(run, action)));
 /** Names an identity in label and annotation. */
 const name = (labelled: string, annotated: string | null) => ({
   metadata: { labels: { [IDENTITY]: labelOf(labelled) }, annotations: { [IDENTITY]: annotated } },
 });
-const configure = (config: (run: Run, action: Action) => unknown) =>
+const configure = (config: (run: Stage, action: Action) => unknown) =>
   change((_secret, run, action) => ({
     data: { [DATA_KEY]: encode(JSON.stringify(config(run, action))) },
   }));
@@ -64,7 +62,7 @@ const spoil = (begin: Begin): Begin => (run, action) => {
 };
 
 /** A docker config with a token that the issuer never gave, for each registry. */
-function forged({ world, registries, pick }: Run, sub: string, life: number): object {
+function forged({ world, registries, pick }: Stage, sub: string, life: number): object {
   const now = world.clock.now() / 1000;
   // Without one its life is counted from now on, which only the controller knows.
   const iat = life > DAY_S ? now : pick([now, now + 100, now - 100, undefined]);
@@ -73,7 +71,7 @@ function forged({ world, registries, pick }: Run, sub: string, life: number): ob
 }
 
 /** Another writer's change, made again and again. */
-const fight = (patch: (run: Run) => object): Begin => (run, action) => {
+const fight = (patch: (run: Stage) => object): Begin => (run, action) => {
   const secret = run.secretAt(action.target);
   if (!secret) return;
   const key = keyOf(secret.metadata);
@@ -89,7 +87,7 @@ const STRANGER = "e".repeat(40);
 const labelOf = (identity: string) => identity.replaceAll("/", ".");
 const entryOf = (jwt: string) => ({ auth: encode(`_token:${jwt}`) });
 /** A value that was not there before. */
-const newValue = (run: Run) => `${run.world.clock.tick}`;
+const newValue = (run: Stage) => `${run.world.clock.tick}`;
 
 export const CHANGES: Record<string, Begin> = {
   ...WATCHES,

@@ -35,36 +35,35 @@ import {
   refreshOf,
   tokensOf,
 } from "./judge.ts";
-import { HOUR_MS, MINUTE_MS, type Plan, SECOND_MS } from "./plan.ts";
-import type { Run } from "./run.ts";
-import { CONTROLLER } from "../support/names.ts";
+import { CONTROLLER, HOUR, MIN, S } from "../support/names.ts";
+import type { Plan, Stage } from "./stage.ts";
 
 /** After another writer's last change: the back-off of failed writes (1 min), that of watches (5 s), slow answers. */
-const SETTLING_MS = 80 * SECOND_MS;
+const SETTLING_MS = 80 * S;
 /** A request that was given up goes on for a minute; a list or watch is given up after 2 min. */
-const STUCK_MS = 3 * MINUTE_MS + SECOND_MS;
+const STUCK_MS = 3 * MIN + S;
 /** A list or watch that fails is tried again after 5 s at most. */
-const LISTING_MS = 10 * SECOND_MS;
+const LISTING_MS = 10 * S;
 /** What a Secret needs is reported within this time, once the API server takes events again. */
-const REPORTING_MS = 30 * SECOND_MS;
+const REPORTING_MS = 30 * S;
 /** One reason for one Secret is reported every 5 min at most; each Secret is looked at every minute at least. */
-const EVENT_SPACING_MS = 5 * MINUTE_MS;
-const REPORTING_AGAIN_MS = EVENT_SPACING_MS + MINUTE_MS + REPORTING_MS;
+const EVENT_SPACING_MS = 5 * MIN;
+const REPORTING_AGAIN_MS = EVENT_SPACING_MS + MIN + REPORTING_MS;
 /** An event takes a place for so long. */
-const EVENT_PLACE_MS = 5 * SECOND_MS;
+const EVENT_PLACE_MS = 5 * S;
 /** A refresh is served with a token that was issued since, or just before: exchanges are 10 s apart. */
-const NEW_TOKEN_MS = 11 * SECOND_MS;
+const NEW_TOKEN_MS = 11 * S;
 /** A clock shows whole seconds in a token. */
-const ROUNDING_MS = 1 * SECOND_MS;
+const ROUNDING_MS = 1 * S;
 /**
  * Of one replica between two looks, half a minute at most: one each time that it is woken (300, as they are 100 ms apart),
  * and a few for each request.
  */
 const MAX_TIMERS = 1_000;
 /** Once all Secrets are gone: longer than any request under way, and than a report is remembered. */
-const LETTING_GO_MS = 6 * MINUTE_MS;
+const LETTING_GO_MS = 6 * MIN;
 /** Longer than any token lives, and any clock is off. */
-const REMEMBERED_MS = 6 * HOUR_MS;
+const REMEMBERED_MS = 6 * HOUR;
 
 /** One of these is in any part of a token: its beginning, or any of its signature, as it is or within an `auth`. */
 const TOKEN_PARTS = ["eyJ", CANARY, ...[0, 1, 2].map(encodedCanary)];
@@ -114,7 +113,7 @@ export class Invariants {
   /** What was found between two looks. */
   breach: string | undefined;
   readonly figures = { exchanges: 0, writes: 0, requests: 0 };
-  readonly #run: Run;
+  readonly #run: Stage;
   readonly #standings = new Map<string, Standing>();
   readonly #budgets = new Budgets();
   readonly #issued = new Map<string, Issued>();
@@ -146,7 +145,7 @@ export class Invariants {
   /** When a replica was seen first. */
   readonly #startedAt = new Map<string, number>();
 
-  constructor(run: Run) {
+  constructor(run: Stage) {
     this.#run = run;
   }
 
@@ -189,7 +188,7 @@ export class Invariants {
     this.#shorteners++;
     return () => {
       this.#shorteners--;
-      this.#shortLivedUntil = this.#run.world.clock.tick + 2 * MINUTE_MS;
+      this.#shortLivedUntil = this.#run.world.clock.tick + 2 * MIN;
     };
   }
 
@@ -203,7 +202,7 @@ export class Invariants {
     this.#readChanges();
     for (const request of exchanges) this.#judgeExchange(request);
     for (const request of world.cluster.requests.splice(0)) this.#judgeRequest(request);
-    this.#events = this.#events.filter(({ at }) => at > tick - EVENT_SPACING_MS - MINUTE_MS);
+    this.#events = this.#events.filter(({ at }) => at > tick - EVENT_SPACING_MS - MIN);
     for (const [key, standing] of this.#standings) {
       this.#judge(key, standing, tick, world.clock.now());
     }

@@ -1,6 +1,7 @@
 /** Finds how little of a plan is enough to break the same invariant. */
-import { type Part, partOf, type Plan } from "./plan.ts";
+import { type Part, partOf } from "./plan.ts";
 import { type Report, simulate } from "./run.ts";
+import type { Plan } from "./stage.ts";
 
 /** The letter of the invariant that a run broke. */
 export const letterOf = ({ breach }: Report) => breach?.what.slice(0, "(a)".length);

@@ -2,10 +2,9 @@
 import { ApiError } from "../../k8s.ts";
 import { readResponse, StsError } from "../../sts.ts";
 import { type ApiRequest, type ExchangeRequest, type Fault } from "../virtual/world.ts";
-import type { Begin } from "./actions.ts";
-import type { Action } from "./plan.ts";
-import type { Run } from "./run.ts";
 import { CONTROLLER } from "../support/names.ts";
+import type { Action, Begin, Stage } from "./stage.ts";
+import { RESTORE_MS } from "./recovery.ts";
 
 /** The longest `Retry-After` that is sent: beyond what the controller heeds. */
 export const RETRY_AFTER_S = 400;
@@ -16,8 +15,6 @@ const STATUSES = [401, 403, 404, 409, 410, 422, 429, 500, 503];
 const HOUR_S = 3600;
 /** So often a refresh is asked for that the controller does not know of. */
 const ASKED_UNSEEN_MS = 7 * 60_000;
-/** The API server is stopped while etcd is restored. */
-export const RESTORE_MS = 10_000;
 /** Of what stands between it and the controller: a redirect, time-outs, conflicts, too early, cancelled. */
 const PROXY_STATUSES = [302, 408, 409, 425, 499];
 
@@ -37,7 +34,7 @@ export function refusal(status: number, retryAfter?: number, body = ""): StsErro
 
 /** What happens to each request to the API server while it lasts. */
 export const api =
-  (fault: (request: ApiRequest, run: Run, action: Action) => Fault): Begin => (run, action) => {
+  (fault: (request: ApiRequest, run: Stage, action: Action) => Fault): Begin => (run, action) => {
     const own = (request: ApiRequest) => fault(request, run, action);
     run.apiFaults.add(own);
     return () => run.apiFaults.delete(own);
@@ -45,7 +42,7 @@ export const api =
 
 /** The same of the issuer. */
 export const issuer =
-  (fault: (request: ExchangeRequest, run: Run, action: Action) => Fault | string): Begin =>
+  (fault: (request: ExchangeRequest, run: Stage, action: Action) => Fault | string): Begin =>
   (run, action) => {
     const own = (request: ExchangeRequest) => fault(request, run, action);
     run.issuerFaults.add(own);
@@ -66,13 +63,13 @@ const badToken = (claims: (now: number) => object): Begin =>
   });
 
 /** What the file of the controller's own subject token holds. */
-const subjectToken = (read: (run: Run) => string): Begin => (run) => {
+const subjectToken = (read: (run: Stage) => string): Begin => (run) => {
   const own = () => read(run);
   run.subjectTokens.add(own);
   return () => run.subjectTokens.delete(own);
 };
 
-const apiDown = (run: Run, action: Action) => {
+const apiDown = (run: Stage, action: Action) => {
   run.world.cluster.cut(noAnswer("ECONNRESET"));
   return api(() => noAnswer("ECONNREFUSED"))(run, action)!;
 };

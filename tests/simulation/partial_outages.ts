@@ -2,11 +2,10 @@
 import { ApiError, type Secret } from "../../k8s.ts";
 import { StsError } from "../../sts.ts";
 import type { ApiRequest, ExchangeRequest, Fault } from "../virtual/world.ts";
-import { type Begin, recoveryFrom } from "./actions.ts";
 import { answer, api, issuer, noAnswer, refusal, RETRY_AFTER_S } from "./outages.ts";
 import { identityOf } from "./judge.ts";
-import type { Action } from "./plan.ts";
-import type { Run } from "./run.ts";
+import type { Action, Begin, Stage } from "./stage.ts";
+import { recoveryFrom } from "./recovery.ts";
 
 /** As slow as an admission webhook may be that is down. */
 const SLOW_WRITE_MS = 29_000;
@@ -15,7 +14,7 @@ const both = (...ends: ((() => void) | void)[]) => () => ends.forEach((end) => e
 
 /** What the issuer does to one identity. */
 const ofIdentity =
-  (fault: (request: ExchangeRequest, run: Run, action: Action) => Fault): Begin =>
+  (fault: (request: ExchangeRequest, run: Stage, action: Action) => Fault): Begin =>
   (
     run,
     action,
@@ -33,7 +32,7 @@ const ofIdentity =
 
 /** What the API server does to one namespace. */
 const ofNamespace =
-  (fault: (request: ApiRequest, run: Run, action: Action) => Fault): Begin => (run, action) => {
+  (fault: (request: ApiRequest, run: Stage, action: Action) => Fault): Begin => (run, action) => {
     const namespace = run.secretAt(action.target)?.metadata.namespace;
     if (namespace === undefined) return;
     const isIn = ({ metadata }: Secret) => metadata.namespace === namespace;

@@ -1,58 +1,21 @@
 /** What happens in a run, as data that a seed determines: so that a run can be repeated, and narrowed down. */
 import { seeded } from "../virtual/world.ts";
 import { KINDS, longest } from "./actions.ts";
+import { HOUR, MIN, S } from "../support/names.ts";
+import type { Plan } from "./stage.ts";
 
-export const SECOND_MS = 1000;
-export const MINUTE_MS = 60 * SECOND_MS;
-export const HOUR_MS = 60 * MINUTE_MS;
-const DAY_MS = 24 * HOUR_MS;
+const DAY_MS = 24 * HOUR;
 /** A disturbance every two hours, on average: the next comes while the last is felt, or long after it. */
 const ACTIONS_A_DAY = 12;
 /** Short ones are as frequent as long ones: the exponent is uniform. */
-const SHORTEST_MS = 2 * SECOND_MS;
+const SHORTEST_MS = 2 * S;
 /** At the end nothing happens for so long, and all must be well. */
-const QUIET_MS = 2 * HOUR_MS;
+const QUIET_MS = 2 * HOUR;
 const MAX_SECRETS = 8;
 export const MAX_REPLICAS = 3;
 const MAX_IDENTITIES = 3;
 /** Not even a seed's multiples may begin alike. */
 const SPREAD = 0x9e3779b1;
-
-export interface Action {
-  /** Its place in the plan: what `--keep` names. */
-  id: number;
-  /** In ms from the beginning. */
-  at: number;
-  kind: string;
-  /** Which Secret or replica it befalls. */
-  target: number;
-  /** How long it lasts, in ms, if it does. */
-  lasts: number;
-  /** Between 0 and 1: how much, how many, which one. */
-  amount: number;
-}
-
-export interface Plan {
-  seed: number;
-  days: number;
-  replicas: number;
-  secrets: number;
-  identities: number;
-  namespaces: number;
-  /** How many registries get an entry. */
-  registries: number;
-  /** Whether each namespace is watched by itself. */
-  isNarrow: boolean;
-  /** Of the tokens, in ms. */
-  life: number;
-  /** How long answers take: the most, in ms. */
-  latency: { api: number; issuer: number };
-  /** What the replicas' clocks are apart: the most, in ms. */
-  skew: number;
-  /** In ms. */
-  length: number;
-  actions: Action[];
-}
 
 /** What of a plan is to remain. */
 export interface Part {
@@ -88,7 +51,7 @@ export function makePlan(seed: number, days: number): Plan {
     namespaces: upTo(3),
     registries: upTo(2),
     isNarrow: random() < 0.2,
-    life: pick([10 * MINUTE_MS, 30 * MINUTE_MS, HOUR_MS, HOUR_MS, HOUR_MS]),
+    life: pick([10 * MIN, 30 * MIN, HOUR, HOUR, HOUR]),
     latency: { api: pick([5, 50, 1_000]), issuer: pick([20, 200, 3_000]) },
     // The last is a clock that is a minute behind, or ahead: tokens were issued in what it takes for the future.
     skew: pick([0, 0, 2_000, 20_000, 124_000]),

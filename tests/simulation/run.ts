@@ -10,18 +10,19 @@ import {
   seeded,
   VirtualWorld,
 } from "../virtual/world.ts";
-import { begin, isFault, isShortening, recoveryFrom } from "./actions.ts";
+import { begin, isFault, isShortening } from "./actions.ts";
 import { Breach, Invariants } from "./invariants.ts";
 import { encode } from "./judge.ts";
-import { type Action, MINUTE_MS, type Plan, SECOND_MS } from "./plan.ts";
-import { CONTROLLER, DATA_KEY, IDENTITY, NAMESPACE, PREFIX } from "../support/names.ts";
+import { CONTROLLER, DATA_KEY, IDENTITY, MIN, NAMESPACE, PREFIX, S } from "../support/names.ts";
+import type { Action, Plan, Stage } from "./stage.ts";
+import { recoveryFrom } from "./recovery.ts";
 
 /** How often all is judged, beside each change and each action. */
-const STEP_MS = 30 * SECOND_MS;
+const STEP_MS = 30 * S;
 /** And what is only to be seen in the metrics: before a token is due, when what was forgotten comes to light. */
-const LOOK_MS = 10 * MINUTE_MS;
+const LOOK_MS = 10 * MIN;
 /** As a kube-apiserver has etcd forget what is older. */
-const COMPACT_MS = 5 * MINUTE_MS;
+const COMPACT_MS = 5 * MIN;
 /** At one instant, by all replicas: more than exchanges are made at a time. */
 const MAX_READS = 100;
 /** The life of the controller's own subject tokens: the shortest that the API server gives. */
@@ -55,7 +56,7 @@ export interface Report {
   breach?: { what: string; at: string; lines: string[] };
 }
 
-export class Run {
+export class Run implements Stage {
   readonly plan: Plan;
   readonly world: VirtualWorld;
   readonly random: () => number;

@@ -37,6 +37,6 @@ export async function withVariant<T>(
 /** Loads the simulation of a variant. */
 export const load = (variant: Variant): Promise<Simulation> =>
   withVariant(variant, async (folder) => ({
-    ...await import(`file://${folder}/dev/simulation/run.ts`),
-    ...await import(`file://${folder}/dev/simulation/plan.ts`),
+    ...await import(`file://${folder}/tests/simulation/run.ts`),
+    ...await import(`file://${folder}/tests/simulation/plan.ts`),
   }));

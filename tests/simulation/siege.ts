@@ -6,8 +6,7 @@ import { type ExchangeRequest, type Fault, keyOf, VirtualWorld } from "../virtua
 import { refusal } from "./outages.ts";
 import { encode, goodUntil } from "./judge.ts";
 import { Breach } from "./invariants.ts";
-import { MINUTE_MS, SECOND_MS } from "./plan.ts";
-import { DATA_KEY, IDENTITY, PREFIX } from "../support/names.ts";
+import { DATA_KEY, IDENTITY, MIN, PREFIX, S } from "../support/names.ts";
 
 /** An API server with etcd takes some tens of writes a second from one client. */
 const WRITES_A_SECOND = 30;
@@ -15,23 +14,23 @@ const ATTACKERS = ["aaa-0", "aaa-1"];
 const SECRETS = 240;
 const TEAMS = 16;
 /** Tokens live so long, and the attack goes on for several lives. */
-const LIFE_MS = 3 * MINUTE_MS;
-const LENGTH_MS = 7 * MINUTE_MS;
+const LIFE_MS = 3 * MIN;
+const LENGTH_MS = 7 * MIN;
 /** So often another namespace gets its first Secret, and another a Secret that cannot be filled. */
-const ARRIVAL_MS = 60 * SECOND_MS;
-const CHECK_MS = 5 * SECOND_MS;
+const ARRIVAL_MS = 60 * S;
+const CHECK_MS = 5 * S;
 /** So many Secrets a team starts with, which have been filled then. */
 const TEAM_SECRETS = 20;
-const TEAM_MS = 3 * SECOND_MS;
+const TEAM_MS = 3 * S;
 const ISSUER_MS = 500;
 const API_MS = 20;
 /** Exchanges and writes at a time. */
 const PLACES = 16;
 /** Events are written 5 a second in the long run. */
 const EVENTS_A_SECOND = 5;
-const SLACK_MS = 2 * SECOND_MS;
+const SLACK_MS = 2 * S;
 /** What a deleted Secret had asked for is not exchanged any more. */
-const GONE_MS = 2 * SECOND_MS;
+const GONE_MS = 2 * S;
 const RETRY_AFTER_S = 300;
 
 const SHARED = "5".repeat(40);
@@ -230,7 +229,7 @@ export async function besiege(attack: Attack): Promise<void> {
     const rounds = Math.ceil(waiting / PLACES);
     const { issuerMs = ISSUER_MS, writeMs = API_MS } = attack;
     const fillMs = rounds * (issuerMs + writeMs) + SLACK_MS;
-    const reportMs = waiting / EVENTS_A_SECOND * SECOND_MS + SLACK_MS;
+    const reportMs = waiting / EVENTS_A_SECOND * S + SLACK_MS;
     for (const [key, since] of victims) {
       const until = goodUntil(cluster.get(key), ["cgr.dev"]);
       const isNew = until === 0 && clock.tick < since + fillMs + CHECK_MS;

@@ -38,7 +38,7 @@ for (const seed of [1, 7, 11]) {
 for (const { attack, breaks, ...variant } of OPEN_VARIANTS) {
   test(`the siege of those who ${attack} finds it when ${variant.name}`, async () => {
     await withVariant({ breaks, ...variant }, async (folder) => {
-      const siege = await import(`file://${folder}/dev/simulation/attack.ts`);
+      const siege = await import(`file://${folder}/tests/simulation/siege.ts`);
       assertMatch(await outcomeOf(siege, attack), breaks);
     });
   });

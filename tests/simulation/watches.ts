@@ -1,7 +1,7 @@
 /** What befalls watches while lists work: each failure leads to a list, so that all Secrets stay well. */
-import type { Begin } from "./actions.ts";
 import { answer, api, noAnswer } from "./outages.ts";
-import { SECOND_MS } from "./plan.ts";
+import { S } from "../support/names.ts";
+import type { Begin } from "./stage.ts";
 
 const MAX_WATCH_MS = 2_000;
 /** A load balancer ends what has been silent for so long. */
@@ -57,6 +57,6 @@ export const WATCHES: Record<string, Begin> = {
     verb === "watch" && run.random() < amount ? answer(500) : undefined
   ),
   "watches slow": api(({ verb }, _run, { amount }) =>
-    verb === "watch" ? amount * 5 * SECOND_MS : undefined
+    verb === "watch" ? amount * 5 * S : undefined
   ),
 };

@@ -4,10 +4,11 @@ import { join } from "node:path";
 import { type Context, expect, getJson } from "./context.ts";
 import { type Bases, buildBases, buildProgram } from "./images.ts";
 import { patchedManifest } from "./patch.ts";
-import { contract } from "./tools.ts";
 import { NAMESPACE } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { until } from "../../support/until.ts";
+import { ROOT } from "../../support/paths.ts";
+import { run } from "../../support/processes.ts";
 
 const IMAGE = "localhost/pull-secret-updater:e2e";
 const REPLICAS = 2;
@@ -79,6 +80,23 @@ export async function deploy(context: Context): Promise<Bases> {
     );
   });
   return bases;
+}
+
+/** The rules that the fake API server is held to, on this real one. */
+async function contract({ cluster }: Context): Promise<string> {
+  const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
+  const env = { CONTRACT_API: cluster.server, CONTRACT_TOKEN: token, CONTRACT_CA: cluster.ca };
+  const said = await run(
+    "node",
+    ["--test", "--test-reporter=tap", "tests/contract/contract_test.ts"],
+    {
+      cwd: ROOT,
+      env,
+    },
+  );
+  const [, passed] = /^# pass (\d+)$/m.exec(said) ?? [];
+  expect(Number(passed) > 0 && /^# (fail|skipped) 0$/m.test(said), said);
+  return `${passed} tests`;
 }
 
 export interface ControllerPod {

@@ -1,5 +1,4 @@
-/** What people look with: events, `--status`, metrics, memory. And the contract suite. */
-import * as fs from "node:fs";
+/** What people look with: events, `--status`, metrics, memory. */
 import { join } from "node:path";
 import { podProcesses } from "../node.ts";
 import { readIfThere, residentMB, run, start } from "../../support/processes.ts";
@@ -9,22 +8,6 @@ import { runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
 import { NAMESPACE } from "../../support/names.ts";
 import { until } from "../../support/until.ts";
-
-export async function contract({ cluster }: Context): Promise<string> {
-  const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
-  const env = { CONTRACT_API: cluster.server, CONTRACT_TOKEN: token, CONTRACT_CA: cluster.ca };
-  const said = await run(
-    "node",
-    ["--test", "--test-reporter=tap", "tests/contract/contract_test.ts"],
-    {
-      cwd: ROOT,
-      env,
-    },
-  );
-  const [, passed] = /^# pass (\d+)$/m.exec(said) ?? [];
-  expect(Number(passed) > 0 && /^# (fail|skipped) 0$/m.test(said), said);
-  return `${passed} tests`;
-}
 
 export async function tools(context: Context): Promise<void> {
   const { cluster, kubectl, step } = context;
