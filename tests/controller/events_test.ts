@@ -9,7 +9,8 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import {} from "../../k8s.ts";
-import { type Fault, VirtualWorld } from "../virtual/world.ts";
+import type { Fault } from "../virtual/shared.ts";
+import { VirtualWorld } from "../virtual/world.ts";
 import {
   annotate,
   answer,

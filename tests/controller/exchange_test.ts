@@ -5,7 +5,8 @@
 import { assert, assertEquals, assertNotEquals, assertStringIncludes } from "@std/assert";
 import { withToken } from "../../main.ts";
 import { StsError } from "../../sts.ts";
-import { type Fault, VirtualWorld } from "../virtual/world.ts";
+import type { Fault } from "../virtual/shared.ts";
+import { VirtualWorld } from "../virtual/world.ts";
 import {
   actorOf,
   agesAtReplacement,

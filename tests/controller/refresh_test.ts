@@ -3,7 +3,8 @@
  */
 import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import { type Secret } from "../../k8s.ts";
-import { type Fault, VirtualWorld } from "../virtual/world.ts";
+import type { Fault } from "../virtual/shared.ts";
+import { VirtualWorld } from "../virtual/world.ts";
 import {
   annotate,
   annotationOf,

@@ -30,7 +30,7 @@ import {
 import type { LoggedRequest, Output } from "./injection.ts";
 import { makeSigningKey, type SigningKey } from "./keys.ts";
 import { bind, type Bound, Listener, type ListenOptions, type Reply } from "./listener.ts";
-import { integer, Registry, timestamp } from "./storage.ts";
+import { integer, ObjectStorage, timestamp } from "./storage.ts";
 import {
   named,
   NAMESPACES,
@@ -111,7 +111,7 @@ export class ApiServer extends Listener<ApiRequest> {
   /** Issuer of the service-account tokens. */
   readonly issuer: string;
   #key: SigningKey;
-  #registry: Registry;
+  #storage: ObjectStorage;
   #bookmarkInterval: number;
   #watches = new Set<Output>();
 
@@ -121,50 +121,50 @@ export class ApiServer extends Listener<ApiRequest> {
     this.authorize = options.authorize ?? (() => true);
     this.issuer = options.issuer ?? this.url;
     this.#key = key;
-    this.#registry = new Registry(options.historyLength ?? 10_000);
+    this.#storage = new ObjectStorage(options.historyLength ?? 10_000);
     this.#bookmarkInterval = options.bookmarkInterval ?? 60_000;
   }
 
   // What tests do without a request. The rules are the same, and a failure is thrown.
 
   createNamespace(name: string): void {
-    if (this.#registry.store.get("namespaces", "", name)) return;
-    this.#registry.create(NAMESPACES, "", { metadata: { name } });
+    if (this.#storage.store.get("namespaces", "", name)) return;
+    this.#storage.create(NAMESPACES, "", { metadata: { name } });
   }
 
   /** Creates a service account, and its namespace if need be. */
   createServiceAccount(namespace: string, name: string): void {
     this.createNamespace(namespace);
-    this.#registry.create(SERVICE_ACCOUNTS, namespace, { metadata: { name } });
+    this.#storage.create(SERVICE_ACCOUNTS, namespace, { metadata: { name } });
   }
 
   /** Creates a Secret, and its namespace if need be. */
   createSecret(secret: NewSecret): Secret {
     const { namespace = "default" } = secret.metadata;
     this.createNamespace(namespace);
-    return structuredClone(this.#registry.create(SECRETS, namespace, secret));
+    return structuredClone(this.#storage.create(SECRETS, namespace, secret));
   }
 
   /** Merges a patch into a Secret: null deletes a field, `stringData` is welcome. */
   patchSecret(namespace: string, name: string, patch: object): Secret {
-    return structuredClone(this.#registry.patch(SECRETS, namespace, name, patch));
+    return structuredClone(this.#storage.patch(SECRETS, namespace, name, patch));
   }
 
   deleteSecret(namespace: string, name: string): void {
-    this.#registry.delete(SECRETS, namespace, name);
+    this.#storage.delete(SECRETS, namespace, name);
   }
 
   /** A copy of a stored Secret. */
   secret(namespace: string, name: string): Secret | undefined {
-    return structuredClone(this.#registry.store.get("secrets", namespace, name));
+    return structuredClone(this.#storage.store.get("secrets", namespace, name));
   }
 
   secrets(namespace?: string): Secret[] {
-    return structuredClone(this.#registry.store.list("secrets", namespace));
+    return structuredClone(this.#storage.store.list("secrets", namespace));
   }
 
   events(namespace?: string): KubeObject[] {
-    return structuredClone(this.#registry.store.list("events", namespace));
+    return structuredClone(this.#storage.store.list("events", namespace));
   }
 
   /** Public keys of the service-account tokens. */
@@ -182,7 +182,7 @@ export class ApiServer extends Listener<ApiRequest> {
     const now = Math.floor(Date.now() / 1000);
     // One that has expired was issued before that.
     const issuedAt = seconds < 0 ? now + seconds - TOKEN_MIN_S : now;
-    const account = this.#registry.store.get("serviceaccounts", namespace, name);
+    const account = this.#storage.store.get("serviceaccounts", namespace, name);
     const serviceaccount = { name, uid: account?.metadata.uid };
     return await this.#key.sign({
       aud: [audiences].flat(),
@@ -197,12 +197,12 @@ export class ApiServer extends Listener<ApiRequest> {
   }
 
   get resourceVersion(): string {
-    return String(this.#registry.store.version);
+    return String(this.#storage.store.version);
   }
 
   /** Forgets the history: watches from before and `continue` get 410. */
   expire(): void {
-    this.#registry.expire();
+    this.#storage.expire();
   }
 
   get openWatches(): number {
@@ -314,38 +314,38 @@ export class ApiServer extends Listener<ApiRequest> {
     const everywhere = resource.namespaced && !namespace;
     switch (verb) {
       case "get":
-        return { status: 200, body: this.#registry.get(resource, namespace, name) };
+        return { status: 200, body: this.#storage.get(resource, namespace, name) };
       case "list":
         checkFields(query);
-        return { status: 200, body: this.#registry.list(resource, namespace, query) };
+        return { status: 200, body: this.#storage.list(resource, namespace, query) };
       case "watch":
         checkFields(query);
         return this.#watch(resource, namespace, query);
       case "create": {
         if (name || everywhere) throw methodNotAllowed();
         const body = readJson(resource, request);
-        return { status: 201, body: this.#registry.create(resource, namespace, body) };
+        return { status: 201, body: this.#storage.create(resource, namespace, body) };
       }
       case "update": {
         if (!name) throw methodNotAllowed();
         const body = readJson(resource, request);
-        return { status: 200, body: this.#registry.update(resource, namespace, name, body) };
+        return { status: 200, body: this.#storage.update(resource, namespace, name, body) };
       }
       case "patch": {
         if (!name) throw methodNotAllowed();
         const patch = readPatch(request);
-        const body = this.#registry.patch(resource, namespace, name, patch);
+        const body = this.#storage.patch(resource, namespace, name, patch);
         return { status: 200, body: asAskedFor(body, request) };
       }
       case "delete": {
         const options = request.body ? parse("DeleteOptions", request.body) : undefined;
-        return { status: 200, body: this.#registry.delete(resource, namespace, name, options) };
+        return { status: 200, body: this.#storage.delete(resource, namespace, name, options) };
       }
       case "deletecollection": {
         if (everywhere) throw methodNotAllowed();
-        const list = this.#registry.list(resource, namespace, query);
+        const list = this.#storage.list(resource, namespace, query);
         for (const { metadata } of list.items as KubeObject[]) {
-          this.#registry.delete(resource, namespace, metadata.name);
+          this.#storage.delete(resource, namespace, metadata.name);
         }
         return { status: 200, body: list };
       }
@@ -358,7 +358,7 @@ export class ApiServer extends Listener<ApiRequest> {
     const { namespace, name, subresource, verb } = request;
     if (resource !== SERVICE_ACCOUNTS || subresource !== "token") throw noSuchResource();
     if (verb !== "create") throw methodNotAllowed();
-    const { uid } = this.#registry.get(resource, namespace, name).metadata;
+    const { uid } = this.#storage.get(resource, namespace, name).metadata;
     const body = parse("TokenRequest", request.body);
     const spec = isRecord(body) && isRecord(body.spec) ? body.spec : {};
     const { audiences = [this.issuer], expirationSeconds: seconds = 3600 } = spec;
@@ -402,7 +402,7 @@ export class ApiServer extends Listener<ApiRequest> {
         `"${from}": invalid syntax`;
       throw new ApiFailure(500, "", message);
     }
-    const { store } = this.#registry;
+    const { store } = this.#storage;
     const past = from === "0" ? [] : store.since(Number(from));
     if (!past) return this.#expired(from);
     return {
@@ -453,7 +453,7 @@ export class ApiServer extends Listener<ApiRequest> {
 
   #expired(version: string): Reply {
     const failure = expired(
-      `too old resource version: ${version} (${this.#registry.store.oldest})`,
+      `too old resource version: ${version} (${this.#storage.store.oldest})`,
     );
     if (this.expiredAs === "status") throw failure;
     const stream = (output: Output) => {

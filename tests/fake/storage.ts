@@ -21,7 +21,7 @@ import { isRecord } from "../support/json.ts";
 /** How many first pages are kept for `continue`. */
 const SNAPSHOTS = 100;
 
-export class Registry {
+export class ObjectStorage {
   readonly store: Store;
   #snapshots = new Map<string, KubeObject[]>();
 

@@ -1,5 +1,6 @@
 /** How much may be asked for in any minute, whatever happens, and how far apart. */
-import { type ApiRequest, type ExchangeRequest, keyOf } from "../virtual/world.ts";
+import { type ApiRequest, keyOf } from "../virtual/cluster.ts";
+import type { ExchangeRequest } from "../virtual/issuer.ts";
 import { MIN, S } from "../support/names.ts";
 
 /** What was asked for longer ago than a minute is let go of so often. */

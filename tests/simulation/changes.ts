@@ -1,6 +1,6 @@
 /** What other hands do to single Secrets: the rest stay well, and so must these be again soon. */
 import type { Secret } from "../../k8s.ts";
-import { keyOf } from "../virtual/world.ts";
+import { keyOf } from "../virtual/cluster.ts";
 import { encode, identityOf } from "./judge.ts";
 import { WATCHES } from "./watches.ts";
 import { DATA_KEY, IDENTITY, PREFIX } from "../support/names.ts";

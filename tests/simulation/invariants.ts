@@ -13,14 +13,9 @@
  * What befalls some of the Secrets only excuses these; all of this holds for the others.
  */
 import type { Secret } from "../../k8s.ts";
-import {
-  type ApiRequest,
-  CANARY,
-  type Change,
-  type ExchangeRequest,
-  keyOf,
-  type Replica,
-} from "../virtual/world.ts";
+import { type ApiRequest, type Change, keyOf } from "../virtual/cluster.ts";
+import { CANARY, type Replica } from "../virtual/world.ts";
+import type { ExchangeRequest } from "../virtual/issuer.ts";
 import { Budgets, spacingFor } from "./budgets.ts";
 import {
   accountOf,

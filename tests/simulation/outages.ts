@@ -1,7 +1,9 @@
 /** What befalls the API server, the issuer, clocks, machines and replicas. While one lasts, no Secret is promised a token. */
 import { ApiError } from "../../k8s.ts";
 import { readResponse, StsError } from "../../sts.ts";
-import { type ApiRequest, type ExchangeRequest, type Fault } from "../virtual/world.ts";
+import type { ApiRequest } from "../virtual/cluster.ts";
+import type { ExchangeRequest } from "../virtual/issuer.ts";
+import type { Fault } from "../virtual/shared.ts";
 import { CONTROLLER } from "../support/names.ts";
 import type { Action, Begin, Stage } from "./stage.ts";
 import { RESTORE_MS } from "./recovery.ts";
@@ -74,7 +76,7 @@ const apiDown = (run: Stage, action: Action) => {
   return api(() => noAnswer("ECONNREFUSED"))(run, action)!;
 };
 
-export const FAULTS: Record<string, Begin> = {
+export const OUTAGES: Record<string, Begin> = {
   "API server down": apiDown,
   "API server hangs": api(({ verb }) => verb === "watch" ? undefined : "hang"),
   "API server slow": api((_request, _run, { amount }) => 500 + amount * SLOW_API_MS),

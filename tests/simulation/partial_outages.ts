@@ -1,7 +1,9 @@
 /** What befalls one identity or one namespace: its Secrets are promised nothing meanwhile, all others are. */
 import { ApiError, type Secret } from "../../k8s.ts";
 import { StsError } from "../../sts.ts";
-import type { ApiRequest, ExchangeRequest, Fault } from "../virtual/world.ts";
+import type { ApiRequest } from "../virtual/cluster.ts";
+import type { ExchangeRequest } from "../virtual/issuer.ts";
+import type { Fault } from "../virtual/shared.ts";
 import { answer, api, issuer, noAnswer, refusal, RETRY_AFTER_S } from "./outages.ts";
 import { identityOf } from "./judge.ts";
 import type { Action, Begin, Stage } from "./stage.ts";
@@ -44,7 +46,7 @@ const ofNamespace =
     return both(begin(run, action), excuse);
   };
 
-export const PARTIAL_FAULTS: Record<string, Begin> = {
+export const PARTIAL_OUTAGES: Record<string, Begin> = {
   "issuer throttles one identity": ofIdentity((_request, _run, { lasts }) =>
     refusal(429, lasts % RETRY_AFTER_S)
   ),

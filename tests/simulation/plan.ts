@@ -1,5 +1,5 @@
 /** What happens in a run, as data that a seed determines: so that a run can be repeated, and narrowed down. */
-import { seeded } from "../virtual/world.ts";
+import { seeded } from "../virtual/clock.ts";
 import { KINDS, longest } from "./actions.ts";
 import { HOUR, MIN, S } from "../support/names.ts";
 import type { Plan } from "./stage.ts";

@@ -1,15 +1,11 @@
 /** One run: the whole controller through all that its plan has in store, judged at every step. */
 import { createHash } from "node:crypto";
 import type { Secret } from "../../k8s.ts";
-import {
-  type ApiRequest,
-  type ExchangeRequest,
-  type Fault,
-  keyOf,
-  type Replica,
-  seeded,
-  VirtualWorld,
-} from "../virtual/world.ts";
+import { type ApiRequest, keyOf } from "../virtual/cluster.ts";
+import type { ExchangeRequest } from "../virtual/issuer.ts";
+import type { Fault } from "../virtual/shared.ts";
+import { type Replica, VirtualWorld } from "../virtual/world.ts";
+import { seeded } from "../virtual/clock.ts";
 import { begin, isFault, isShortening } from "./actions.ts";
 import { Breach, Invariants } from "./invariants.ts";
 import { encode } from "./judge.ts";

@@ -2,7 +2,10 @@
  * Tenants that want to harm others: whatever one or two namespaces may do, at the pace of an API server, the Secrets of
  * all other namespaces are as if nobody did it.
  */
-import { type ExchangeRequest, type Fault, keyOf, VirtualWorld } from "../virtual/world.ts";
+import type { ExchangeRequest } from "../virtual/issuer.ts";
+import type { Fault } from "../virtual/shared.ts";
+import { keyOf } from "../virtual/cluster.ts";
+import { VirtualWorld } from "../virtual/world.ts";
 import { refusal } from "./outages.ts";
 import { encode, goodUntil } from "./judge.ts";
 import { Breach } from "./invariants.ts";

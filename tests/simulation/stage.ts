@@ -1,12 +1,9 @@
 /** What a run is made of: its plan as data, and the stage on which that is carried out. */
 import type { Secret } from "../../k8s.ts";
-import type {
-  ApiRequest,
-  ExchangeRequest,
-  Fault,
-  Replica,
-  VirtualWorld,
-} from "../virtual/world.ts";
+import type { ApiRequest } from "../virtual/cluster.ts";
+import type { ExchangeRequest } from "../virtual/issuer.ts";
+import type { Fault } from "../virtual/shared.ts";
+import type { Replica, VirtualWorld } from "../virtual/world.ts";
 
 export interface Action {
   /** Its place in the plan: what `--keep` names. */
