@@ -1,0 +1,277 @@
+/** What stands around the Pod of one row: API server, issuer, proxy and name server, each at an address of its own. */
+import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { connect, createServer, isIPv6, type Server } from "node:net";
+import { once } from "node:events";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Settings } from "../manifest_flags.ts";
+import { readManifest, type Runtime, tokenOf } from "../program.ts";
+import { ApiServer } from "../server/apiserver.ts";
+import { makeAuthority } from "../server/certificates.ts";
+import { Issuer } from "../server/issuer.ts";
+import { makeSigningKey } from "../server/keys.ts";
+import { bind } from "../server/listener.ts";
+import { startProxy } from "../server/proxy.ts";
+import { startNameServer } from "./dns.ts";
+import { startPod } from "./pod.ts";
+import type { Address, Row } from "./rows.ts";
+
+export const ISSUER_NAME = "issuer.enforce.dev";
+export const PROXY_NAME = "proxy.example.com";
+/** What a Service is called, for those who ask the cluster's DNS. */
+const PROXY_SERVICE = "proxy.tools.svc.cluster.local";
+const CLUSTER_DNS =
+  "search tools.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n";
+const HTTPS_PORT = 443;
+const PROXY_PORT = 3128;
+/** Documentation prefixes: nothing here answers for them, not even that nobody is there. */
+const DEAD = ["192.0.2.1", "2001:db8::1"] as const;
+const OWN = ["pull-secret-updater", "controller"] as const;
+const IDENTITY_KEY = "pull-secret-updater.chainguard.dev/identity";
+const identityOf = (index: number) => `${"0a".repeat(20)}/${`${index}`.padStart(16, "0")}`;
+const ACCOUNT_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount";
+const SUBJECT_FOLDER = "/var/run/chainguard/oidc";
+const CA_FOLDER = "/etc/private-ca";
+
+const key = makeSigningKey();
+
+export type World = Awaited<ReturnType<typeof makeWorld>>;
+
+/** The addresses of a slot: each server has one of each family; at the last one nobody listens. */
+function placesOf(slot: number) {
+  const place = (host: number) => [`10.${slot}.0.${host}`, `fd01:${slot}::${host}`] as const;
+  return { api: place(1), issuer: place(2), proxy: place(3), dns: place(53), nobody: place(9) };
+}
+
+export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
+  const places = placesOf(slot);
+  const toEnd: (() => unknown)[] = [];
+  const locate = (server: "issuer" | "proxy", addresses: Address[]) =>
+    addresses.map((address) => {
+      const family = address.startsWith("AAAA") ? 1 : 0;
+      return address.endsWith("dead")
+        ? DEAD[family]
+        : address.endsWith("refusing")
+        ? places.nobody[family]
+        : places[server][family];
+    });
+  const names: Record<string, string[]> = {};
+  const folder = mkdtempSync(join(tmpdir(), "environment-"));
+  toEnd.push(() => rmSync(folder, { recursive: true }));
+
+  // Three authorities, so that none is taken for another.
+  const [apiTrust, issuerTrust, proxyTrust] = [makeTrust(), makeTrust(), makeTrust()];
+  const trusted = (of: "api" | "issuer", trust: Trust) =>
+    row.ca?.of === of ? row.ca.file(trust) : trust.root;
+  const certify = (of: "api" | "issuer", trust: Trust, hosts: string[]) =>
+    row.ca?.of === of && row.ca.signer ? trust.issue(hosts, row.ca.signer) : trust.issue(hosts);
+
+  const apiHost = places.api[row.flags?.ipv6 ? 1 : 0];
+  const signingKey = await key;
+  const api = new ApiServer(
+    await bind({
+      host: apiHost,
+      port: HTTPS_PORT,
+      certificate: certify("api", apiTrust, [apiHost]),
+    }),
+    signingKey,
+    { tokens: new Map() },
+  );
+  const issuerAddresses = locate("issuer", row.issuer ?? ["A"]);
+  const issuerUrl = row.flags?.issuer && replace(row.flags.issuer);
+  const [main = places.issuer[0], ...more] = [
+    ...new Set(issuerAddresses.filter((each) => places.issuer.includes(each))),
+  ];
+  const hosts = [ISSUER_NAME, ...places.issuer];
+  const issuer = new Issuer(
+    await bind({
+      host: main,
+      port: HTTPS_PORT,
+      certificate: certify("issuer", issuerTrust, hosts),
+    }),
+    signingKey,
+    { keys: api.jwks, issuer: issuerUrl ?? `https://${ISSUER_NAME}` },
+  );
+  toEnd.push(() => api.close(), () => issuer.close());
+  for (const host of more) toEnd.push(await relay(host, main));
+  names[ISSUER_NAME] = issuerAddresses;
+
+  const proxyAddresses = locate("proxy", row.proxy?.at ?? ["A"]);
+  names[PROXY_NAME] = names[PROXY_SERVICE] = proxyAddresses;
+  const asked: string[] = [];
+  for (const host of new Set(proxyAddresses.filter((each) => places.proxy.includes(each)))) {
+    if (!row.proxy) break;
+    const { tls, at: _, untrusted: __, ...options } = row.proxy;
+    const certificate = tls && proxyTrust.issue([PROXY_NAME, ...places.proxy]);
+    const proxy = await startProxy({
+      ...options,
+      certificate,
+      host,
+      port: PROXY_PORT,
+      upstream: main,
+    });
+    toEnd.push(proxy.close, () => asked.push(...proxy.requests.map(({ line }) => line)));
+  }
+
+  /** Replaces what a row writes for an address that only the slot has. */
+  function replace(text: string): string {
+    const url = (host: string) => isIPv6(host) ? `[${host}]` : host;
+    return text
+      .replaceAll("{proxy}", `${PROXY_NAME}:${PROXY_PORT}`)
+      .replace(/\{proxy (A|AAAA)( refusing)?\}/g, (_, family, refusing) => {
+        const place = refusing ? places.nobody : places.proxy;
+        return `${url(place[family === "A" ? 0 : 1])}:${PROXY_PORT}`;
+      })
+      .replace(/\{(A|AAAA)\}/g, (_, family) => places.issuer[family === "A" ? 0 : 1])
+      .replace(/\{slot\}/g, `${slot}`);
+  }
+  const replaceAll = <T extends Settings>(values: T = {} as T): Settings =>
+    Object.fromEntries(Object.entries(values).map(([name, value]) => [name, replace(value)]));
+
+  const dns = row.dns ?? "node";
+  if (dns !== "dead") {
+    toEnd.push(
+      (await startNameServer({ host: places.dns[0], names, fails: dns === "failing" })).close,
+    );
+  }
+  const servers = [
+    ...dns === "first dead" ? [DEAD[0]] : [],
+    dns === "dead" ? DEAD[0] : places.dns[0],
+  ];
+  const resolvConf = servers.map((server) => `nameserver ${server}\n`).join("") +
+    (dns === "cluster" ? CLUSTER_DNS : "");
+
+  const files = {
+    account: createVolume(folder, "account"),
+    subject: createVolume(folder, "subject"),
+    ca: createVolume(folder, "ca"),
+  };
+  api.createServiceAccount(...OWN);
+  const ofProxy = row.proxy?.untrusted ? "" : proxyTrust.root;
+  files.account.write({
+    token: await api.serviceAccountToken(...OWN, api.issuer),
+    "ca.crt": trusted("api", apiTrust),
+    namespace: OWN[0],
+  });
+  files.subject.write({
+    "oidc-token": await api.serviceAccountToken(...OWN, issuer.audience),
+  });
+  files.ca.write({ "ca.crt": trusted("issuer", issuerTrust) + ofProxy });
+  const program = join(folder, "main.js");
+  writeFileSync(program, (await readManifest("deno")).program);
+
+  const create = (index: number) => {
+    issuer.bind(identityOf(index), api.issuer, ...OWN);
+    api.createSecret({
+      metadata: {
+        namespace: "team",
+        name: `pull-${index}`,
+        labels: { [IDENTITY_KEY]: identityOf(index).replace("/", ".") },
+      },
+      type: "kubernetes.io/dockerconfigjson",
+      stringData: { ".dockerconfigjson": "{}" },
+    });
+  };
+  create(1);
+  const { uid = 65532, gid = 65532, env = {}, memoryMiB } = row.pod ?? {};
+  const pod = await startPod({
+    slot,
+    runtime,
+    program,
+    flags: { "ca-configmap": "private-ca", ...replaceAll(row.flags) },
+    env: {
+      HOME: "/",
+      KUBERNETES_SERVICE_HOST: apiHost,
+      KUBERNETES_SERVICE_PORT: `${HTTPS_PORT}`,
+      ...env,
+      ...replaceAll(row.env),
+    },
+    resolvConf,
+    mounts: {
+      [ACCOUNT_FOLDER]: files.account.folder,
+      [SUBJECT_FOLDER]: files.subject.folder,
+      [CA_FOLDER]: files.ca.folder,
+    },
+    network: row.network ?? {},
+    user: { uid, gid },
+    memoryMiB,
+  });
+
+  return {
+    pod,
+    isFilled: (index = 1) => tokenOf(api.secret("team", `pull-${index}`)?.data) !== undefined,
+    /** Gives server and Pod another authority, as a rotation does, and then something to do. */
+    rotate(of: "api" | "issuer"): void {
+      const trust = makeTrust();
+      if (of === "api") {
+        api.useCertificate(trust.issue([apiHost]));
+        files.account.write({ "ca.crt": trust.root });
+        api.cutWatches();
+      } else {
+        issuer.useCertificate(trust.issue(hosts));
+        files.ca.write({ "ca.crt": trust.root });
+      }
+      create(2);
+    },
+    /** Ends all of it; returns what the proxies were asked, and how the program ended. */
+    async end(): Promise<{ status: number | string; asked: string[] }> {
+      const status = await pod.end("SIGTERM");
+      for (const end of toEnd.reverse()) await end();
+      return { status, asked };
+    },
+  };
+}
+
+/** An authority with an intermediate CA, and others that have signed nothing. */
+export type Trust = ReturnType<typeof makeTrust>;
+
+function makeTrust() {
+  const root = makeAuthority();
+  const intermediate = root.makeIntermediate();
+  return {
+    root: root.certificate,
+    intermediate: intermediate.certificate,
+    others: [makeAuthority().certificate, makeAuthority().certificate] as const,
+    issue(hosts: string[], signer: "root" | "intermediate" | "intermediate, sent" = "root") {
+      if (signer === "root") return root.issue(hosts);
+      const { key, cert } = intermediate.issue(hosts);
+      const sent = signer.endsWith("sent") ? intermediate.certificate : "";
+      return { key, cert: cert + sent };
+    },
+  };
+}
+
+/** Has a second address lead where the first does. */
+async function relay(host: string, to: string): Promise<() => void> {
+  const server: Server = createServer((socket) => {
+    const upstream = connect(HTTPS_PORT, to);
+    for (const end of [socket, upstream]) end.on("error", () => {});
+    socket.pipe(upstream).pipe(socket);
+  }).listen(HTTPS_PORT, host);
+  await once(server, "listening");
+  return () => void server.close();
+}
+
+/** A folder that the kubelet keeps: all files are replaced at once, by one link. */
+function createVolume(parent: string, name: string) {
+  const folder = join(parent, name);
+  mkdirSync(folder);
+  const all: Record<string, string> = {};
+  let version = 0;
+  return {
+    folder,
+    write(files: Record<string, string>): void {
+      const current = `..${++version}`;
+      mkdirSync(join(folder, current));
+      for (const [name, text] of Object.entries(files)) {
+        if (!(name in all)) symlinkSync(join("..data", name), join(folder, name));
+        all[name] = text;
+      }
+      for (const [name, text] of Object.entries(all)) {
+        writeFileSync(join(folder, current, name), text);
+      }
+      symlinkSync(current, join(folder, "..tmp"));
+      renameSync(join(folder, "..tmp"), join(folder, "..data"));
+    },
+  };
+}
