@@ -13,11 +13,11 @@ import { memoryHierarchy, RUN_VARIABLE } from "./pod.ts";
 
 const TOOLS = ["unshare", "ip", "iptables", "ip6tables", "mount", "chroot"];
 
-/** All addresses of 10.0.0.0/8 and fd01::/16 are ours; nothing is forwarded, so that all others are dead. */
+/** All addresses of 10.128.0.0/9 and 2001:db8::/40 are ours; nothing is forwarded, so that all others are dead. */
 const NETWORK = `
   ip link set lo up
-  ip route add local 10.0.0.0/8 dev lo
-  ip -6 route add local fd01::/16 dev lo
+  ip route add local 10.128.0.0/9 dev lo
+  ip -6 route add local 2001:db8::/40 dev lo
   echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind
   echo 0 >/proc/sys/net/ipv4/ip_forward
 `;

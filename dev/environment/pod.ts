@@ -64,10 +64,13 @@ export interface PodOptions {
 export type Pod = Awaited<ReturnType<typeof startPod>>;
 
 /** Of the Pod, and of its gateway, where all servers are. */
-export const addressesOf = (slot: number) => ({
-  own: [`172.20.${slot}.2`, `fd00:${slot}::2`],
-  gateway: [`172.20.${slot}.1`, `fd00:${slot}::1`],
-});
+function addressesOf(slot: number) {
+  const network = `2001:db8:f0${`${slot}`.padStart(2, "0")}`;
+  return {
+    own: [`172.20.${slot}.2`, `${network}::2`],
+    gateway: [`172.20.${slot}.1`, `${network}::1`],
+  };
+}
 
 /** The container of the manifest that these flags give. */
 function containerOf(runtime: Runtime, flags: Settings) {
@@ -128,7 +131,7 @@ export async function startPod(options: PodOptions) {
     async end(signal: NodeJS.Signals): Promise<number | string> {
       if (child.exitCode === null && child.signalCode === null) process.kill(child.pid!, signal);
       const status = await exited;
-      if (cgroup) rmdirSync(cgroup);
+      if (cgroup && existsSync(cgroup)) rmdirSync(cgroup);
       return status;
     },
   };

@@ -11,7 +11,7 @@ import { makeAuthority } from "../server/certificates.ts";
 import { Issuer } from "../server/issuer.ts";
 import { makeSigningKey } from "../server/keys.ts";
 import { bind } from "../server/listener.ts";
-import { startProxy } from "../server/proxy.ts";
+import { type Proxy, startProxy } from "../server/proxy.ts";
 import { startNameServer } from "./dns.ts";
 import { startPod } from "./pod.ts";
 import type { Address, Row } from "./rows.ts";
@@ -25,7 +25,7 @@ const CLUSTER_DNS =
 const HTTPS_PORT = 443;
 const PROXY_PORT = 3128;
 /** Documentation prefixes: nothing here answers for them, not even that nobody is there. */
-const DEAD = ["192.0.2.1", "2001:db8::1"] as const;
+const DEAD = ["10.0.0.1", "2001:db8:f0ff::1"] as const;
 const OWN = ["pull-secret-updater", "controller"] as const;
 const IDENTITY_KEY = "pull-secret-updater.chainguard.dev/identity";
 const identityOf = (index: number) => `${"0a".repeat(20)}/${`${index}`.padStart(16, "0")}`;
@@ -39,13 +39,20 @@ export type World = Awaited<ReturnType<typeof makeWorld>>;
 
 /** The addresses of a slot: each server has one of each family; at the last one nobody listens. */
 function placesOf(slot: number) {
-  const place = (host: number) => [`10.${slot}.0.${host}`, `fd01:${slot}::${host}`] as const;
-  return { api: place(1), issuer: place(2), proxy: place(3), dns: place(53), nobody: place(9) };
+  const place = (
+    host: number,
+  ): [string, string] => [`10.${128 + slot}.0.${host}`, `2001:db8:${slot}::${host}`];
+  return { nobody: place(1), api: place(2), issuer: place(3), proxy: place(4), dns: place(53) };
 }
 
-export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
+/** What is to be ended, in the order in which it began, goes into `toEnd`, whatever happens. */
+export async function makeWorld(
+  row: Row,
+  runtime: Runtime,
+  slot: number,
+  toEnd: (() => unknown)[],
+) {
   const places = placesOf(slot);
-  const toEnd: (() => unknown)[] = [];
   const locate = (server: "issuer" | "proxy", addresses: Address[]) =>
     addresses.map((address) => {
       const family = address.startsWith("AAAA") ? 1 : 0;
@@ -67,12 +74,13 @@ export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
     row.ca?.of === of && row.ca.signer ? trust.issue(hosts, row.ca.signer) : trust.issue(hosts);
 
   const apiHost = places.api[row.flags?.ipv6 ? 1 : 0];
+  const apiHosts = [apiHost, "kubernetes.default.svc"];
   const signingKey = await key;
   const api = new ApiServer(
     await bind({
       host: apiHost,
       port: HTTPS_PORT,
-      certificate: certify("api", apiTrust, [apiHost]),
+      certificate: certify("api", apiTrust, apiHosts),
     }),
     signingKey,
     { tokens: new Map() },
@@ -96,21 +104,17 @@ export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
   for (const host of more) toEnd.push(await relay(host, main));
   names[ISSUER_NAME] = issuerAddresses;
 
-  const proxyAddresses = locate("proxy", row.proxy?.at ?? ["A"]);
+  const { tls, at = ["A"], untrusted, ...options } = row.proxy ?? {};
+  const proxyAddresses = locate("proxy", at);
   names[PROXY_NAME] = names[PROXY_SERVICE] = proxyAddresses;
-  const asked: string[] = [];
+  const proxies: Proxy[] = [];
   for (const host of new Set(proxyAddresses.filter((each) => places.proxy.includes(each)))) {
     if (!row.proxy) break;
-    const { tls, at: _, untrusted: __, ...options } = row.proxy;
-    const certificate = tls && proxyTrust.issue([PROXY_NAME, ...places.proxy]);
-    const proxy = await startProxy({
-      ...options,
-      certificate,
-      host,
-      port: PROXY_PORT,
-      upstream: main,
-    });
-    toEnd.push(proxy.close, () => asked.push(...proxy.requests.map(({ line }) => line)));
+    const certificate = tls ? proxyTrust.issue([PROXY_NAME, ...places.proxy]) : undefined;
+    const listens = { certificate, host, port: PROXY_PORT, upstream: main };
+    const proxy = await startProxy({ ...options, ...listens });
+    proxies.push(proxy);
+    toEnd.push(proxy.close);
   }
 
   /** Replaces what a row writes for an address that only the slot has. */
@@ -123,7 +127,7 @@ export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
         return `${url(place[family === "A" ? 0 : 1])}:${PROXY_PORT}`;
       })
       .replace(/\{(A|AAAA)\}/g, (_, family) => places.issuer[family === "A" ? 0 : 1])
-      .replace(/\{slot\}/g, `${slot}`);
+      .replace(/\{octet\}/g, `${128 + slot}`);
   }
   const replaceAll = <T extends Settings>(values: T = {} as T): Settings =>
     Object.fromEntries(Object.entries(values).map(([name, value]) => [name, replace(value)]));
@@ -147,7 +151,7 @@ export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
     ca: createVolume(folder, "ca"),
   };
   api.createServiceAccount(...OWN);
-  const ofProxy = row.proxy?.untrusted ? "" : proxyTrust.root;
+  const ofProxy = tls && !untrusted ? proxyTrust.root : "";
   files.account.write({
     token: await api.serviceAccountToken(...OWN, api.issuer),
     "ca.crt": trusted("api", apiTrust),
@@ -173,17 +177,16 @@ export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
     });
   };
   create(1);
-  const { uid = 65532, gid = 65532, env = {}, memoryMiB } = row.pod ?? {};
+  const { uid = 65532, gid = 65532, hasNoHome, memoryMiB } = row.pod ?? {};
   const pod = await startPod({
     slot,
     runtime,
     program,
     flags: { "ca-configmap": "private-ca", ...replaceAll(row.flags) },
     env: {
-      HOME: "/",
+      ...hasNoHome ? {} : { HOME: "/" },
       KUBERNETES_SERVICE_HOST: apiHost,
       KUBERNETES_SERVICE_PORT: `${HTTPS_PORT}`,
-      ...env,
       ...replaceAll(row.env),
     },
     resolvConf,
@@ -196,29 +199,25 @@ export async function makeWorld(row: Row, runtime: Runtime, slot: number) {
     user: { uid, gid },
     memoryMiB,
   });
+  toEnd.push(() => pod.end("SIGKILL"));
 
   return {
     pod,
     isFilled: (index = 1) => tokenOf(api.secret("team", `pull-${index}`)?.data) !== undefined,
     /** Gives server and Pod another authority, as a rotation does, and then something to do. */
-    rotate(of: "api" | "issuer"): void {
+    async rotate(of: "api" | "issuer"): Promise<void> {
       const trust = makeTrust();
-      if (of === "api") {
-        api.useCertificate(trust.issue([apiHost]));
-        files.account.write({ "ca.crt": trust.root });
-        api.cutWatches();
-      } else {
-        issuer.useCertificate(trust.issue(hosts));
-        files.ca.write({ "ca.crt": trust.root });
-      }
+      const [server, volume, names] = of === "api"
+        ? [api, files.account, apiHosts] as const
+        : [issuer, files.ca, hosts] as const;
+      await server.refuse();
+      server.useCertificate(trust.issue(names));
+      volume.write({ "ca.crt": trust.root });
+      await server.accept();
       create(2);
     },
-    /** Ends all of it; returns what the proxies were asked, and how the program ended. */
-    async end(): Promise<{ status: number | string; asked: string[] }> {
-      const status = await pod.end("SIGTERM");
-      for (const end of toEnd.reverse()) await end();
-      return { status, asked };
-    },
+    /** Whether the proxies were asked for anything. */
+    isProxyUsed: () => proxies.some(({ requests }) => requests.length > 0),
   };
 }
 

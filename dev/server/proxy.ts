@@ -9,6 +9,8 @@ export interface ProxyOptions {
   mode?: "tunnel" | "hang" | "refuse";
   /** Sent in place of what the mode says. */
   answer?: string;
+  /** So many requests meet that mode, or that answer, and later ones a tunnel. Default: all. */
+  times?: number;
   /** Whom it lets through, as `user:password`; undefined: anybody. */
   user?: string;
   /** Default: plain http. */
@@ -49,12 +51,13 @@ export async function startProxy(options: ProxyOptions = {}) {
     const line = head.split("\r\n")[0]!;
     const authorization = /^proxy-authorization: (.*)$/im.exec(head)?.[1];
     requests.push({ line, authorization });
-    if (mode === "hang") return;
-    if (mode === "refuse") return refuse(socket, "502 Bad Gateway");
+    const isFaulty = requests.length <= (options.times ?? Infinity);
+    if (isFaulty && mode === "hang") return;
+    if (isFaulty && mode === "refuse") return refuse(socket, "502 Bad Gateway");
     if (user !== undefined && authorization !== basic(user)) {
       return refuse(socket, "407 Proxy Authentication Required");
     }
-    if (options.answer !== undefined) return void socket.end(options.answer);
+    if (isFaulty && options.answer !== undefined) return void socket.end(options.answer);
     const [, to = "", port = ""] = /^CONNECT (.*):(\d+) /.exec(line) ?? [];
     const there = options.upstream ?? (to === "[::1]" ? "::1" : "127.0.0.1");
     const upstream = connect(+port, there, () => {
