@@ -14,7 +14,7 @@ const AT_ONCE = 6;
 /** A busy machine starts the programs of all of them. */
 const START_S = 40;
 /** Longer than an exchange may take, and the first tries after it. */
-const WITHIN_S = 20;
+const WITHIN_S = 40;
 /** What was told is followed by no success so soon. */
 const SETTLE_MS = 3_000;
 /** Of one row, all in all. */
@@ -58,39 +58,29 @@ async function judge(row: Row, expected: Outcome, world: World): Promise<void> {
     assertEquals(world.isProxyUsed() ? "proxy" : "itself", expected.by, "the way to the issuer");
   } catch (error) {
     throw new Error(`${error.message}\n${pod.lines.join("\n")}`);
-  } finally {
-    if (process.env.PSU_DEBUG) {
-      console.log(
-        "LOG",
-        row.group,
-        row.what,
-        pod.lines.filter((l) => !/"level":"info"/.test(l)).map((l) =>
-          l.replace(/.*"(message|error)":"/, "").replace(
-            "no response from the issuer at ISSUER_URL=https://issuer.enforce.dev: ",
-            "NR: ",
-          )
-        ).join(" || ").slice(0, 400),
-      );
-    }
   }
 }
 
 async function observe(world: World, expected: Outcome, index = 1): Promise<void> {
   const { pod } = world;
   const isOver = () => world.isFilled(index) || !pod.isAlive();
-  const within = (expected.withinS ?? WITHIN_S) * 1000;
+  const within = WITHIN_S * 1000;
   if (expected.works) {
     await until(isOver, "the Secret is filled", within);
   } else {
-    const isTold = () => pod.lines.some((line) => expected.log.test(line));
-    await until(() => isOver() || isTold(), `the log has ${expected.log}`, within);
+    const told = patternOf(expected.log);
+    const isTold = () => pod.lines.some((line) => told.test(line));
+    await until(() => isOver() || isTold(), `the log has ${told}`, within);
     if (expected.exits !== undefined) await pod.exited;
     else if (!isOver()) await until(isOver, "", SETTLE_MS).catch(() => {});
-    assertMatch(pod.lines.join("\n"), expected.log);
+    assertMatch(pod.lines.join("\n"), told);
   }
   if (!pod.isAlive()) await pod.exited;
   assertEquals(world.isFilled(index), expected.works, "the Secret is filled");
 }
+
+const patternOf = (quotes: string[]) =>
+  new RegExp(quotes.map((quote) => RegExp.escape(quote).replaceAll("…", ".*")).join("|"));
 
 /** Says why a row cannot be run on this machine. */
 function findObstacle({ pod }: Row): string | false {

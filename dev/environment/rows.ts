@@ -8,26 +8,32 @@ import type { Trust } from "./world.ts";
 /** An address of a server's name, in the order in which DNS gives them. */
 export type Address = `${"A" | "AAAA"}${"" | " dead" | " refusing"}`;
 
-export type Outcome =
-  /** The Secret is filled; by the proxy, or by itself, if there is one. */
-  | { works: true; by?: "proxy" | "itself"; withinS?: number }
-  /** It is not, and the log says why; `exits` if the program ends by itself, and how. */
-  | { works: false; log: RegExp; exits?: number; withinS?: number };
+/** The Secret is filled; where there is a proxy, by it or without it. */
+interface Success {
+  works: true;
+  by?: "proxy" | "itself";
+}
+/** It is not, and the log has one of these; `exits` if the program ends by itself, and how. */
+interface Failure {
+  works: false;
+  log: string[];
+  exits?: number;
+}
+export type Outcome = Success | Failure;
+/** The same on both runtimes, or not. */
+type Expect = Outcome | Record<Runtime, Outcome>;
+type Server = "issuer" | "api";
 
-export interface Row {
-  group: string;
-  /** The environment, as the table has it. */
-  what: string;
-  expect: Outcome | Record<Runtime, Outcome>;
-  /** What the table adds: of what does not work, what the log says or what to do. */
+interface Conditions {
+  /** What the table adds. */
   note?: string;
   /** A fault of ours that this row holds on to: the day it is gone, the row fails, and is to be written anew. */
   known?: string;
-  /** Flags of `npm run manifest`. Here as in `env`, {proxy}, {proxy A} and {A} are addresses. */
+  /** Flags of `npm run manifest`. Here as in `env`, {proxy}, {proxy A}, {A} and {octet} are the addresses of a run. */
   flags?: Settings;
   /** Variables that are set beside. */
   env?: Settings;
-  /** Where the issuer's name leads. Default: to one that works. */
+  /** Where the issuer's name leads. Default: to an address that works. */
   issuer?: Address[];
   /** A proxy; `untrusted`: its CA is not among those that the Pod is given. */
   proxy?: Pick<ProxyOptions, "mode" | "answer" | "times" | "user"> & {
@@ -35,444 +41,368 @@ export interface Row {
     tls?: boolean;
     untrusted?: boolean;
   };
-  ca?: {
-    of: "api" | "issuer";
-    file: (trust: Trust) => string;
-    signer?: "intermediate" | "intermediate, sent";
-  };
+  ca?: Authority & { of: Server };
   /** Once it has worked, this server and the Pod are given another CA. */
-  rotates?: "api" | "issuer";
+  rotates?: Server;
   network?: Network;
   dns?: "node" | "cluster" | "first dead" | "dead" | "failing";
   pod?: { uid?: number; gid?: number; hasNoHome?: boolean; memoryMiB?: number };
 }
 
-type Rest = Omit<Row, "group" | "what" | "expect">;
+interface Authority {
+  /** What the Pod is given of it. */
+  file: (trust: Trust) => string;
+  /** Default: the root. */
+  signer?: "intermediate" | "intermediate, sent";
+}
+
+export interface Row extends Conditions {
+  group: string;
+  /** The environment, as the table has it. */
+  what: string;
+  expect: Expect;
+}
+
+type Short = [what: string, expect: Expect, conditions?: Conditions];
+
+const rowsOf = (group: string, rows: Short[], common: Conditions = {}): Row[] =>
+  rows.map(([what, expect, conditions]) => ({ group, what, expect, ...common, ...conditions }));
 
 const works: Outcome = { works: true };
 const byProxy: Outcome = { works: true, by: "proxy" };
 const byItself: Outcome = { works: true, by: "itself" };
-const fails = (log: RegExp, rest: { exits?: number; withinS?: number } = {}): Outcome => ({
-  works: false,
-  log,
-  ...rest,
-});
+/** As the table quotes it: … stands for what differs. */
+const fails = (...log: string[]): Failure => ({ works: false, log });
 /** Bad configuration: one line, exit status 2. */
-const refused = (log: RegExp): Outcome => fails(log, { exits: 2 });
-/** The certificate of the server was not accepted. */
-const untrusted = fails(/"(message|error)":".*(certificate|is empty)/);
-const timesOut = fails(/Connect Timeout Error|no response within 10 s/);
-
-/** The name of a proxy or an issuer has several addresses, and Deno's first try fails: it asks for a right to the second. */
-const SECOND_ADDRESS = "known fault: the second address is not tried";
-const needsRight = fails(/Requires net access|Connect Timeout Error/, { withinS: 30 });
-
-const html = (status: string) =>
-  `HTTP/1.1 ${status}\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n<html><h1>Blocked</h1></html>`;
+const refused: Outcome = { ...fails('HTTPS_PROXY="…": must be'), exits: 2 };
+/** In the words of either runtime. */
+const untrusted = fails("unable to … certificate");
+const timesOut = fails("Connect Timeout Error");
+const unauthorized = fails("Proxy response (407) !== 200");
+const hangs = fails("no response within 10 s");
+const resolvesNot = fails("getaddrinfo ENOTFOUND");
 
 // ───── Proxies ─────
 
-const SCHEMES = [["http", {}], ["https", { tls: true }]] as const;
+const HTTP: Settings = { proxy: "http://{proxy}" };
+const HTTPS: Settings = { proxy: "https://{proxy}" };
 
-/** By name and by address, on both schemes. */
-const proxyPlaces = SCHEMES.flatMap(([scheme, proxy]): Row[] => [
-  {
-    group: "Proxy",
-    what: `${scheme}, by name`,
-    flags: { proxy: `${scheme}://{proxy}` },
-    proxy,
-    expect: byProxy,
-  },
-  {
-    group: "Proxy",
-    what: `${scheme}, by IPv4 address`,
-    flags: { proxy: `${scheme}://{proxy A}` },
-    proxy,
-    expect: byProxy,
-  },
-  {
-    group: "Proxy",
-    what: `${scheme}, by IPv6 address`,
-    flags: { proxy: `${scheme}://{proxy AAAA}` },
-    proxy: { ...proxy, at: ["AAAA"] },
-    expect: byProxy,
-  },
-]);
+const proxyPlaces = ([["http", false], ["https", true]] as const).flatMap(([scheme, tls]) =>
+  rowsOf("Proxy", [
+    [`${scheme}, by name`, byProxy, { flags: { proxy: `${scheme}://{proxy}` }, proxy: { tls } }],
+    [`${scheme}, by IPv4 address`, byProxy, {
+      flags: { proxy: `${scheme}://{proxy A}` },
+      proxy: { tls },
+    }],
+    [`${scheme}, by IPv6 address`, byProxy, {
+      flags: { proxy: `${scheme}://{proxy AAAA}` },
+      proxy: { tls, at: ["AAAA"] },
+    }],
+  ])
+);
 
-/** How credentials stand in the URL, and what they are. */
-const CREDENTIALS: [
-  what: string,
-  inUrl: string,
-  user: string | undefined,
-  outcome: Outcome,
-  note?: string,
-][] = [
-  ["with user and password", "user:secret@", "user:secret", byProxy],
-  ["password with %-encoded characters", "user:p%40ss%3A%2F%25@", "user:p@ss:/%", byProxy],
-  ["password with a bare @", "user:p@ss@", "user:p@ss", byProxy],
-  ["user without a password", "user@", "user:", byProxy],
-  [
-    "password with a bare %",
-    "user:50%off@",
-    "user:50%off",
-    refused(/^HTTPS_PROXY="…@.*percent-encoded$/),
-    'exit 2: `HTTPS_PROXY="…": must be …`',
-  ],
-  [
-    "password with a bare #",
-    "user:p#ss@",
-    "user:p#ss",
-    refused(/^HTTPS_PROXY="…@.*percent-encoded$/),
-    "the same: write `%23`",
-  ],
-  ["wrong password", "user:wrong@", "user:secret", fails(/407/), "log: `… (407) …`"],
-  ["no credentials where it wants some", "", "user:secret", fails(/407/), "log: `… (407) …`"],
-];
-const proxyCredentials = CREDENTIALS.map(([what, inUrl, user, expect, note]): Row => ({
-  group: "Proxy",
-  what,
-  flags: { proxy: "http://{proxy}" },
+const withCredentials = (inUrl: string, user: string, note?: string): Conditions => ({
   env: { HTTPS_PROXY: `http://${inUrl}{proxy}` },
   proxy: { user },
-  expect,
   note,
-}));
-
-const proxyVariables: Row[] = [
-  {
-    group: "Proxy",
-    what: "`https_proxy` in lower case, by hand",
-    env: { https_proxy: "http://{proxy}" },
-    proxy: {},
-    expect: { node: byProxy, deno: byItself },
-    note: "Deno's flags hide it: it goes straight",
-  },
-  {
-    group: "Proxy",
-    what: "`HTTPS_PROXY` and another `https_proxy`",
-    flags: { proxy: "http://{proxy}" },
+});
+const proxyUrls = rowsOf("Proxy", [
+  ["user and password", byProxy, withCredentials("user:secret@", "user:secret")],
+  [
+    "a password that is %-encoded",
+    byProxy,
+    withCredentials("user:p%40ss%3A%2F%25@", "user:p@ss:/%"),
+  ],
+  ["a bare @ in the password", byProxy, withCredentials("user:p@ss@", "user:p@ss")],
+  ["a user without a password", byProxy, withCredentials("user@", "user:")],
+  ["a bare % in the password", refused, withCredentials("u:50%off@", "u:50%off", "write `%25`")],
+  ["a bare # in the password", refused, withCredentials("u:p#ss@", "u:p#ss", "write `%23`")],
+  ["a wrong password", unauthorized, withCredentials("user:wrong@", "user:secret")],
+  ["no credentials where it wants some", unauthorized, withCredentials("", "user:secret")],
+  ["a URL without a scheme", refused, { env: { HTTPS_PROXY: "{proxy}" } }],
+  ["SOCKS (`socks5://`)", refused, { env: { HTTPS_PROXY: "socks5://{proxy}" } }],
+  ["`https_proxy` differs from `HTTPS_PROXY`", byProxy, {
     env: { https_proxy: "http://{proxy A refusing}" },
     proxy: {},
-    expect: byProxy,
-    note: "`HTTPS_PROXY` counts",
-  },
-  {
-    group: "Proxy",
-    what: "`HTTP_PROXY` or `ALL_PROXY` alone",
+    note: "the latter counts",
+  }],
+], { flags: HTTP });
+const proxyVariables = rowsOf("Proxy", [
+  ["`https_proxy` alone, set by hand", { node: byProxy, deno: byItself }, {
+    env: { https_proxy: "http://{proxy}" },
+    note: "Deno's flags hide it",
+  }],
+  ["`HTTP_PROXY` or `ALL_PROXY` alone", byItself, {
     env: { HTTP_PROXY: "http://{proxy}", ALL_PROXY: "http://{proxy}" },
-    proxy: {},
-    expect: byItself,
-    note: "not used, as the issuer is https",
-  },
-  {
-    group: "Proxy",
-    what: "a URL without a scheme",
-    flags: { proxy: "http://{proxy}" },
-    env: { HTTPS_PROXY: "{proxy}" },
-    expect: refused(/^HTTPS_PROXY=.*must be an http or https URL/),
-    note: 'exit 2: `HTTPS_PROXY="…": must be …`',
-  },
-  {
-    group: "Proxy",
-    what: "SOCKS (`socks5://`)",
-    flags: { proxy: "http://{proxy}" },
-    env: { HTTPS_PROXY: "socks5://{proxy}" },
-    expect: refused(/^HTTPS_PROXY=.*must be an http or https URL/),
-    note: 'exit 2: `HTTPS_PROXY="…": must be …`',
-  },
-];
+    note: "not read",
+  }],
+], { proxy: {} });
 
-const BROKEN_PROXIES: [what: string, proxy: Row["proxy"], expect: Row["expect"], rest?: Rest][] = [
-  ["refuses the connection", { at: ["A refusing"] }, fails(/connect ECONNREFUSED/)],
-  ["is not there, and packets are dropped", { at: ["A dead"] }, timesOut],
-  ["its name is unknown", { at: [] }, fails(/getaddrinfo ENOTFOUND/)],
-  ["hangs on CONNECT", { mode: "hang" }, fails(/no response within 10 s/)],
-  [
-    "hangs on the first CONNECT only",
-    { mode: "hang", times: 1 },
-    fails(/no response within 10 s/),
-    { known: "the connection that hangs holds up the next exchanges, for 5 min" },
-  ],
-  ["answers CONNECT by 403 and HTML", { answer: html("403 Forbidden") }, fails(/\(403\) !== 200/)],
-  ["answers CONNECT by 502", { mode: "refuse" }, fails(/\(502\) !== 200/)],
-  ["answers CONNECT by 200 and HTML", { answer: html("200 OK") }, fails(/wrong version number/)],
-  ["closes the connection", { answer: "" }, fails(/Proxy Connection failed/)],
-  ["is there again after one 502", { mode: "refuse", times: 1 }, byProxy],
-  [
-    "https, of a CA that is not given",
-    { tls: true, untrusted: true },
-    untrusted,
-    { flags: { proxy: "https://{proxy}" } },
-  ],
-  ["https in the URL, and it speaks http", {}, timesOut, { flags: { proxy: "https://{proxy}" } }],
-];
-const brokenProxies = BROKEN_PROXIES.map(([what, proxy, expect, rest]): Row => ({
-  group: "Proxy",
-  what,
-  flags: { proxy: "http://{proxy}" },
-  proxy,
-  expect,
-  ...rest,
-}));
+const html = (status: string) =>
+  `HTTP/1.1 ${status}\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n<html><h1>Blocked</h1></html>`;
+const brokenProxies = rowsOf("Proxy", [
+  ["it refuses the connection", fails("connect ECONNREFUSED"), { proxy: { at: ["A refusing"] } }],
+  ["packets to it are dropped", timesOut, { proxy: { at: ["A dead"] } }],
+  ["its name is unknown", resolvesNot, { proxy: { at: [] } }],
+  ["it hangs on CONNECT", hangs, { proxy: { mode: "hang" } }],
+  ["it hangs on the first CONNECT only", hangs, {
+    proxy: { mode: "hang", times: 1 },
+    known: "the next exchanges hang too",
+  }],
+  ["it answers 403 and HTML", fails("Proxy response (403) !== 200"), {
+    proxy: { answer: html("403 Forbidden") },
+  }],
+  ["it answers 502", fails("Proxy response (502) !== 200"), { proxy: { mode: "refuse" } }],
+  ["it answers 502 once", byProxy, { proxy: { mode: "refuse", times: 1 } }],
+  ["it answers 200 and HTML", fails("wrong version number"), {
+    proxy: { answer: html("200 OK") },
+  }],
+  ["it closes the connection", fails("Proxy Connection failed"), { proxy: { answer: "" } }],
+  ["https, and its CA is not given", untrusted, {
+    flags: HTTPS,
+    proxy: { tls: true, untrusted: true },
+  }],
+  ["https in the URL, and it speaks http", timesOut, { flags: HTTPS, proxy: {} }],
+], { flags: HTTP });
 
 // ───── NO_PROXY ─────
 
-/** Go's forms, for an issuer by name and by address. */
-const NO_PROXY: [value: string, issuer: string, outcome: Outcome, note?: string][] = [
-  ["issuer.enforce.dev", "name", byItself],
-  ["enforce.dev", "name", byItself],
-  [".enforce.dev", "name", byItself],
-  ["*.enforce.dev", "name", byItself],
-  ["*", "name", byItself],
-  ["issuer.enforce.dev:443", "name", byItself],
-  ["ISSUER.enforce.dev", "name", byItself],
-  ["a.example, issuer.enforce.dev , b.example", "name", byItself],
-  ["10.0.0.0/8,.cluster.local,enforce.dev", "name", byItself],
-  ["issuer.enforce.dev:8443", "name", byProxy, "another port"],
-  ["force.dev", "name", byProxy, "not a part of a label"],
-  [".issuer.enforce.dev", "name", byItself, "Go: only what is below it"],
-  ["10.0.0.0/8", "name", byProxy, "names are not looked up for it"],
-  ["{A}", "A", byItself],
-  ["{A}:443", "A", byItself],
-  ["10.0.0.0/8", "A", byItself],
-  ["192.168.0.0/16, 10.{octet}.0.0/16", "A", byItself],
-  ["192.168.0.0/16", "A", byProxy, "another subnet"],
-  ["{AAAA}", "AAAA", byItself],
-  ["2001:db8::/40", "AAAA", byItself],
-  ["[{AAAA}]:443", "AAAA", byItself],
-  ["fd99::/16", "AAAA", byProxy, "another subnet"],
-];
-const noProxy = NO_PROXY.map(([value, issuer, expect, note]): Row => ({
-  group: "NO_PROXY",
-  what: `\`${value.replace(/[{}]/g, "")}\`` +
-    (issuer === "name" ? "" : `, issuer by ${issuer === "A" ? "IPv4" : "IPv6"} address`),
-  flags: {
-    proxy: "http://{proxy}",
-    "no-proxy": value,
-    ...issuer !== "name" && { issuer: `https://${issuer === "A" ? "{A}" : "[{AAAA}]"}` },
-  },
-  issuer: [issuer === "AAAA" ? "AAAA" : "A"],
-  proxy: {},
-  expect,
-  note,
-}));
-noProxy.push({
-  group: "NO_PROXY",
-  what: "`no_proxy` in lower case, by hand",
-  flags: { proxy: "http://{proxy}" },
-  env: { no_proxy: "enforce.dev" },
-  proxy: {},
-  expect: { node: byItself, deno: byProxy },
-  note: "Deno's flags hide it",
-});
+/** For the table. */
+const EXAMPLES: Settings = { A: "10.129.0.3", AAAA: "2001:db8:1::3", octet: "129" };
+/** Go's forms. */
+const noProxy = ([
+  ["", HTTP, [
+    ["issuer.enforce.dev", byItself],
+    ["enforce.dev", byItself],
+    [".enforce.dev", byItself],
+    ["*.enforce.dev", byItself],
+    ["*", byItself],
+    ["issuer.enforce.dev:443", byItself],
+    ["ISSUER.enforce.dev", byItself],
+    ["a.example, issuer.enforce.dev , b.example", byItself],
+    ["10.0.0.0/8,.cluster.local,enforce.dev", byItself],
+    ["issuer.enforce.dev:8443", byProxy, "another port"],
+    ["force.dev", byProxy, "no part of a label"],
+    [".issuer.enforce.dev", byItself, "Go: only what is below it"],
+    ["10.0.0.0/8", byProxy, "names are not looked up"],
+  ]],
+  [", the issuer by IPv4 address", { ...HTTP, issuer: "https://{A}" }, [
+    ["{A}", byItself],
+    ["{A}:443", byItself],
+    ["10.0.0.0/8", byItself],
+    ["192.168.0.0/16, 10.{octet}.0.0/16", byItself],
+    ["192.168.0.0/16", byProxy, "another subnet"],
+  ]],
+  [", the issuer by IPv6 address", { ...HTTP, issuer: "https://[{AAAA}]" }, [
+    ["{AAAA}", byItself],
+    ["2001:db8::/40", byItself],
+    ["[{AAAA}]:443", byItself],
+    ["fd00::/8", byProxy, "another subnet"],
+  ]],
+] as [of: string, flags: Settings, [list: string, expect: Expect, note?: string][]][])
+  .flatMap(([of, flags, lists]) =>
+    rowsOf(
+      `NO_PROXY${of}`,
+      lists.map(([list, expect, note]) => [
+        `\`${list.replace(/\{(.*?)\}/g, (_, name) => EXAMPLES[name]!)}\``,
+        expect,
+        { flags: { ...flags, "no-proxy": list }, note },
+      ]),
+      { proxy: {}, issuer: [of.includes("IPv6") ? "AAAA" : "A"] },
+    )
+  );
+noProxy.push(...rowsOf("NO_PROXY", [
+  ["`no_proxy` alone, set by hand", { node: byItself, deno: byProxy }, {
+    flags: HTTP,
+    env: { no_proxy: "enforce.dev" },
+    proxy: {},
+    note: "Deno's flags hide it",
+  }],
+]));
 
 // ───── Certificate authorities ─────
 
-const SERVERS = [["issuer", "Issuer's or proxy's CA"], ["api", "API server's CA"]] as const;
 /** Neither DER nor base64; and a certificate whose end was lost. */
 const garbled = "-----BEGIN CERTIFICATE-----\nMIIBroken\n-----END CERTIFICATE-----\n";
 const cut = ({ others: [a] }: Trust) => a.replace(/[^\n]+\n(?=-----END)/, "");
 
-type Authority = Omit<NonNullable<Row["ca"]>, "of">;
-/** One expectation for both, or one for each. */
-type Both = Row["expect"] | Record<"issuer" | "api", Row["expect"]>;
-
-/** The runtimes' own doing: what NODE_EXTRA_CA_CERTS names is read by them. */
-const IGNORED = fails(/Ignoring extra certs from/);
-const BROKEN_BEFORE: Both = { issuer: IGNORED, api: { node: untrusted, deno: fails(/error/) } };
-const BROKEN_AFTER: Both = {
-  issuer: { node: works, deno: IGNORED },
-  api: { node: works, deno: fails(/error/) },
-};
-const BROKEN_NOTE = "take it out";
-const BROKEN = "known fault: Deno's program ends, and Node ignores what follows";
-
-const CAS: [what: string, ca: Authority, expect?: Both, rest?: Rest][] = [
+const CAS: [what: string, ca: Authority, expect?: Expect, note?: string][] = [
   ["the root", { file: ({ root }) => root }],
   ["the intermediate only", { file: ({ intermediate }) => intermediate, signer: "intermediate" }],
+  ["the intermediate only, which is sent too", {
+    file: ({ intermediate }) => intermediate,
+    signer: "intermediate, sent",
+  }],
+  ["the root; the intermediate is sent", {
+    file: ({ root }) => root,
+    signer: "intermediate, sent",
+  }],
   [
-    "the intermediate only, which is sent too",
-    { file: ({ intermediate }) => intermediate, signer: "intermediate, sent" },
-  ],
-  [
-    "the root, and the intermediate is sent",
-    { file: ({ root }) => root, signer: "intermediate, sent" },
-  ],
-  [
-    "the root, and the intermediate is not sent",
+    "the root; the intermediate is not sent",
     { file: ({ root }) => root, signer: "intermediate" },
     untrusted,
-    { note: "give it the intermediate too" },
+    "add the intermediate",
   ],
-  [
-    "intermediate and root",
-    { file: ({ root, intermediate }) => intermediate + root, signer: "intermediate" },
-  ],
+  ["intermediate and root", {
+    file: ({ root, intermediate }) => intermediate + root,
+    signer: "intermediate",
+  }],
   ["several", { file: ({ root, others: [a, b] }) => a + root + b }],
-  ["the first of two is no base64", { file: ({ root }) => garbled + root }, BROKEN_BEFORE],
-  ["the last of two is no base64", { file: ({ root }) => root + garbled }, BROKEN_AFTER],
-  ["the first of two is cut short", { file: (trust) => cut(trust) + trust.root }, BROKEN_BEFORE],
-  ["the last of two is cut short", { file: (trust) => trust.root + cut(trust) }, BROKEN_AFTER],
-  [
-    "a byte order mark",
-    { file: ({ root }) => `\ufeff${root}` },
-    { issuer: { node: works, deno: untrusted }, api: works },
-  ],
   ["CRLF", { file: ({ root, others: [a] }) => (a + root).replaceAll("\n", "\r\n") }],
-  [
-    "comments between",
-    { file: ({ root, others: [a] }) => `# Corporate\n${a}\nsubject=CN = root\n${root}` },
-  ],
+  ["comments between", {
+    file: ({ root, others: [a] }) => `# Corporate\n${a}\nsubject=CN = root\n${root}`,
+  }],
   ["no line break at the end", { file: ({ root }) => root.trimEnd() }],
   ["another's", { file: ({ others: [a] }) => a }, untrusted],
-  ["an empty file", { file: () => "" }, untrusted],
 ];
-const authorities = SERVERS.flatMap(([of, group]) => [
-  ...CAS.map(([what, ca, both = works, rest]): Row => {
-    const expect = "issuer" in both ? both[of] : both;
-    const isBroken = both === BROKEN_BEFORE || both === BROKEN_AFTER;
-    const why = isBroken && (of === "api" ? { known: BROKEN } : { note: BROKEN_NOTE });
-    return { group, what, ca: { of, ...ca }, expect, ...why, ...rest };
-  }),
-  {
-    group,
-    what: "replaced while it runs",
-    rotates: of,
-    expect: of === "api" ? works : untrusted,
-    ...of === "issuer" && { note: "restart: it is read at the start" },
-  } satisfies Row,
-]);
+const AUTHORITIES: Record<Server, string> = {
+  issuer: "The issuer's or proxy's CA",
+  api: "The API server's CA",
+};
+const authorities = (of: Server, rows: typeof CAS, { known }: Conditions = {}) =>
+  rowsOf(
+    AUTHORITIES[of],
+    rows.map(([what, ca, expect = works, note]) => [what, expect, {
+      ca: { of, ...ca },
+      note,
+      known,
+    }]),
+  );
+
+const bom: Authority = { file: ({ root }) => `\ufeff${root}` };
+const garbledFirst: Authority = { file: ({ root }) => garbled + root };
+const garbledLast: Authority = { file: ({ root }) => root + garbled };
+const cutFirst: Authority = { file: (trust) => cut(trust) + trust.root };
+const cutLast: Authority = { file: (trust) => trust.root + cut(trust) };
+/** The runtimes read this one, not we; either ends with what it cannot read. */
+const ignored = fails("Ignoring extra certs from");
+const crash = fails("Uncaught");
+const issuerCas = [
+  ...authorities("issuer", CAS),
+  ...authorities("issuer", [
+    ["an empty file", { file: () => "" }, untrusted],
+    ["a byte order mark", bom, { node: works, deno: untrusted }, "Deno ignores the file"],
+    ["the first of two is not base64", garbledFirst, ignored, "the runtime's doing"],
+    ["the last of two is not base64", garbledLast, { node: works, deno: ignored }],
+    ["the first of two is cut short", cutFirst, { node: ignored, deno: works }],
+    ["the last of two is cut short", cutLast],
+  ]),
+  ...rowsOf(AUTHORITIES.issuer, [
+    ["replaced while it runs", untrusted, { rotates: "issuer", note: "it takes a restart" }],
+  ]),
+];
+const apiCas = [
+  ...authorities("api", CAS),
+  ...authorities("api", [["an empty file", { file: () => "" }, fails("ca.crt is empty")], [
+    "a byte order mark",
+    bom,
+  ]]),
+  ...authorities("api", [
+    ["the first of two is not base64", garbledFirst, { node: untrusted, deno: crash }],
+    ["the last of two is not base64", garbledLast, { node: works, deno: crash }],
+    ["the first of two is cut short", cutFirst, { node: untrusted, deno: crash }],
+    ["the last of two is cut short", cutLast, { node: works, deno: crash }],
+  ], { known: "Deno's program ends" }),
+  ...rowsOf(AUTHORITIES.api, [["replaced while it runs", works, { rotates: "api" }]]),
+];
 
 // ───── Addresses ─────
 
-const onDeno = { node: works, deno: needsRight };
+const ONE_ADDRESS = "Deno tries one address only";
+/** To the second address, which is no name, Deno has no right. */
+const needsRight = fails("Requires net access to", "Connect Timeout Error");
+const notOnDeno = { node: works, deno: needsRight };
 
-const ADDRESSES: [what: string, addresses: Address[], expect?: Row["expect"], rest?: Rest][] = [
+const ADDRESSES: [what: string, addresses: Address[], expect?: Expect, rest?: Conditions][] = [
   ["IPv4 only", ["A"]],
   ["IPv6 only", ["AAAA"]],
   ["both", ["A", "AAAA"]],
   ["both, IPv6 is dead", ["AAAA dead", "A"]],
-  ["both, IPv4 is dead", ["A dead", "AAAA"], onDeno, { known: SECOND_ADDRESS }],
+  ["both, IPv4 is dead", ["A dead", "AAAA"], notOnDeno, { known: ONE_ADDRESS }],
   ["both, IPv6 refuses", ["AAAA refusing", "A"]],
-  ["both, IPv4 refuses", ["A refusing", "AAAA"], onDeno, { known: SECOND_ADDRESS }],
+  ["both, IPv4 refuses", ["A refusing", "AAAA"], notOnDeno, { known: ONE_ADDRESS }],
   ["both, no route for IPv6", ["AAAA", "A"], works, { network: { hasNoIPv6Route: true } }],
   ["both, a kernel without IPv6", ["AAAA", "A"], works, { network: { hasNoIPv6: true } }],
-  ["both, the first SYN is lost", ["A", "AAAA"], works, { network: { isSlow: true } }],
-  ["both, IPv6 is dead, the first SYN is lost", ["AAAA dead", "A"], works, {
-    network: { isSlow: true },
-  }],
+  ["both, a connect takes a second", ["A", "AAAA"], works, { network: { isSlow: true } }],
+  ["both, the same, and IPv6 is dead", ["AAAA dead", "A"], works, { network: { isSlow: true } }],
   // Deno begins with the last IPv4 address.
   ["several IPv4, the first is dead", ["A dead", "A"]],
   ["several IPv4, the first refuses", ["A refusing", "A"]],
-  ["several IPv4, the last is dead", ["A", "A dead"], onDeno, { known: SECOND_ADDRESS }],
-  ["several IPv4, the last refuses", ["A", "A refusing"], onDeno, { known: SECOND_ADDRESS }],
-  ["several IPv6, the first is dead", ["AAAA dead", "AAAA"], onDeno, { known: SECOND_ADDRESS }],
-  ["all dead", ["A dead", "AAAA dead"], { node: timesOut, deno: needsRight }, {
-    known: SECOND_ADDRESS,
+  ["several IPv4, the last is dead", ["A", "A dead"], notOnDeno, { known: ONE_ADDRESS }],
+  ["several IPv4, the last refuses", ["A", "A refusing"], notOnDeno, { known: ONE_ADDRESS }],
+  ["several IPv6, the first is dead", ["AAAA dead", "AAAA"], notOnDeno, { known: ONE_ADDRESS }],
+  ["all are dead", ["A dead", "AAAA dead"], { node: timesOut, deno: needsRight }, {
+    known: ONE_ADDRESS,
   }],
   ["all refuse", ["A refusing", "AAAA refusing"], {
-    node: fails(/no response from the issuer at ISSUER_URL=[^ ]+: "/),
+    node: fails('no response from the issuer at ISSUER_URL=…: "'),
     deno: needsRight,
-  }, { known: "known fault: the log gives no reason" }],
+  }, { known: "the log does not say why" }],
 ];
-const byProxyTo = (expect: Row["expect"]): Row["expect"] =>
-  expect === onDeno ? { ...onDeno, node: byProxy } : expect === works ? byProxy : expect;
-const addresses = [
-  ...ADDRESSES.map(([what, issuer, expect = works, rest]): Row => ({
-    group: "Issuer by name",
+const issuerAddresses = rowsOf(
+  "The issuer's name",
+  ADDRESSES.map(([what, issuer, expect = works, rest]) => [what, expect, { issuer, ...rest }]),
+);
+const proxyAddresses = rowsOf(
+  "The proxy's name",
+  ADDRESSES.map(([what, at, expect = works, rest]) => [
     what,
-    issuer,
-    expect,
-    ...rest,
-  })),
-  ...ADDRESSES.map(([what, at, expect = works, rest]): Row => ({
-    group: "Proxy by name",
-    what,
-    flags: { proxy: "http://{proxy}" },
-    proxy: { at },
-    expect: byProxyTo(expect),
-    ...rest,
-  })),
-];
-
-const api: Row[] = [
-  { group: "API server", what: "IPv4 address", expect: works },
-  { group: "API server", what: "IPv6 address, `--ipv6`", flags: { ipv6: "true" }, expect: works },
-  {
-    group: "API server",
-    what: "a kernel without IPv6",
-    network: { hasNoIPv6: true },
-    expect: works,
-  },
-  { group: "API server", what: "the first SYN is lost", network: { isSlow: true }, expect: works },
-];
+    expect === works ? byProxy : expect === notOnDeno ? { ...notOnDeno, node: byProxy } : expect,
+    { proxy: { at }, ...rest },
+  ]),
+  { flags: HTTP },
+);
+const apiAddresses = rowsOf("The API server's address", [
+  ["IPv4", works],
+  ["IPv6, with `--ipv6`", works, { flags: { ipv6: "true" } }],
+  ["a kernel without IPv6", works, { network: { hasNoIPv6: true } }],
+  ["a connect takes a second", works, { network: { isSlow: true } }],
+]);
 
 // ───── DNS, and what a Pod is given ─────
 
-const dns: Row[] = [
-  { group: "DNS", what: "the node's, no cluster domains (`dnsPolicy: Default`)", expect: works },
-  {
-    group: "DNS",
-    what: "the node's, and the proxy is a Service",
-    flags: { proxy: "http://proxy.tools:3128" },
-    proxy: {},
-    expect: fails(/ENOTFOUND/),
+const SERVICE = { proxy: "http://proxy.tools:3128" };
+const dns = rowsOf("DNS", [
+  ["the node's (`dnsPolicy: Default`)", works],
+  ["the node's, and the proxy is a Service", resolvesNot, {
+    flags: SERVICE,
     note: "`--dns ClusterFirst`",
-  },
-  {
-    group: "DNS",
-    what: "the cluster's, and the proxy is a Service",
-    flags: { proxy: "http://proxy.tools:3128", dns: "ClusterFirst" },
+  }],
+  ["the cluster's, and the proxy is a Service", byProxy, {
+    flags: { ...SERVICE, dns: "ClusterFirst" },
     proxy: {},
     dns: "cluster",
-    expect: byProxy,
-  },
-  { group: "DNS", what: "the first of two servers is dead", dns: "first dead", expect: works },
-  {
-    group: "DNS",
-    what: "it is dead",
-    dns: "dead",
-    expect: fails(/EAI_AGAIN|no response within 10 s/),
-  },
-  { group: "DNS", what: "it answers SERVFAIL", dns: "failing", expect: fails(/EAI_AGAIN/) },
-  { group: "DNS", what: "the issuer's name is unknown", issuer: [], expect: fails(/ENOTFOUND/) },
-];
+  }],
+  ["the first of two servers is dead", works, { dns: "first dead" }],
+  ["it is dead", timesOut, { dns: "dead" }],
+  ["it answers SERVFAIL", fails("getaddrinfo EAI_AGAIN"), { dns: "failing" }],
+  ["the issuer's name is unknown", resolvesNot, { issuer: [] }],
+]);
 
-const pods: Row[] = [
-  {
-    group: "Pod",
-    what: "user 65532, nothing writable, no /etc/passwd",
-    expect: works,
-  },
-  {
-    group: "Pod",
-    what: "a random user (OpenShift), group 0",
+const pods = rowsOf("The Pod", [
+  ["user 65532, nothing writable, no /etc/passwd", works],
+  ["a random user of group 0 (`--openshift`)", works, {
     flags: { openshift: "true" },
     pod: { uid: 1_000_680_000, gid: 0 },
-    expect: works,
-  },
-  {
-    group: "Pod",
-    what: "neither HOME nor TMPDIR",
-    pod: { hasNoHome: true },
-    expect: {
-      node: works,
-      deno: fails(/Could not resolve global Deno cache directory/, { exits: 1 }),
-    },
-    note: "container runtimes set HOME",
-  },
-  { group: "Pod", what: "256 MiB of memory (cgroup)", pod: { memoryMiB: 256 }, expect: works },
-];
+  }],
+  ["no HOME (runtimes set it) and no TMPDIR", {
+    node: works,
+    deno: { ...fails("Could not resolve global Deno cache directory"), exits: 1 },
+  }, { pod: { hasNoHome: true } }],
+  ["256 MiB of memory (control group)", works, { pod: { memoryMiB: 256 } }],
+]);
 
 export const ROWS: Row[] = [
   ...proxyPlaces,
-  ...proxyCredentials,
+  ...proxyUrls,
   ...proxyVariables,
   ...brokenProxies,
   ...noProxy,
-  ...authorities,
-  ...addresses,
-  ...api,
+  ...issuerCas,
+  ...apiCas,
+  ...issuerAddresses,
+  ...proxyAddresses,
+  ...apiAddresses,
   ...dns,
   ...pods,
 ];
