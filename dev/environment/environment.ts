@@ -6,9 +6,11 @@
  */
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync, rmdirSync } from "node:fs";
-import { join } from "node:path";
+import { mkdtempSync, readdirSync, rmdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
 import process from "node:process";
+import { until } from "../program.ts";
 import { memoryHierarchy, RUN_VARIABLE } from "./pod.ts";
 
 const TOOLS = ["unshare", "ip", "iptables", "ip6tables", "mount", "chroot"];
@@ -28,7 +30,8 @@ async function main(): Promise<number> {
     console.error(`it needs Linux, root, and ${missing.join(", ") || "no more"}`);
     return 2;
   }
-  const run = `psu-environment-${process.pid}`;
+  const work = mkdtempSync(join(tmpdir(), "psu-environment-"));
+  const run = basename(work);
   const matrix = join(import.meta.dirname!, "matrix.ts");
   const child = spawn(
     "unshare",
@@ -38,18 +41,29 @@ async function main(): Promise<number> {
       ...["sh", "-ec", `${NETWORK} exec "$@"`, "sh", process.execPath, matrix],
       ...process.argv.slice(2),
     ],
-    { stdio: "inherit", env: { ...process.env, [RUN_VARIABLE]: run } },
+    { stdio: "inherit", env: { ...process.env, TMPDIR: work, [RUN_VARIABLE]: run } },
   );
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.on(signal, () => child.kill("SIGKILL"));
   }
   process.on("exit", () => child.kill("SIGKILL"));
   const [code] = await once(child, "exit");
+  // Killed, they take a moment to be gone.
+  rmSync(work, { recursive: true, maxRetries: 10 });
   const { folder } = memoryHierarchy() ?? {};
   for (const name of folder ? readdirSync(folder) : []) {
-    if (name.startsWith(`${run}-`)) rmdirSync(join(folder!, name));
+    if (name.startsWith(`${run}-`)) await until(() => remove(join(folder!, name)), "no process");
   }
   return code ?? 1;
+}
+
+function remove(folder: string): boolean {
+  try {
+    rmdirSync(folder);
+  } catch {
+    return false;
+  }
+  return true;
 }
 
 process.exitCode = await main();

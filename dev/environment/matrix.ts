@@ -10,7 +10,7 @@ import { outcomeOn } from "./table.ts";
 import { makeWorld, type World } from "./world.ts";
 
 /** Rows at the same time: most of them wait, but each starts a program. */
-const AT_ONCE = 6;
+const AT_ONCE = 8;
 /** A busy machine starts the programs of all of them. */
 const START_S = 40;
 /** Longer than an exchange may take, and the first tries after it. */
@@ -26,9 +26,6 @@ const { values: { only, runtime: wanted } } = parseArgs({
 });
 
 if (process.env[RUN_VARIABLE] === undefined) throw new Error("run dev/environment/environment.ts");
-// As the first process of its namespace it gets no signal that it does not ask for.
-for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(1));
-
 const slots = Array.from({ length: 2 * AT_ONCE }, (_, index) => index + 1);
 
 async function check(row: Row, runtime: Runtime): Promise<void> {
