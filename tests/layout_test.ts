@@ -14,8 +14,9 @@ const FLOORS = [
   ["tests/virtual", "tests/cluster", "scripts/demo", "scripts/pictures"],
   [
     ...["main_test.ts", "k8s_test.ts", "sts_test.ts", "tests"],
-    ...["contract", "controller", "docs", "fuzz", "program", "release", "security", "simulation"]
+    ...["contract", "controller", "docs", "environment", "fuzz", "program", "release", "security"]
       .map((name) => `tests/${name}`),
+    "tests/simulation",
     ...["e2e", "faults", "soak"].map((name) => `tests/cluster/${name}`),
     ...["bench", "bench/sdk"],
   ],

@@ -137,7 +137,7 @@ function alternativeName(host: string): Buffer {
   return der(0x82, Buffer.from(host));
 }
 
-function ipv6Bytes(host: string): Buffer {
+export function ipv6Bytes(host: string): Buffer {
   const [head = [], tail = []] = host.split("::").map((part) => part.split(":").filter(Boolean));
   const zeros = Array(8 - head.length - tail.length).fill("0");
   const groups = [...head, ...zeros, ...tail].map((group) => parseInt(group, 16));

@@ -6,13 +6,21 @@ import type { Certificate } from "./certificates.ts";
 
 export interface ProxyOptions {
   /** What it does with a request. Default: `tunnel`. */
-  mode?: "tunnel" | "hang" | "hang at first" | "refuse";
+  mode?: "tunnel" | "hang" | "refuse";
+  /** Sent in place of what the mode says. */
+  answer?: string;
+  /** So many requests meet that mode, or that answer, and later ones a tunnel. Default: all. */
+  times?: number;
   /** Whom it lets through, as `user:password`; undefined: anybody. */
   user?: string;
   /** Default: plain http. */
   certificate?: Certificate;
-  /** A loopback address. Default `127.0.0.1`. */
+  /** An address of this machine. Default `127.0.0.1`. */
   host?: string;
+  /** Default: a free one. */
+  port?: number;
+  /** Where each host is looked for, whatever it is called. Default: the loopback address of its family. */
+  upstream?: string;
 }
 
 export type Proxy = Awaited<ReturnType<typeof startProxy>>;
@@ -22,9 +30,8 @@ export const basic = (credentials: string) =>
   `Basic ${Buffer.from(credentials).toString("base64")}`;
 
 /** Starts one; whatever a host is called, it is looked for on this machine. */
-export async function startProxy(
-  { mode = "tunnel", user, certificate, host = "127.0.0.1" }: ProxyOptions = {},
-) {
+export async function startProxy(options: ProxyOptions = {}) {
+  const { mode = "tunnel", user, certificate, host = "127.0.0.1", port: wanted = 0 } = options;
   const requests: { line: string; authorization?: string }[] = [];
   const sockets = new Set<Socket>();
 
@@ -44,13 +51,16 @@ export async function startProxy(
     const line = head.split("\r\n")[0]!;
     const authorization = /^proxy-authorization: (.*)$/im.exec(head)?.[1];
     requests.push({ line, authorization });
-    if (mode === "hang" || (mode === "hang at first" && requests.length === 1)) return;
-    if (mode === "refuse") return refuse(socket, "502 Bad Gateway");
+    const isFaulty = requests.length <= (options.times ?? Infinity);
+    if (isFaulty && mode === "hang") return;
+    if (isFaulty && mode === "refuse") return refuse(socket, "502 Bad Gateway");
     if (user !== undefined && authorization !== basic(user)) {
       return refuse(socket, "407 Proxy Authentication Required");
     }
+    if (isFaulty && options.answer !== undefined) return void socket.end(options.answer);
     const [, to = "", port = ""] = /^CONNECT (.*):(\d+) /.exec(line) ?? [];
-    const upstream = connect(+port, to === "[::1]" ? "::1" : "127.0.0.1", () => {
+    const there = options.upstream ?? (to === "[::1]" ? "::1" : "127.0.0.1");
+    const upstream = connect(+port, there, () => {
       socket.write("HTTP/1.1 200 Connection established\r\n\r\n");
       socket.pipe(upstream).pipe(socket);
     });
@@ -59,7 +69,7 @@ export async function startProxy(
   }
 
   const server = certificate ? createTlsServer(certificate, serve) : createServer(serve);
-  await once(server.listen(0, host), "listening");
+  await once(server.listen(wanted, host), "listening");
   const { port } = server.address() as AddressInfo;
   const scheme = certificate ? "https" : "http";
   return {
