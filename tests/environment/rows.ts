@@ -306,7 +306,7 @@ const apiCas = [
 
 // ───── Addresses ─────
 
-const ONE_EACH = "Deno tries one address of each family";
+const ONE_EACH = "of each family the first";
 const notOnDeno = (log: Failure) => ({ node: works, deno: log });
 
 const ADDRESSES: [what: string, addresses: Address[], expect?: Expect, rest?: Conditions][] = [
