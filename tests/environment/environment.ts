@@ -20,6 +20,7 @@ const NETWORK = `
   ip link set lo up
   ip route add local 10.128.0.0/9 dev lo
   ip -6 route add local 2001:db8::/40 dev lo
+  ip -6 route add blackhole default
   echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind
   echo 0 >/proc/sys/net/ipv4/ip_forward
 `;
