@@ -346,24 +346,24 @@ function findProblem(
   const invalid = (message: string) => ({ reason: "InvalidIdentity", message });
   if (!IDENTITY.test(identity) || !["", identity].includes(label)) {
     return invalid(
-      `the identity "${identity}" is no UID in lower case (40 digits, / and 16 each level), or ` +
-        `not the label's, "${label}"; to set: kubectl label ${it} --overwrite ${IDENTITY_KEY}= ` +
-        `&& kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
+      `the identity "${identity}" must be a lower-case UID (40 hex digits, / and 16 a level) ` +
+        `and match the label "${label}"; to set: kubectl label ${it} --overwrite ` +
+        `${IDENTITY_KEY}= && kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
     );
   }
   if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === ownNamespace)) {
     return invalid(
-      `the service account "${account}" has to be one of the Secret's namespace, and that not ` +
-        `${ownNamespace}; to do without: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
+      `the service account "${account}" must be a valid name, and the Secret not in ` +
+        `${ownNamespace}; to remove it: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
     );
   }
   if (type !== SECRET_TYPE || immutable) {
     return {
       reason: "UnsupportedSecret",
       message:
-        `the Secret is ${immutable ? "immutable" : `of type "${textOf(type)}"`}, for ever; ` +
+        `the Secret is ${immutable ? "immutable" : `of type "${textOf(type)}"`}, which stays so; ` +
         `kubectl delete ${it} && kubectl create secret generic ${name} -n ${namespace} ` +
-        `--type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}; label it`,
+        `--type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}; then label it`,
     };
   }
   const message = `${DATA_KEY} ${flaw}; if nothing in it is needed: kubectl patch ${it} ` +
@@ -401,7 +401,7 @@ function parseDockerConfig(data: string, registries: string[]) {
   return {
     tokens: registries.map((host) => Object.hasOwn(auths, host) ? tokenOf(auths[host]) : undefined),
     isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),
-    flaw: rival && `has "${textOf(rival)}" beside the token, which clients take in its place`,
+    flaw: rival && `has "${textOf(rival)}" too, which clients prefer to the token`,
   };
 }
 
@@ -924,7 +924,7 @@ export class Controller {
 
   /** Says why this process is stuck, if it is. Others being down, slow or hanging is no reason. */
   livenessError = () =>
-    this.#requests.isStuck() ? "a request goes on, though it was given up a minute ago" : undefined;
+    this.#requests.isStuck() ? "a request is still running, a minute after its abort" : undefined;
 
   /** The metrics, in Prometheus' text format. */
   renderMetrics = () => renderMetrics(this.#counters, this.#secrets(), this.#deps.clock.now());
@@ -1170,11 +1170,11 @@ function explain(error: StsError, identity: string, subjectToken: string, url: s
   const about = `the subject token has iss=${issuer} sub=${subject} aud=${audiences}`;
   if (!isRefusal(error) || subjectToken === "") return message;
   if (code === undefined) {
-    return `${message}; that is no STS: is ISSUER_URL=${url} right, or does a proxy answer?`;
+    return `${message}; that is not an STS: is ISSUER_URL=${url} right, or does a proxy answer?`;
   }
   const hint = {
     401: `${about}; what the identity expects: chainctl iam identities describe ${identity}`,
-    403: `${about}; bind the identity to it, or another: chainctl iam identities create pull ` +
+    403: `${about}; bind this identity to it, or create one: chainctl iam identities create pull ` +
       `--identity-issuer=${issuer} --subject=${subject} --parent=${parent} --role=registry.pull`,
     404: `there is no identity ${identity}: chainctl iam identities list --parent=${parent}`,
   }[status];

@@ -558,7 +558,7 @@ test("An entry for the registry under another key is reported: the kubelet tries
       "https://cgr.dev/org/image",
     ]
   ) {
-    assertStringIncludes(warning(entriesOf(key))!, `has "${key}" beside the token`, key);
+    assertStringIncludes(warning(entriesOf(key))!, `has "${key}" too`, key);
     assertEquals(read({ config: entriesOf(key) }).problem?.reason, "InvalidDockerConfig");
     assertEquals(decision({ config: entriesOf(key) }), "wait");
     assertEquals(decision({ config: `{"auths":{"${key}":{}}}` }), "missing");
@@ -596,7 +596,7 @@ test("A credential helper for the registry is reported: others than the kubelet 
     const message = warning(config(fields));
     assertStringIncludes(
       message!,
-      `has "a credential helper" beside the token`,
+      `has "a credential helper" too`,
       JSON.stringify(fields),
     );
     assertEquals(decision({ config: config(fields) }), "wait");

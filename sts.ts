@@ -40,7 +40,7 @@ const MAX_GRPC_CODE = 16;
 export const IDENTITY = /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/;
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/;
 
-/** A failed exchange, or a token that is no good. Its message may quote the issuer's. */
+/** A failed exchange, or an unusable token. Its message may quote the issuer's. */
 export class StsError extends Error {
   override name = "StsError";
   /** The HTTP status, if the issuer answered. */
@@ -113,7 +113,7 @@ export function verify(token: string, identity: string, audience: string, now: n
     ? findFlaw(claims, identity, audience, now)
     : "it is not a JWT with a subject and an expiry";
   if (claims && !flaw) return claims;
-  throw new StsError(`the issuer gave a token that is no good: ${flaw}`, { status: 200, code: 0 });
+  throw new StsError(`the issuer gave an unusable token: ${flaw}`, { status: 200, code: 0 });
 }
 
 function findFlaw(

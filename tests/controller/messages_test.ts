@@ -83,13 +83,13 @@ mistake(
   "A UID that is one digit short is quoted in full",
   { identity: `${ORG}/${"0".repeat(15)}` },
   "InvalidIdentity",
-  [`the identity "${ORG}/${"0".repeat(15)}"`, "40 digits", setTo("UID")],
+  [`the identity "${ORG}/${"0".repeat(15)}"`, "40 hex digits", setTo("UID")],
 );
 mistake(
   "A UID in capitals is shown, and the command has it in small letters",
   { identity: ALICE.toUpperCase() },
   "InvalidIdentity",
-  [`the identity "${ALICE.toUpperCase()}"`, "in lower case", setTo(ALICE)],
+  [`the identity "${ALICE.toUpperCase()}"`, "lower-case", setTo(ALICE)],
 );
 mistake(
   "An empty label without an annotation is said to name no identity",
@@ -101,7 +101,7 @@ mistake(
   "A label and an annotation that disagree are both shown, and no token of either is fetched",
   { label: BOB.replace("/", "."), identity: ALICE },
   "InvalidIdentity",
-  [`the identity "${ALICE}"`, `the label's, "${BOB}"`, setTo(ALICE)],
+  [`the identity "${ALICE}"`, `the label "${BOB}"`, setTo(ALICE)],
 );
 mistake(
   "A service account that is no valid name is quoted, with the command that does without it",
@@ -176,9 +176,9 @@ for (
       const { reason, note } = warningOf(world);
       assertEquals(reason, "InvalidDockerConfig");
       for (const key of says) {
-        assertStringIncludes(note, `.dockerconfigjson has "${key}" beside the token`);
+        assertStringIncludes(note, `.dockerconfigjson has "${key}" too`);
       }
-      assertStringIncludes(note, "clients take in its place");
+      assertStringIncludes(note, "clients prefer to the token");
       const { data } = world.cluster.get("apps/a");
       const kept = JSON.parse(Buffer.from(data![DATA_KEY]!, "base64").toString());
       const before = JSON.parse(config);

@@ -71,7 +71,7 @@ function failuresOf(source: string): string[] {
 
 /**
  * Whether a heading is of this message: either may be the more general, as the page abbreviates and gives examples. The
- * program puts some messages into others: "the issuer gave a token that is no good: it lives …".
+ * program puts some messages into others: "the issuer gave an unusable token: it lives …".
  */
 function isOf(message: string, heading: string): boolean {
   const shown = message.startsWith("…: ")
@@ -96,7 +96,7 @@ test("The failures are found in the source", () => {
       ".dockerconfigjson …; if nothing in it is needed: kubectl patch … " +
       `-p '{"stringData":{".dockerconfigjson":"{}"}}'`,
       "is not UTF-8 text",
-      "a request goes on, though it was given up a minute ago",
+      "a request is still running, a minute after its abort",
       "it lives longer than a day",
       "watch: a record is of no known type",
     ]
