@@ -32,8 +32,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "the back-off of lists and watches is left out",
     file: "main.ts",
-    text: "const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);",
-    by: "const ms = 1;",
+    text: "backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS)",
+    by: "1",
     breaks: /^\(b\)/,
   },
   {
@@ -123,8 +123,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "a stalled watch connection is believed for ever",
     file: "k8s.ts",
-    text: "yield* api.watch(namespace, version, seconds, signal);",
-    by: "yield* api.watch(namespace, version, seconds * 1e6, new AbortController().signal);",
+    text: "WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S),\n      signal,",
+    by: "1e8, new AbortController().signal,",
     breaks: /^\((a|d|g)\)/,
   },
   {
@@ -208,8 +208,8 @@ export const VARIANTS: Variant[] = [
   {
     name: "the preconditions are left out",
     file: "main.ts",
-    text: "{ metadata: { uid, resourceVersion, annotations }, data },",
-    by: "{ metadata: { annotations }, data },",
+    text: "uid,\n        resourceVersion,\n        annotations: {",
+    by: "annotations: {",
     breaks: /^\((a|b|c)\)/,
   },
   {
