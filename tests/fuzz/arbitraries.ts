@@ -118,6 +118,15 @@ export const goodToken = fc.record({
   exp: fc.integer({ min: NOW_S + 305, max: NOW_S + DAY_S - 3600 }),
 }).map(makeJwt);
 
+/** The same up to the limits: of its size, and of how long it lives from and until when. */
+export const passingToken = fc.record({
+  sub: fc.constantFrom(ALICE, "user@example.com"),
+  aud: fc.constantFrom<unknown>("cgr.dev", ["x", "cgr.dev"]),
+  iat: absent(fc.integer({ min: NOW_S - 3600, max: NOW_S + 300 })),
+  exp: fc.integer({ min: NOW_S + 305, max: NOW_S + DAY_S - 3600 }),
+  pad: fc.nat(11_900).map((length) => "x".repeat(length)),
+}).map(makeJwt);
+
 /** Good ones, those of all claims, damaged ones, and other texts. */
 export const anyToken = fc.oneof(
   { weight: 6, arbitrary: goodToken },
