@@ -6,16 +6,14 @@
  *
  * Usage: node dev/soak/soak.ts [--minutes N] [--dir DIR] [--port PORT]
  */
-import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { type Cluster, down, up } from "../cluster/cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../cluster/components.ts";
 import { runToTheEnd } from "../cluster/ending.ts";
-import { run } from "../cluster/processes.ts";
 import { type Admin, createAdmin, type Json } from "../faults/admin.ts";
 import {
   ACCOUNT,
@@ -27,7 +25,7 @@ import {
   standingOf,
 } from "../faults/objects.ts";
 import { parseMetrics } from "../faults/observe.ts";
-import { findPort, type Program, type Runtime, shippedV8Flags, startProgram } from "../program.ts";
+import { findPort, type Program, type Runtime, startProgram } from "../program.ts";
 import { type Issuer, startIssuer } from "../server/issuer.ts";
 import { machineLoad, usageOf } from "./machine.ts";
 import { drawExpired, drawFigures, drawMinute } from "./report.ts";
@@ -76,7 +74,6 @@ const say = (line: string) => console.log(line);
 async function main(): Promise<number> {
   const minutes = Number(flags.minutes);
   if (!(minutes >= 2)) throw new Error("--minutes: 2 or more, as each replica has its half");
-  await run(process.execPath, ["dev/bundle.ts"]);
   await down({ dir }); // what a run that was killed has left
   const cluster = await up({ dir, port: Number(flags.port) }, say);
   const admin = createAdmin(cluster);
@@ -148,9 +145,6 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
     ISSUER_URL: issuer.url,
     SUBJECT_TOKEN_FILE: write("subject-token", await admin.token(HOME, ACCOUNT, issuer.audience)),
   };
-  // A copy, as somebody may bundle again meanwhile.
-  const file = join(files, "main.mjs");
-  copyFileSync("out/main.js", file);
   const warnings: Record<string, number> = {};
   let isTokenLogged = false;
 
@@ -165,8 +159,8 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
   };
   const start = async (runtime: Runtime) => {
     const port = `${await findPort()}`;
-    const launch = { file, v8Flags: shippedV8Flags() };
-    replicas.set(runtime, await startProgram(runtime, { ...settings, PORT: port }, [], launch));
+    const own = { ...settings, PORT: port };
+    replicas.set(runtime, await startProgram(runtime, own, [], { shipped: true }));
   };
   await start("node");
   await start("deno");
