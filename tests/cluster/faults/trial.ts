@@ -35,8 +35,6 @@ export interface Ground {
   network: Network;
   /** A folder for files. */
   work: string;
-  /** The program's bundle. */
-  program: string;
 }
 
 export interface Conditions {
@@ -77,7 +75,7 @@ export async function startTrial(
   };
   const through = conditions.isApart ? ground.network.enter(files.hosts) : [];
   const program: Program = await startProgram(runtime, settings, [], {
-    file: ground.program,
+    shipped: true,
     through,
   });
   const watchers = [
