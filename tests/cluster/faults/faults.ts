@@ -15,6 +15,7 @@ import { Agent } from "undici";
 import { seconds } from "../binaries.ts";
 import { type Cluster, down, up } from "../cluster.ts";
 import { runToTheEnd } from "../ending.ts";
+import { helpIfAsked } from "../../support/help.ts";
 import type { Runtime } from "../../support/program.ts";
 import { createAdmin } from "../admin.ts";
 import { createNetwork, removeNetwork } from "./network.ts";
@@ -29,6 +30,7 @@ const AT_ONCE = "20";
 const ETCD_QUOTA_MB = 256;
 const MARKDOWN = "out/faults.md";
 
+helpIfAsked(import.meta.filename!);
 const { values: flags } = parseArgs({
   options: {
     runtime: { type: "string", default: "both" },

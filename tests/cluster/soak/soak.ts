@@ -23,6 +23,7 @@ import {
   secretOf,
   standingOf,
 } from "../objects.ts";
+import { helpIfAsked } from "../../support/help.ts";
 import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { type Issuer, startIssuer } from "../../fake/issuer.ts";
 import { machineLoad, usageOf } from "./load.ts";
@@ -62,6 +63,7 @@ const RESULT = "out/soak.json";
 /** What is not killed, at least for half of the time. */
 type Steadfast = Runtime | typeof API_SERVER;
 
+helpIfAsked(import.meta.filename!);
 const { values: flags } = parseArgs({
   options: {
     minutes: { type: "string", default: "60" },
