@@ -9,7 +9,7 @@ import { VirtualWorld } from "../virtual/world.ts";
 import { refusal } from "./outages.ts";
 import { encode, goodUntil } from "./judge.ts";
 import { Breach } from "./invariants.ts";
-import { DATA_KEY, IDENTITY, MIN, PREFIX, S } from "../support/names.ts";
+import { DATA_KEY, IDENTITY, MIN, PREFIX, S, SERVICE_ACCOUNT } from "../support/names.ts";
 
 /** An API server with etcd takes some tens of writes a second from one client. */
 const WRITES_A_SECOND = 30;
@@ -302,7 +302,7 @@ function createSiege(
     write: (n, { identity = "", account, refresh, data }) => {
       const annotations = {
         [IDENTITY]: identity,
-        ...account !== undefined && { [`${PREFIX}service-account`]: account },
+        ...account !== undefined && { [SERVICE_ACCOUNT]: account },
         ...refresh !== undefined && { [`${PREFIX}refresh`]: refresh },
       };
       const place = find(n) ?? placeOf(n, true);

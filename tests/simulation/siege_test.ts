@@ -11,7 +11,7 @@ import { Breach } from "./invariants.ts";
 import { encode } from "./judge.ts";
 import { withVariant } from "./scratch.ts";
 import { OPEN_VARIANTS } from "./variants.ts";
-import { DATA_KEY, IDENTITY, MIB, PREFIX } from "../support/names.ts";
+import { DATA_KEY, IDENTITY, MIB, PREFIX, SERVICE_ACCOUNT } from "../support/names.ts";
 
 /** What an attack comes to. */
 type Siege = Pick<typeof import("./siege.ts"), "ATTACKS" | "besiege">;
@@ -100,7 +100,7 @@ test("nothing is kept of Secrets that come and go: memory stays as it is", async
           namespace: `aaa-${number % 2}`,
           name: `secret-${number}`,
           labels: { [IDENTITY]: `${number}`.padStart(40, "0") },
-          annotations: { [`${PREFIX}service-account`]: number % 3 ? "puller" : "../x" },
+          annotations: { [SERVICE_ACCOUNT]: number % 3 ? "puller" : "../x" },
         };
         cluster.create({
           metadata,
