@@ -1,3 +1,4 @@
+/** What each flag of npm run manifest changes, and which values are refused. */
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";

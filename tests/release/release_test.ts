@@ -1,3 +1,4 @@
+/** What a release holds: the same from wherever it is made, and what its sources give. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { spawnSync } from "node:child_process";
 import {
