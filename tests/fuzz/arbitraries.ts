@@ -100,7 +100,7 @@ const absent = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: un
 const often = <T>(arbitrary: fc.Arbitrary<T>, odd: fc.Arbitrary<unknown> = anyJson) =>
   fc.oneof({ weight: 8, arbitrary }, { weight: 1, arbitrary: odd });
 
-export const anyClaims = fc.record({
+const anyClaims = fc.record({
   iss: absent(anyJson),
   sub: often(fc.constantFrom(ALICE, ALICE, BOB, "user@example.com", "")),
   aud: often(

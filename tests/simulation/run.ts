@@ -61,7 +61,7 @@ export interface Report {
   breach?: { what: string; at: string; lines: string[] };
 }
 
-export class Run implements Stage {
+class Run implements Stage {
   readonly plan: Plan;
   readonly world: VirtualWorld;
   readonly random: () => number;
