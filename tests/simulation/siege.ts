@@ -16,9 +16,9 @@ const WRITES_A_SECOND = 30;
 const ATTACKERS = ["aaa-0", "aaa-1"];
 const SECRETS = 240;
 const TEAMS = 16;
-/** Tokens live so long, are renewed after two minutes, and again before the attack ends. */
-const LIFE_MS = 3 * MIN;
-const LENGTH_MS = 5 * MIN;
+/** Tokens live so long, are renewed after 80 s, and again before the attack ends. */
+const LIFE_MS = 2 * MIN;
+const LENGTH_MS = 3 * MIN;
 /** So often another namespace gets its first Secret, and another a Secret that cannot be filled. */
 const ARRIVAL_MS = 60 * S;
 const CHECK_MS = 5 * S;
