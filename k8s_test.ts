@@ -4,10 +4,8 @@ import {
   assertEquals,
   assertIsError,
   assertMatch,
-  assertNotEquals,
   assertStringIncludes,
 } from "@std/assert";
-import fc from "fast-check";
 import { decodeJwt } from "jose/jwt/decode";
 import { Buffer } from "node:buffer";
 import { once } from "node:events";
@@ -968,36 +966,6 @@ describeForms("the watch", () => {
     assert(relay.opened <= FEW, `${relay.opened} connections`);
   });
 
-  test("gives the same records however its body is cut", async () => {
-    const record = fc.oneof(
-      fc.string({ unit: "binary" }).map((text) => ({
-        type: "MODIFIED",
-        object: {
-          metadata: { namespace: "n", name: "pull", uid: text, resourceVersion: "1" },
-          type: text,
-        },
-      })),
-      fc.nat().map((version) => ({
-        type: "BOOKMARK",
-        object: { metadata: { resourceVersion: `${version}` } },
-      })),
-    );
-    await fc.assert(
-      fc.asyncProperty(fc.array(record), fc.array(fc.nat(40)), async (records, sizes) => {
-        const body = Buffer.from(records.map((each) => `${JSON.stringify(each)}\n`).join(""));
-        async function* cut() {
-          let at = 0;
-          for (const size of [...sizes, body.length]) yield body.subarray(at, at += size);
-        }
-        const seen: unknown[] = [];
-        for await (const { type, ...event } of parseWatch(cut())) {
-          seen.push({ type, object: "secret" in event ? event.secret : { metadata: event } });
-        }
-        assertEquals(seen, records);
-      }),
-    );
-  });
-
   test("keeps a byte-order mark that stands in a text, even where a piece begins with it", async () => {
     const object = {
       metadata: { namespace: "n", name: "pull", uid: "a\ufeffb", resourceVersion: "1" },
@@ -1020,19 +988,6 @@ describeForms("the watch", () => {
     }
     const error = await Array.fromAsync(parseWatch(body())).catch((caught) => caught);
     assertIsError(error, undefined, "the API server: ECONNREFUSED");
-  });
-
-  test("fails with an ApiError, or not at all, whatever its body is", async () => {
-    await fc.assert(fc.asyncProperty(fc.array(fc.uint8Array({ maxLength: 60 })), async (chunks) => {
-      async function* body() {
-        yield* chunks;
-      }
-      const iterator = parseWatch(body());
-      const error = await (async () => {
-        for await (const event of iterator) assertNotEquals(event, undefined);
-      })().catch((caught) => caught);
-      assert(error === undefined || error instanceof source.ApiError, `${error}`);
-    }));
   });
 });
 

@@ -1,3 +1,4 @@
+/** How figures are summed up, and which of them are a regression. */
 import { assert, assertEquals } from "@std/assert";
 import { describe, test } from "node:test";
 import { type Figure, isWithin, median, percentile, ratioOf, slope } from "./figures.ts";

@@ -10,9 +10,9 @@ import { type Issuer, startIssuer } from "../tests/fake/issuer.ts";
 import { ACCOUNT, NAMESPACE } from "../tests/support/names.ts";
 
 /** Of the Secrets: as many tenants as make no single namespace's limit the bound. */
-export const NAMESPACES = 50;
+const NAMESPACES = 50;
 /** As many as any row takes. */
-export const IDENTITIES = 500;
+const IDENTITIES = 500;
 /** The peer knows the issuer by this name only, at the port of https. */
 export const ISSUER_HOST = "issuer.enforce.dev";
 /** A loopback address of its own, so that port 443 of others stays free. */

@@ -46,7 +46,7 @@ export interface Row {
 
 /** The names of the Go controller. */
 export const MENDED = "upstream, mended";
-export const PUBLISHED = "upstream";
+const PUBLISHED = "upstream";
 
 /** The Go controller, in the forms that were given. */
 export function peersOf({ peer: mended, publishedPeer: published }: Bench): Side[] {

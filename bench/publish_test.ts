@@ -1,3 +1,4 @@
+/** Holds docs/bench/README.md to its figures. */
 import { assertEquals } from "@std/assert";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

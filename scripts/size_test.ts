@@ -1,3 +1,4 @@
+/** What counts for the size of the product, and which excess is told. */
 import { assertEquals } from "@std/assert";
 import { test } from "node:test";
 import {

@@ -1,3 +1,4 @@
+/** What the demo shows in a terminal, of any size, and without one. */
 import { assert, assertEquals } from "@std/assert";
 import { test } from "node:test";
 import { stripVTControlCharacters } from "node:util";

@@ -1,3 +1,4 @@
+/** How the pictures of the documents are drawn, and that they are up to date in their form. */
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -8,7 +8,6 @@ import {
   assertNotEquals,
   assertStringIncludes,
 } from "@std/assert";
-import {} from "../../k8s.ts";
 import type { Fault } from "../virtual/shared.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import {

@@ -1,3 +1,4 @@
+/** Holds the alert rules, the dashboard and docs/monitoring.md to the metrics, and tries the rules. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { execFileSync, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";

@@ -1,3 +1,4 @@
+/** Holds what the documents say to the program, and their commands to what is run. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { spawnSync } from "node:child_process";

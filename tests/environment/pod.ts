@@ -20,8 +20,7 @@ import { promisify } from "node:util";
 import { selfContained } from "../../scripts/manifest.ts";
 import type { Settings } from "../../scripts/manifest_flags.ts";
 import { ROOT } from "../support/paths.ts";
-import { podOf } from "../support/yaml.ts";
-import type { Runtime } from "../support/program.ts";
+import { readContainer, type Runtime } from "../support/program.ts";
 
 const DEPLOY = readFileSync(join(ROOT, "deploy.yaml"), "utf8");
 /** Where each Pod has its root, in a mount namespace of its own. */
@@ -72,25 +71,11 @@ function addressesOf(slot: number) {
   };
 }
 
-/** The container of the manifest that these flags give. */
-function containerOf(runtime: Runtime, flags: Settings) {
-  const manifest = selfContained(DEPLOY, "", { runtime, image: "IMAGE", settings: flags });
-  const [{ command, args, env }] = podOf(manifest).containers;
-  return { command, args, env } as {
-    command: string[];
-    args: string[];
-    env: { name: string; value: string }[];
-  };
-}
-
 export async function startPod(options: PodOptions) {
   const { slot, runtime, network } = options;
-  const { command, args, env } = containerOf(runtime, options.flags);
-  const variables: Record<string, string> = {
-    PATH: "/runtime",
-    ...Object.fromEntries(env.map(({ name, value }) => [name, value])),
-    ...options.env,
-  };
+  const manifest = { runtime, image: "IMAGE", settings: options.flags };
+  const { args, env } = readContainer(selfContained(DEPLOY, "", manifest));
+  const variables: Record<string, string> = { PATH: "/runtime", ...env, ...options.env };
   // As the kubelet does it.
   const expanded = args.map((arg) =>
     arg.replace(/\$\((\w+)\)/g, (all, name) => variables[name] ?? all)
@@ -103,7 +88,7 @@ export async function startPod(options: PodOptions) {
       Object.entries(variables).map(([name, value]) => quote(`${name}=${value}`)).join(" ")
     } \\`,
     `  /usr/sbin/chroot --userspec=${options.user.uid}:${options.user.gid} --groups= ${ROOT_FOLDER} \\`,
-    `  /runtime/${[...command, ...expanded].map(quote).join(" ")} </dev/null`,
+    `  /runtime/${[runtime, ...expanded].map(quote).join(" ")} </dev/null`,
   ].join("\n");
   const child = spawn("unshare", ["--net", "--mount", "sh", "-c", script]);
   const lines: string[] = [];

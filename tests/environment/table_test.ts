@@ -1,3 +1,4 @@
+/** Holds docs/environments.md to the rows. */
 import { assertEquals } from "@std/assert";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -114,7 +114,7 @@ export function invalid(what: Named, causes: Cause[]): ApiFailure {
   return new ApiFailure(422, "Invalid", message, { ...known, causes });
 }
 
-export function tooManyRequests(retryAfterSeconds = 1): ApiFailure {
+function tooManyRequests(retryAfterSeconds = 1): ApiFailure {
   const message = "the server has received too many requests and has asked us to try again later";
   return new ApiFailure(429, "TooManyRequests", message, { retryAfterSeconds });
 }

@@ -47,7 +47,7 @@ export const NAMESPACES: Resource = {
   validate: () => [],
 };
 
-export const EVENTS: Resource = {
+const EVENTS: Resource = {
   plural: "events",
   kind: "Event",
   group: "events.k8s.io",

@@ -100,7 +100,7 @@ const absent = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: un
 const often = <T>(arbitrary: fc.Arbitrary<T>, odd: fc.Arbitrary<unknown> = anyJson) =>
   fc.oneof({ weight: 8, arbitrary }, { weight: 1, arbitrary: odd });
 
-export const anyClaims = fc.record({
+const anyClaims = fc.record({
   iss: absent(anyJson),
   sub: often(fc.constantFrom(ALICE, ALICE, BOB, "user@example.com", "")),
   aud: often(
@@ -116,6 +116,15 @@ export const goodToken = fc.record({
   aud: fc.constantFrom<unknown>("cgr.dev", ["x", "cgr.dev"]),
   iat: absent(fc.integer({ min: NOW_S - 3600, max: NOW_S + 300 })),
   exp: fc.integer({ min: NOW_S + 305, max: NOW_S + DAY_S - 3600 }),
+}).map(makeJwt);
+
+/** The same up to the limits: of its size, and of how long it lives from and until when. */
+export const passingToken = fc.record({
+  sub: fc.constantFrom(ALICE, "user@example.com"),
+  aud: fc.constantFrom<unknown>("cgr.dev", ["x", "cgr.dev"]),
+  iat: absent(fc.integer({ min: NOW_S - 3600, max: NOW_S + 300 })),
+  exp: fc.integer({ min: NOW_S + 305, max: NOW_S + DAY_S - 3600 }),
+  pad: fc.nat(11_900).map((length) => "x".repeat(length)),
 }).map(makeJwt);
 
 /** Good ones, those of all claims, damaged ones, and other texts. */

@@ -6,6 +6,7 @@
  */
 import process from "node:process";
 import { parseArgs } from "node:util";
+import { helpIfAsked } from "../support/help.ts";
 import { RUNTIME } from "../support/program.ts";
 import { PROPERTIES, type Property } from "./properties.ts";
 import { WHOLES } from "./wholes.ts";
@@ -14,6 +15,7 @@ import { WHOLES } from "./wholes.ts";
 const CASES_A_ROUND = 1_000;
 const DEFAULT_RUNS = 100_000;
 
+helpIfAsked(import.meta.filename!);
 const { values } = parseArgs({
   options: { minutes: { type: "string" }, runs: { type: "string" }, seed: { type: "string" } },
 });

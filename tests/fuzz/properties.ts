@@ -16,7 +16,14 @@ import {
   toNote,
   withToken,
 } from "../../main.ts";
-import { decode, findLifeFlaw, readResponse, StsError, verify } from "../../sts.ts";
+import {
+  decode,
+  findLifeFlaw,
+  findSubjectTokenFlaw,
+  readResponse,
+  StsError,
+  verify,
+} from "../../sts.ts";
 import {
   ALICE,
   anyDockerConfig,
@@ -28,6 +35,7 @@ import {
   DAY_S,
   goodToken,
   NOW_S,
+  passingToken,
 } from "./arbitraries.ts";
 import {
   DATA_KEY,
@@ -52,6 +60,8 @@ export interface Property {
 }
 
 const NOW = NOW_S * 1000;
+/** Of what is derived from a Secret, as JSON: for each of thousands. */
+const MAX_KEPT = 12_000;
 /** Characters that end a line, steer a terminal or turn the direction of what follows. */
 export const UNFIT = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/u;
 
@@ -161,8 +171,8 @@ const anyRegistries = fc.constantFrom<string[]>(["cgr.dev"], ["cgr.dev", "apk.cg
   "constructor",
   "cgr.dev",
 ]);
-const look = (secret: Secret, registries = ["cgr.dev"]) =>
-  parseSecret(secret, { audience: "cgr.dev", registries, ownNamespace: NAMESPACE }, NOW);
+const look = (secret: Secret, registries = ["cgr.dev"], now = NOW) =>
+  parseSecret(secret, { audience: "cgr.dev", registries, ownNamespace: NAMESPACE }, now);
 const withConfig = (
   config: Uint8Array | string,
   annotations: Record<string, string> = {},
@@ -332,6 +342,9 @@ export const PROPERTIES: Property[] = [
       const parsed = look(secret);
       const expected = firstRules(secret);
       const decision = decide(parsed, now, Infinity);
+      if (decision === "wait") assert(parsed.token!.expiresAt > now);
+      if (decision === "missing") assertEquals(parsed.token, undefined);
+      assert(JSON.stringify(parsed).length < MAX_KEPT, "nothing is kept but what is derived");
       if (expected === undefined || expected === "requested") {
         assert(decision !== "skip", decision);
         assertEquals(decision === "requested", expected === "requested");
@@ -380,6 +393,20 @@ export const PROPERTIES: Property[] = [
     },
   ),
   property(
+    "A token that passes for the issuer's passes in the Secret too, until it expires",
+    [passingToken, fc.double({ min: 0, max: 1, noNaN: true }), anyRegistries],
+    (token, share, registries) => {
+      const { expiresAt } = verify(token, ALICE, "cgr.dev", NOW);
+      const config = withToken("{}", registries, token);
+      const decidedAt = (now: number) => {
+        const held = withConfig(config, { [TOKEN_IDENTITY]: ALICE });
+        return decide(look(held, registries, now), now, Infinity);
+      };
+      assertEquals(decidedAt(NOW + Math.floor(share * (expiresAt - NOW - 1))), "wait");
+      assertEquals(decidedAt(expiresAt), "expired");
+    },
+  ),
+  property(
     "Whatever a docker config holds beside our entries is the same after a write, and a second write changes nothing",
     [anyDockerConfig, goodToken, anyRegistries],
     (bytes, token, registries) => {
@@ -400,6 +427,7 @@ export const PROPERTIES: Property[] = [
   ),
   property("A token is decoded as its claims say, or not at all", [anyToken], (token) => {
     const claims = decode(token);
+    assert(findSubjectTokenFlaw(token, "issuer.example", NOW) !== "");
     const expected = readToken(token);
     if (!claims) return assert(!expected || !isBase64url(token.split(".")[1]!), token);
     assert(expected, token);
@@ -425,6 +453,7 @@ export const PROPERTIES: Property[] = [
         `not taken: ${error.message}: ${token}`,
       );
       assertEquals([error.status, error.code], [200, 0]);
+      assert(token.length < 20 || !error.message.includes(token), error.message);
     }
   }),
   property(
@@ -501,6 +530,7 @@ export const PROPERTIES: Property[] = [
     (text, times) => {
       const cleaned = clean(text);
       assert(!UNFIT.test(cleaned), JSON.stringify(cleaned));
+      assert(!/eyJ|\bbearer\s+[!-~]{16}/i.test(cleaned), JSON.stringify(cleaned));
       const note = toNote(text.repeat(times));
       assert(Buffer.byteLength(note) <= 1024 && !UNFIT.test(note), JSON.stringify(note));
     },

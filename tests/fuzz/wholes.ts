@@ -211,7 +211,7 @@ const anyList = fc.noShrink(
 );
 
 async function showStatus(api: string, flag: string) {
-  const program = await startProgram(RUNTIME, { KUBERNETES_API: api }, [flag]);
+  const program = await startProgram(RUNTIME, { KUBERNETES_API: api }, [flag], { shipped: true });
   return { status: await program.exited, stdout: program.stdout(), stderr: program.warnings };
 }
 

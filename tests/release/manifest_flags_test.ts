@@ -1,3 +1,4 @@
+/** What each flag of npm run manifest changes, and which values are refused. */
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -292,9 +293,8 @@ test("A value that is not allowed is refused by one line with the argument, the 
 
 test("The command refuses with exit status 2 and one line on stderr, and helps with 0", () => {
   const manifest = (...args: string[]) => {
-    const words = process.versions.deno ? ["run", "--allow-all"] : [];
     const file = join(ROOT, "scripts/manifest.ts");
-    return spawnSync(process.execPath, [...words, file, ...args], { encoding: "utf8" });
+    return spawnSync(process.execPath, [file, ...args], { encoding: "utf8" });
   };
   for (const args of [["--namespace", "Team"], ["--ca-configmap", "-ca"]]) {
     const { status, stdout, stderr } = manifest(...args);

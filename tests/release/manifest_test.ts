@@ -1,3 +1,4 @@
+/** What npm run manifest makes of deploy.yaml and the program. */
 import { assert, assertEquals, assertMatch, assertNotEquals, assertThrows } from "@std/assert";
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
@@ -22,8 +23,7 @@ const ON_NODE: Options = { runtime: "node", image: "registry.example/node:1" };
 
 /** Runs a file; its outputs are read apart. */
 function run(file: string, args: string[] = [], options: { cwd?: string; env?: object } = {}) {
-  const words = process.versions.deno ? ["run", "--allow-all"] : [];
-  return spawnSync(process.execPath, [...words, file, ...args], {
+  return spawnSync(process.execPath, [file, ...args], {
     cwd: options.cwd,
     env: { ...process.env, ...options.env },
     encoding: "utf8",

@@ -1,3 +1,4 @@
+/** What a release holds: the same from wherever it is made, and what its sources give. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { spawnSync } from "node:child_process";
 import {
@@ -26,8 +27,7 @@ const filesOf = (folder: string) =>
 
 /** Runs one of the commands of a clone, from another folder. */
 function run(root: string, file: string, ...args: string[]) {
-  const words = process.versions.deno ? ["run", "--allow-all"] : [];
-  return spawnSync(process.execPath, [...words, join(root, "scripts", file), ...args], {
+  return spawnSync(process.execPath, [join(root, "scripts", file), ...args], {
     cwd: work,
     encoding: "utf8",
     maxBuffer: 4_000_000,

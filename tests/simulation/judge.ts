@@ -2,7 +2,7 @@
 import { decodeJwt } from "jose/jwt/decode";
 import type { Secret } from "../../k8s.ts";
 import { isRecord } from "../support/json.ts";
-import { DATA_KEY, IDENTITY, NAMESPACE, PREFIX } from "../support/names.ts";
+import { DATA_KEY, IDENTITY, NAMESPACE, PREFIX, SERVICE_ACCOUNT } from "../support/names.ts";
 
 const AUDIENCE = "cgr.dev";
 const OURS = ["token-identity", "token-expires", "refreshed"].map((name) => `${PREFIX}${name}`);
@@ -27,8 +27,7 @@ const namesOf = ({ metadata: { labels, annotations } }: Secret) => [
 export const identityOf = (secret: Secret) => namesOf(secret).find((name) => name !== "") ?? "";
 const namesAgree = (secret: Secret) =>
   new Set(namesOf(secret).filter((name) => name !== "")).size === 1;
-export const accountOf = ({ metadata }: Secret) =>
-  metadata.annotations?.[`${PREFIX}service-account`];
+export const accountOf = ({ metadata }: Secret) => metadata.annotations?.[SERVICE_ACCOUNT];
 /** The `refresh` value that was not served yet. */
 export const refreshOf = ({ metadata }: Secret) => {
   const { [`${PREFIX}refresh`]: asked, [`${PREFIX}refreshed`]: served } = metadata.annotations ??

@@ -9,7 +9,16 @@ import { seeded } from "../virtual/clock.ts";
 import { begin, isFault, isShortening } from "./actions.ts";
 import { Breach, Invariants } from "./invariants.ts";
 import { encode } from "./judge.ts";
-import { CONTROLLER, DATA_KEY, IDENTITY, MIN, NAMESPACE, PREFIX, S } from "../support/names.ts";
+import {
+  CONTROLLER,
+  DATA_KEY,
+  IDENTITY,
+  MIN,
+  NAMESPACE,
+  PREFIX,
+  S,
+  SERVICE_ACCOUNT,
+} from "../support/names.ts";
 import type { Action, Plan, Stage } from "./stage.ts";
 import { recoveryFrom } from "./recovery.ts";
 
@@ -52,7 +61,7 @@ export interface Report {
   breach?: { what: string; at: string; lines: string[] };
 }
 
-export class Run implements Stage {
+class Run implements Stage {
   readonly plan: Plan;
   readonly world: VirtualWorld;
   readonly random: () => number;
@@ -217,7 +226,7 @@ export class Run implements Stage {
     if (this.world.cluster.secrets.has(keyOf({ namespace, name }))) return;
     const identity = this.identityAt(this.random());
     const annotations: Record<string, string> = { note: "kept" };
-    if (this.random() < WITH_ACCOUNT) annotations[`${PREFIX}service-account`] = "puller";
+    if (this.random() < WITH_ACCOUNT) annotations[SERVICE_ACCOUNT] = "puller";
     this.world.cluster.create({
       metadata: {
         namespace,
@@ -239,7 +248,7 @@ export class Run implements Stage {
       this.make(target);
     } else {
       const labels = { [IDENTITY]: this.identityAt(amount).replaceAll("/", ".") };
-      const annotations = { [`${PREFIX}service-account`]: null, [IDENTITY]: null };
+      const annotations = { [SERVICE_ACCOUNT]: null, [IDENTITY]: null };
       this.disturb(key, { metadata: { labels, annotations }, data: { [DATA_KEY]: encode("{}") } });
     }
   }

@@ -9,16 +9,16 @@ import { VirtualWorld } from "../virtual/world.ts";
 import { refusal } from "./outages.ts";
 import { encode, goodUntil } from "./judge.ts";
 import { Breach } from "./invariants.ts";
-import { DATA_KEY, IDENTITY, MIN, PREFIX, S } from "../support/names.ts";
+import { DATA_KEY, IDENTITY, MIN, PREFIX, S, SERVICE_ACCOUNT } from "../support/names.ts";
 
 /** An API server with etcd takes some tens of writes a second from one client. */
 const WRITES_A_SECOND = 30;
 const ATTACKERS = ["aaa-0", "aaa-1"];
 const SECRETS = 240;
 const TEAMS = 16;
-/** Tokens live so long, and the attack goes on for several lives. */
-const LIFE_MS = 3 * MIN;
-const LENGTH_MS = 7 * MIN;
+/** Tokens live so long, are renewed after 80 s, and again before the attack ends. */
+const LIFE_MS = 2 * MIN;
+const LENGTH_MS = 3 * MIN;
 /** So often another namespace gets its first Secret, and another a Secret that cannot be filled. */
 const ARRIVAL_MS = 60 * S;
 const CHECK_MS = 5 * S;
@@ -302,7 +302,7 @@ function createSiege(
     write: (n, { identity = "", account, refresh, data }) => {
       const annotations = {
         [IDENTITY]: identity,
-        ...account !== undefined && { [`${PREFIX}service-account`]: account },
+        ...account !== undefined && { [SERVICE_ACCOUNT]: account },
         ...refresh !== undefined && { [`${PREFIX}refresh`]: refresh },
       };
       const place = find(n) ?? placeOf(n, true);

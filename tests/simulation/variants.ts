@@ -21,20 +21,23 @@ const SOURCE_OF_ONE_BACKOFF =
 const SPACING = "const ms = Math.min(Math.max(leftMs / 2, MIN_SPACING_MS), MAX_SPACING_MS);";
 const STUCK = "at < clock.monotonic() - STUCK_MS";
 
-export const VARIANTS: Variant[] = [
+/** Each with a seed that finds it within a second, and how many days of it. */
+export const VARIANTS: (Variant & { foundBy: { seed: number; days: number } })[] = [
   {
     name: "a failed exchange is tried again at once",
     file: "main.ts",
     text: "source.backoff.fail(deps, error);",
     by: "",
     breaks: /^\(b\)/,
+    foundBy: { seed: 22, days: 0.25 },
   },
   {
     name: "the back-off of lists and watches is left out",
     file: "main.ts",
-    text: "const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);",
-    by: "const ms = 1;",
+    text: "backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS)",
+    by: "1",
     breaks: /^\(b\)/,
+    foundBy: { seed: 10, days: 0.25 },
   },
   {
     name: "a back-off grows without end",
@@ -42,6 +45,7 @@ export const VARIANTS: Variant[] = [
     text: "Math.min(MIN_BACKOFF_MS * 2 ** this.failures++, maxMs)",
     by: "Math.min(MIN_BACKOFF_MS * 2 ** this.failures++, 100 * maxMs)",
     breaks: /^\(a\)/,
+    foundBy: { seed: 7, days: 0.25 },
   },
   {
     name: "Retry-After is heeded without a limit",
@@ -49,6 +53,7 @@ export const VARIANTS: Variant[] = [
     text: "return Math.min(Math.max(ms || 0, 0), MAX_RETRY_AFTER_MS);",
     by: "return Math.max(ms || 0, 0) * 10;",
     breaks: /^\(a\)/,
+    foundBy: { seed: 10, days: 0.25 },
   },
   {
     name: "writes and exchanges have no spacing",
@@ -56,6 +61,7 @@ export const VARIANTS: Variant[] = [
     text: SPACING,
     by: "const ms = 0;",
     breaks: /^\((b|c)\)/,
+    foundBy: { seed: 21, days: 0.25 },
   },
   {
     name: "writes and exchanges are a second apart, however long tokens live",
@@ -63,6 +69,7 @@ export const VARIANTS: Variant[] = [
     text: SPACING,
     by: "const ms = MIN_SPACING_MS + 0 * leftMs;",
     breaks: /^\((b|c)\)/,
+    foundBy: { seed: 23, days: 0.25 },
   },
   {
     name: "a token that somebody plants shortens the spacing of writes",
@@ -70,6 +77,7 @@ export const VARIANTS: Variant[] = [
     text: "this.retryAt = Math.max(this.retryAt, clock.monotonic() + ms);",
     by: "this.retryAt = clock.monotonic() + ms;",
     breaks: /^\((b|c)\)/,
+    foundBy: { seed: 25, days: 0.25 },
   },
   {
     name: "each namespace has an exchange of its own",
@@ -77,6 +85,7 @@ export const VARIANTS: Variant[] = [
     text: SHARED_BY,
     by: "const key = `${identity} ${namespace}/${account}`;",
     breaks: /^\(b\)/,
+    foundBy: { seed: 6, days: 0.25 },
   },
   {
     name: "tokens are shared whoever asks",
@@ -84,6 +93,7 @@ export const VARIANTS: Variant[] = [
     text: SHARED_BY,
     by: "const key = identity;",
     breaks: /^\((a|b|c)\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "tokens are shared whatever the identity",
@@ -91,6 +101,7 @@ export const VARIANTS: Variant[] = [
     text: SHARED_BY,
     by: "const key = `${account && namespace}/${account}`;",
     breaks: /^\(c\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "a deleted Secret is kept",
@@ -98,6 +109,7 @@ export const VARIANTS: Variant[] = [
     text: 'else if (event.type === "DELETED") this.#remove(keyOf(event.secret.metadata));',
     by: 'else if (event.type === "DELETED") continue;',
     breaks: /^\(d\)/,
+    foundBy: { seed: 4, days: 0.25 },
   },
   {
     name: "a Secret whose DELETED was missed is kept",
@@ -105,6 +117,7 @@ export const VARIANTS: Variant[] = [
     text: "if (!isListed) this.#remove(keyOf(secret));",
     by: "",
     breaks: /^\(d\)/,
+    foundBy: { seed: 14, days: 0.5 },
   },
   {
     name: "a failed watch does not lead to a list",
@@ -112,6 +125,7 @@ export const VARIANTS: Variant[] = [
     text: 'version = "";\n        const hasLived',
     by: "const hasLived",
     breaks: /^\((a|b|d)\)/,
+    foundBy: { seed: 31, days: 0.25 },
   },
   {
     name: "a watch that ends at once is no failure",
@@ -119,13 +133,15 @@ export const VARIANTS: Variant[] = [
     text: 'throw new ApiError("watch: it ended at once");',
     by: "continue;",
     breaks: /^\((a|b|d)\)/,
+    foundBy: { seed: 25, days: 0.25 },
   },
   {
     name: "a stalled watch connection is believed for ever",
     file: "k8s.ts",
-    text: "yield* api.watch(namespace, version, seconds, signal);",
-    by: "yield* api.watch(namespace, version, seconds * 1e6, new AbortController().signal);",
+    text: "WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S),\n      signal,",
+    by: "1e8, new AbortController().signal,",
     breaks: /^\((a|d|g)\)/,
+    foundBy: { seed: 2, days: 0.25 },
   },
   {
     name: "the delay of a timer overflows at 2^31 ms",
@@ -133,6 +149,7 @@ export const VARIANTS: Variant[] = [
     text: "entry.timer = clock.setTimeout(() => this.#reconcile(entry), step.ms);",
     by: "entry.timer = clock.setTimeout(() => this.#reconcile(entry), step.ms + 2 ** 31);",
     breaks: /^\((a|b|c)\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "no Secret is looked at each minute",
@@ -140,6 +157,7 @@ export const VARIANTS: Variant[] = [
     text: "for (const entry of this.#entries.values()) this.#reconcile(entry);",
     by: "",
     breaks: /^\((a|h)\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "a conflict drops the Secret",
@@ -148,6 +166,7 @@ export const VARIANTS: Variant[] = [
     by: "const isConflict = [404, 409].includes(error.status);\n" +
       "if (isConflict) this.#remove(keyOf(secret));",
     breaks: /^\((a|d)\)/,
+    foundBy: { seed: 5, days: 0.25 },
   },
   {
     name: "failed writes have no back-off",
@@ -155,6 +174,7 @@ export const VARIANTS: Variant[] = [
     text: "backoff.fail(this.#deps, error);\n        const isConflict",
     by: "const isConflict",
     breaks: /^\((b|c)\)/,
+    foundBy: { seed: 10, days: 0.25 },
   },
   {
     name: "a Secret that is read otherwise than it is known is read again at once",
@@ -162,6 +182,7 @@ export const VARIANTS: Variant[] = [
     text: "entry.backoff.fail(this.#deps, {});",
     by: "",
     breaks: /^\(b\)/,
+    foundBy: { seed: 31, days: 0.25 },
   },
   {
     name: "two steps for a Secret are made at once",
@@ -169,6 +190,7 @@ export const VARIANTS: Variant[] = [
     text: "while (!entry.isBusy && this.#isCurrent(entry)) {",
     by: "while (this.#isCurrent(entry)) {",
     breaks: /^\((a|b|c|d)\)/,
+    foundBy: { seed: 4, days: 2 },
   },
   {
     name: "an identity that is changed is not noticed",
@@ -176,6 +198,7 @@ export const VARIANTS: Variant[] = [
     text: "return owner === identity && audiences",
     by: "return owner && audiences",
     breaks: /^\(a\)/,
+    foundBy: { seed: 15, days: 0.25 },
   },
   {
     name: "an annotation that the label does not agree with wins",
@@ -183,6 +206,7 @@ export const VARIANTS: Variant[] = [
     text: 'if (!IDENTITY.test(identity) || !["", identity].includes(label)) {',
     by: "if (!IDENTITY.test(identity)) {",
     breaks: /^\((b|c|h)\)/,
+    foundBy: { seed: 18, days: 0.25 },
   },
   {
     name: "an empty service account is the controller's own",
@@ -190,6 +214,7 @@ export const VARIANTS: Variant[] = [
     text: "const account = annotation(ACCOUNT_KEY);",
     by: "const account = annotation(ACCOUNT_KEY) || undefined;",
     breaks: /^\((c|h)\)/,
+    foundBy: { seed: 32, days: 0.25 },
   },
   {
     name: "other registries' entries are lost",
@@ -197,6 +222,7 @@ export const VARIANTS: Variant[] = [
     text: "auths: { ...auths, ...ours }",
     by: "auths: ours",
     breaks: /^\(c\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "a docker config is believed to be empty",
@@ -204,13 +230,15 @@ export const VARIANTS: Variant[] = [
     text: 'isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),',
     by: "isPlain: true,",
     breaks: /^\(c\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "the preconditions are left out",
     file: "main.ts",
-    text: "{ metadata: { uid, resourceVersion, annotations }, data },",
-    by: "{ metadata: { annotations }, data },",
+    text: "uid,\n        resourceVersion,\n        annotations: {",
+    by: "annotations: {",
     breaks: /^\((a|b|c)\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "a refresh stays requested",
@@ -218,6 +246,7 @@ export const VARIANTS: Variant[] = [
     text: "[REFRESHED_KEY]: refresh,",
     by: "",
     breaks: /^\((a|b|c)\)/,
+    foundBy: { seed: 21, days: 0.25 },
   },
   {
     name: "a refresh is served with the cached token",
@@ -225,6 +254,7 @@ export const VARIANTS: Variant[] = [
     text: "const isFresh = isRequested ? hasJustRenewed : renewAt > now;",
     by: "const isFresh = renewAt > now || (isRequested && hasJustRenewed);",
     breaks: /^\(c\)/,
+    foundBy: { seed: 21, days: 0.25 },
   },
   {
     name: "the token is logged",
@@ -232,6 +262,7 @@ export const VARIANTS: Variant[] = [
     text: '"token written", { namespace, name, identity, reason: step.decision, expires }',
     by: '"token written", { namespace, name, identity, expires, end: jwt.slice(-20) }',
     breaks: /^\(f\)/,
+    foundBy: { seed: 1, days: 0.25 },
   },
   {
     name: "an expired cached token is written",
@@ -239,6 +270,7 @@ export const VARIANTS: Variant[] = [
     text: 'const outlives = expiresAt > (decision === "due" ? token!.expiresAt : now);',
     by: "const outlives = expiresAt > 0;",
     breaks: /^\((a|b|c)\)/,
+    foundBy: { seed: 7, days: 0.25 },
   },
   {
     name: "a token is replaced when it has expired",
@@ -246,6 +278,7 @@ export const VARIANTS: Variant[] = [
     text: 'return renewalTime(secret.token!, fraction) <= now ? "due" : "wait";',
     by: 'return "wait";',
     breaks: /^\((a|b|g)\)/,
+    foundBy: { seed: 4, days: 0.25 },
   },
   {
     name: "what the issuer gives is not judged",
@@ -253,6 +286,7 @@ export const VARIANTS: Variant[] = [
     text: "if (claims && !flaw) return claims;",
     by: "if (claims) return claims;",
     breaks: /^\((a|b|c)\)/,
+    foundBy: { seed: 7, days: 0.25 },
   },
   {
     name: "tokens that live for a moment are taken",
@@ -260,6 +294,7 @@ export const VARIANTS: Variant[] = [
     text: 'if (expiresAt - issuedAt! < MIN_LIFE_MS) return "it lives less than 5 s";',
     by: "",
     breaks: /^\((a|b|c)\)/,
+    foundBy: { seed: 22, days: 0.25 },
   },
   {
     name: "a clock that is a minute behind finds no token good",
@@ -267,6 +302,7 @@ export const VARIANTS: Variant[] = [
     text: "const MAX_SKEW_MS = 5 * 60_000;",
     by: "const MAX_SKEW_MS = 55_000;",
     breaks: /^\((a|b)\)/,
+    foundBy: { seed: 34, days: 0.25 },
   },
   {
     name: "an immutable Secret is written to",
@@ -274,6 +310,7 @@ export const VARIANTS: Variant[] = [
     text: "if (type !== SECRET_TYPE || immutable) {",
     by: "if (type !== SECRET_TYPE) {",
     breaks: /^\((c|h)\)/,
+    foundBy: { seed: 2, days: 0.25 },
   },
   {
     name: "what cannot be filled is not reported",
@@ -281,6 +318,7 @@ export const VARIANTS: Variant[] = [
     text: "if (step.report) this.#report(secret, step.report);",
     by: "",
     breaks: /^\(h\)/,
+    foundBy: { seed: 2, days: 0.25 },
   },
   {
     name: "/healthz never fails",
@@ -288,6 +326,7 @@ export const VARIANTS: Variant[] = [
     text: STUCK,
     by: "at < -Infinity",
     breaks: /^\(g\)/,
+    foundBy: { seed: 15, days: 0.5 },
   },
   {
     name: "/healthz fails while the issuer is slow",
@@ -295,6 +334,7 @@ export const VARIANTS: Variant[] = [
     text: STUCK,
     by: "at < clock.monotonic() + 5_000",
     breaks: /^\(g\)/,
+    foundBy: { seed: 8, days: 0.25 },
   },
   {
     name: "a namespace that is forbidden holds up /readyz",
@@ -302,6 +342,7 @@ export const VARIANTS: Variant[] = [
     text: 'if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);',
     by: "",
     breaks: /^\(g\)/,
+    foundBy: { seed: 29, days: 2 },
   },
 ];
 

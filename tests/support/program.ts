@@ -9,6 +9,7 @@ import process from "node:process";
 import { createInterface } from "node:readline";
 import { bundle } from "../../scripts/bundle.ts";
 import { defaultImage, selfContained } from "../../scripts/manifest.ts";
+import type { Settings } from "../../scripts/manifest_flags.ts";
 import { ofKind, podOf } from "./yaml.ts";
 import { ROOT } from "./paths.ts";
 
@@ -48,32 +49,25 @@ async function takeTurn(): Promise<() => void> {
   };
 }
 
-/** Where it is run from, and how. */
+/** How it is run. */
 export interface Launch {
-  /** The program's file. Default: the source. */
-  file?: string;
   /** A command that runs the one it is given, as `env` does. */
   through?: string[];
-  /** Settings of V8. Default: none. */
-  v8Flags?: string[];
   /** Runs the program of the manifest, with the rights that a Pod gives it. Default: the source. */
   shipped?: boolean;
 }
 
 /** The settings of V8 that the program ships with, on either runtime. */
 export function shippedV8Flags(): string[] {
-  const [, flags] = /--v8-flags=(\S+)/.exec(readFileSync(join(ROOT, "deploy.yaml"), "utf8"))!;
+  const [, flags] = /--v8-flags=(\S+)/.exec(readRoot("deploy.yaml"))!;
   return flags!.split(",");
 }
 
-/** On Deno with the rights that `deno task start` gives. */
-function commandOf(runtime: Runtime, file: string, v8Flags: string[]): string[] {
-  const command = commandFor(runtime);
-  if (runtime === "node") return [command, ...v8Flags, file];
-  const words: string[] = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8")).tasks.start
-    .split(" ");
-  const flags = v8Flags.length > 0 ? [`--v8-flags=${v8Flags.join()}`] : [];
-  return [command, ...words.slice(words.indexOf("deno") + 1, -1), ...flags, file];
+/** The source, on Deno with the rights that `deno task start` gives. */
+function sourceCommandOf(runtime: Runtime): string[] {
+  const words: string[] = JSON.parse(readRoot("deno.json")).tasks.start.split(" ");
+  const args = runtime === "node" ? words.slice(-1) : words.slice(words.indexOf("deno") + 1);
+  return [commandFor(runtime), ...args];
 }
 
 function commandFor(runtime: Runtime): string {
@@ -81,10 +75,13 @@ function commandFor(runtime: Runtime): string {
   return existsSync(own) ? own : runtime;
 }
 
-/** The program and the arguments of the container, as the manifest of a runtime has them. */
-interface Shipped {
-  program: string;
+/** The container of the manifest of a runtime, as far as it tells how the program runs. */
+interface Container {
   args: string[];
+  env: Record<string, string>;
+}
+interface Shipped extends Container {
+  program: string;
 }
 
 const manifests = new Map<Runtime, Promise<Shipped>>();
@@ -98,31 +95,39 @@ export function readManifest(runtime: Runtime): Promise<Shipped> {
 }
 
 async function makeManifest(runtime: Runtime): Promise<Shipped> {
-  const read = (name: string) => readFileSync(join(ROOT, name), "utf8");
-  const options = { runtime, image: defaultImage(read("Containerfile"), runtime) };
-  const manifest = selfContained(read("deploy.yaml"), await bundle("main.ts"), options);
-  const [{ args }] = podOf(manifest).containers;
-  return { program: ofKind("ConfigMap", manifest).data["main.js"], args };
+  const options = { runtime, image: defaultImage(readRoot("Containerfile"), runtime) };
+  const manifest = selfContained(readRoot("deploy.yaml"), await bundle("main.ts"), options);
+  return { program: ofKind("ConfigMap", manifest).data["main.js"], ...readContainer(manifest) };
 }
 
-/** As a Pod runs it, but for the places: its folders, and the hosts that it may reach, are here. */
-async function shippedCommandOf(
-  runtime: Runtime,
-  { SERVICE_ACCOUNT_DIR = "", SUBJECT_TOKEN_FILE = "", ...settings }: Record<string, string>,
-): Promise<string[]> {
-  const { program, args } = await readManifest(runtime);
+const readRoot = (name: string) => readFileSync(join(ROOT, name), "utf8");
+
+/** The arguments and the variables of the container. */
+export function readContainer(manifest: string): Container {
+  const [{ args, env }] = podOf(manifest).containers;
+  type Variable = { name: string; value: string };
+  return { args, env: Object.fromEntries(env.map(({ name, value }: Variable) => [name, value])) };
+}
+
+/** As a Pod runs it, but for the places: its folders, its port and the servers' addresses are here. */
+async function shippedCommandOf(runtime: Runtime, settings: Record<string, string>) {
+  const { program, env } = await readManifest(runtime);
+  const { SERVICE_ACCOUNT_DIR = "", SUBJECT_TOKEN_FILE = "", PORT = "" } = settings;
+  const port = isPort(PORT) ? PORT : "8080";
   const places: Record<string, string> = {
     "/main.js": shippedFile ??= writeProgram(program),
     "/var/run/secrets/kubernetes.io/serviceaccount": SERVICE_ACCOUNT_DIR || ROOT,
     "/var/run/chainguard/oidc": SUBJECT_TOKEN_FILE ? dirname(SUBJECT_TOKEN_FILE) : ROOT,
+    "$(KUBERNETES_SERVICE_HOST):$(KUBERNETES_SERVICE_PORT)": apiAddress(settings),
+    "0.0.0.0:8080": `0.0.0.0:${port}`,
+    "[::]:8080": `[::]:${port}`,
   };
-  // What the manifest's component for proxies grants, too.
-  const proxies = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"];
-  const granted = proxies.filter((name) => name in settings);
-  const here = args.map((arg) => {
+  // The manifest hides a proxy's variables, unless --proxy is given one, and the names in lower case always; the
+  // Containerfile's image, which runs the same program, shows them.
+  const granted = ["HTTPS_PROXY", "https_proxy", "no_proxy"].filter((name) => name in settings);
+  const here = argumentsFor(runtime, settings).map((arg) => {
     const [flag = "", value = ""] = arg.split(/=(.*)/s);
     const list = value.split(",");
-    if (flag === "--allow-net") return "--allow-net=127.0.0.1,[::1],localhost,0.0.0.0,[::]";
     if (flag === "--allow-env") return `${flag}=${[...new Set([...list, ...granted])].join()}`;
     if (flag === "--ignore-env") {
       return `${flag}=${list.filter((name) => !granted.includes(name)).join()}`;
@@ -131,8 +136,41 @@ async function shippedCommandOf(
       ? places[arg] ?? arg
       : `${flag}=${list.map((each) => places[each] ?? each)}`;
   });
-  return [commandFor(runtime), ...here];
+  return { words: [commandFor(runtime), ...here], env };
 }
+
+/** Of the manifest that is told which servers the program is to reach. */
+function argumentsFor(runtime: Runtime, settings: Record<string, string>): string[] {
+  const { ISSUER_URL, HTTPS_PROXY, NO_PROXY, https_proxy } = settings;
+  const proxy = HTTPS_PROXY || https_proxy || "";
+  const flags = {
+    ...ISSUER_URL && { issuer: ISSUER_URL },
+    ...proxy.startsWith("http") && { proxy },
+    ...NO_PROXY && { "no-proxy": NO_PROXY },
+  };
+  const make = (settings: Settings) =>
+    selfContained(readRoot("deploy.yaml"), "", { runtime, image: "IMAGE", settings });
+  try {
+    return readContainer(make(flags)).args;
+  } catch {
+    // What the manifest does not take, the program refuses too, before it reaches anything.
+    return readContainer(make({})).args;
+  }
+}
+
+/** As --allow-net has it. Where there is none, the program says so before it connects. */
+function apiAddress(settings: Record<string, string>): string {
+  const { KUBERNETES_API = "", KUBERNETES_SERVICE_HOST: host = "" } = settings;
+  if (URL.canParse(KUBERNETES_API)) {
+    const { hostname, port, protocol } = new URL(KUBERNETES_API);
+    return `${hostname}:${port || (protocol === "http:" ? 80 : 443)}`;
+  }
+  const { KUBERNETES_SERVICE_PORT = "" } = settings;
+  const port = isPort(KUBERNETES_SERVICE_PORT) ? KUBERNETES_SERVICE_PORT : 443;
+  return `${host.includes(":") ? `[${host}]` : host || "localhost"}:${port}`;
+}
+
+const isPort = (text: string) => /^[1-9]\d*$/.test(text) && +text < 2 ** 16;
 
 function writeProgram(program: string): string {
   const folder = mkdtempSync(join(tmpdir(), "shipped-"));
@@ -152,16 +190,16 @@ export async function startProgram(
   runtime: Runtime,
   settings: Record<string, string>,
   args: string[] = [],
-  { file = "main.ts", through = [], v8Flags = [], shipped = false }: Launch = {},
+  { through = [], shipped = false }: Launch = {},
 ) {
-  const words = shipped
+  const { words, env: given } = shipped
     ? await shippedCommandOf(runtime, settings)
-    : commandOf(runtime, file, v8Flags);
+    : { words: sourceCommandOf(runtime), env: { DENO_NO_UPDATE_CHECK: "1" } };
   const [command = "", ...rest] = [...through, ...words];
   const { PATH = "", HOME = "", DENO_COVERAGE_DIR } = process.env;
   // Node hands its own variable on by itself.
   const measured = DENO_COVERAGE_DIR === undefined ? {} : { DENO_COVERAGE_DIR };
-  const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1", ...measured, ...settings };
+  const env = { PATH, HOME, NO_COLOR: "1", ...measured, ...given, ...settings };
   const endTurn = await takeTurn();
   const child = spawn(command, [...rest, ...args], {
     cwd: ROOT,

@@ -15,6 +15,7 @@ import { parseArgs } from "node:util";
 import { seconds } from "../binaries.ts";
 import { type Cluster, DEFAULTS, down, type Options, up } from "../cluster.ts";
 import { bridgeAddress } from "../components.ts";
+import { helpIfAsked } from "../../support/help.ts";
 import { isInstalled } from "../../support/processes.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
@@ -48,6 +49,7 @@ const LIFE_S = 150;
 const REGISTRY_PORT = 4;
 const LOCK_PORT = 7;
 
+helpIfAsked(import.meta.filename!);
 const { values: flags } = parseArgs({
   options: {
     keep: { type: "boolean", default: false },

@@ -1319,7 +1319,7 @@ const YAMLLINT = {
 const FILLED_IN = "registry.example.com/pull-secret-updater:0.1.0";
 
 /** Applies the manifest to a cluster that has not seen it, and again. */
-export async function manifest(context: Given, file: string): Promise<void> {
+async function manifest(context: Given, file: string): Promise<void> {
   const { kubectl, step, work } = context;
   const text = readFileSync(file, "utf8").replace(/\bimage: IMAGE\b/, `image: ${FILLED_IN}`);
   const apply = (...flags: string[]) => kubectl(["apply", "-f", "-", ...flags], text);

@@ -6,7 +6,7 @@
  * Usage, as root:
  * node tests/cluster/faults/faults.ts [--runtime node|deno|both] [--only NAME]… [--at-once N] [--dir DIR] [--port PORT]
  */
-import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -15,7 +15,7 @@ import { Agent } from "undici";
 import { seconds } from "../binaries.ts";
 import { type Cluster, down, up } from "../cluster.ts";
 import { runToTheEnd } from "../ending.ts";
-import { run } from "../../support/processes.ts";
+import { helpIfAsked } from "../../support/help.ts";
 import type { Runtime } from "../../support/program.ts";
 import { createAdmin } from "../admin.ts";
 import { createNetwork, removeNetwork } from "./network.ts";
@@ -30,6 +30,7 @@ const AT_ONCE = "20";
 const ETCD_QUOTA_MB = 256;
 const MARKDOWN = "out/faults.md";
 
+helpIfAsked(import.meta.filename!);
 const { values: flags } = parseArgs({
   options: {
     runtime: { type: "string", default: "both" },
@@ -55,7 +56,6 @@ async function main(): Promise<number> {
     throw new Error("run it as root: some rows drop packets, in a network of their own");
   }
 
-  await run(process.execPath, ["scripts/bundle.ts"]);
   await down({ dir }); // what a run that was killed has left
   const ground = await prepare(
     await up({ dir, port: Number(flags.port), etcdQuotaMB: ETCD_QUOTA_MB }, say),
@@ -65,6 +65,7 @@ async function main(): Promise<number> {
   await Promise.all([ground.upstream.destroy(), ground.admin.close()]);
 
   say(drawTable(outcomes));
+  mkdirSync("out", { recursive: true });
   writeFileSync(MARKDOWN, writeMarkdown(outcomes));
   const broken = outcomes.filter((outcome) => outcome.broken.length > 0);
   say(
@@ -78,9 +79,6 @@ async function main(): Promise<number> {
 async function prepare(cluster: Cluster): Promise<Ground> {
   const work = join(dir, "faults");
   mkdirSync(work);
-  // A copy, as somebody may bundle again meanwhile.
-  const program = join(work, "main.mjs");
-  copyFileSync("out/main.js", program);
   const admin = createAdmin(cluster);
   const upstream = new Agent({ allowH2: false, connect: { ca: admin.readCa() } });
   return {
@@ -90,7 +88,6 @@ async function prepare(cluster: Cluster): Promise<Ground> {
     upstream,
     network: await createNetwork(),
     work,
-    program,
   };
 }
 

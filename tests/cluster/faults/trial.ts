@@ -14,7 +14,7 @@ import { createNamespace, createTenant, identityOf, secretOf, TENANT } from "../
 import { watchProgram, watchSecrets } from "./observe.ts";
 import { startProxy } from "./api_proxy.ts";
 import { startWire } from "./wire.ts";
-import { ACCOUNT, PREFIX } from "../../support/names.ts";
+import { ACCOUNT, SERVICE_ACCOUNT } from "../../support/names.ts";
 import { findPort } from "../../support/ports.ts";
 
 /** Seconds that tokens live: longer than the first tries after a failure take, and short enough to see many. */
@@ -35,8 +35,6 @@ export interface Ground {
   network: Network;
   /** A folder for files. */
   work: string;
-  /** The program's bundle. */
-  program: string;
 }
 
 export interface Conditions {
@@ -77,7 +75,7 @@ export async function startTrial(
   };
   const through = conditions.isApart ? ground.network.enter(files.hosts) : [];
   const program: Program = await startProgram(runtime, settings, [], {
-    file: ground.program,
+    shipped: true,
     through,
   });
   const watchers = [
@@ -134,7 +132,7 @@ async function createTenants(admin: Admin, run: string) {
     }
   }
   const loner = await addSecret(namespace, "loner", own!);
-  await addSecret(other, "tenant", tenant!, { [`${PREFIX}service-account`]: TENANT });
+  await addSecret(other, "tenant", tenant!, { [SERVICE_ACCOUNT]: TENANT });
 
   return {
     run,

@@ -1,3 +1,4 @@
+/** What of a soak is within its budgets, and what is told where it is not. */
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { test } from "node:test";
 import {

@@ -6,16 +6,14 @@
  *
  * Usage: node tests/cluster/soak/soak.ts [--minutes N] [--dir DIR] [--port PORT]
  */
-import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { type Cluster, down, up } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
 import { runToTheEnd } from "../ending.ts";
-import { run } from "../../support/processes.ts";
 import { type Admin, createAdmin } from "../admin.ts";
 import {
   createNamespace,
@@ -25,7 +23,8 @@ import {
   secretOf,
   standingOf,
 } from "../objects.ts";
-import { type Program, type Runtime, shippedV8Flags, startProgram } from "../../support/program.ts";
+import { helpIfAsked } from "../../support/help.ts";
+import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { type Issuer, startIssuer } from "../../fake/issuer.ts";
 import { machineLoad, usageOf } from "./load.ts";
 import { drawExpired, drawFigures, drawMinute } from "./summary.ts";
@@ -64,6 +63,7 @@ const RESULT = "out/soak.json";
 /** What is not killed, at least for half of the time. */
 type Steadfast = Runtime | typeof API_SERVER;
 
+helpIfAsked(import.meta.filename!);
 const { values: flags } = parseArgs({
   options: {
     minutes: { type: "string", default: "60" },
@@ -77,7 +77,6 @@ const say = (line: string) => console.log(line);
 async function main(): Promise<number> {
   const minutes = Number(flags.minutes);
   if (!(minutes >= 2)) throw new Error("--minutes: 2 or more, as each replica has its half");
-  await run(process.execPath, ["scripts/bundle.ts"]);
   await down({ dir }); // what a run that was killed has left
   const cluster = await up({ dir, port: Number(flags.port) }, say);
   const admin = createAdmin(cluster);
@@ -152,9 +151,6 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
       await admin.token(NAMESPACE, ACCOUNT, issuer.audience),
     ),
   };
-  // A copy, as somebody may bundle again meanwhile.
-  const file = join(files, "main.mjs");
-  copyFileSync("out/main.js", file);
   const warnings: Record<string, number> = {};
   let isTokenLogged = false;
 
@@ -169,8 +165,8 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
   };
   const start = async (runtime: Runtime) => {
     const port = `${await findPort()}`;
-    const launch = { file, v8Flags: shippedV8Flags() };
-    replicas.set(runtime, await startProgram(runtime, { ...settings, PORT: port }, [], launch));
+    const own = { ...settings, PORT: port };
+    replicas.set(runtime, await startProgram(runtime, own, [], { shipped: true }));
   };
   await start("node");
   await start("deno");
