@@ -15,23 +15,18 @@ const SILENCE_TIMEOUT_MS = 30_000;
  */
 const WATCH_MIN_S = 60;
 const WATCH_SPREAD_S = 31;
-/** What a watch may outlive its own time-out by before its connection counts as dead. */
+/** Grace after a watch's timeout before its connection counts as dead. */
 const WATCH_GRACE_S = 10;
-/** Half of client-go's: what a page leaves behind is what a start takes of memory. */
+/** Half of client-go's: the garbage of a page sets the peak of memory at the start. */
 const PAGE_LIMIT = 250;
 /**
  * A page of ordinary pull Secrets has 1 MiB. The objects of one that is full of labels take ten
  * times its bytes.
  */
 const MAX_BODY_BYTES = 4 * 1024 * 1024;
-/**
- * One Secret of 1.5 MiB in etcd, each of its characters escaped: what no page can be smaller than.
- */
+/** The largest page of one: 1.5 MiB in etcd, each character escaped. */
 const MAX_SECRET_BYTES = 16 * 1024 * 1024;
-/**
- * By how much a page that is too large is made smaller; each that is not lets the next be twice as
- * large.
- */
+/** By how much a page that is too large is divided; each that is not doubles the next. */
 const PAGE_SHRINK = 4;
 
 /** A failed request. Its message may quote the API server's. */
@@ -92,10 +87,9 @@ interface ClientOptions {
   onResponse: (verb: string, code: string) => void;
 }
 
-type List = { items: Secret[]; metadata: { resourceVersion: string; continue?: string } };
 type RequestOptions = Partial<Dispatcher.RequestOptions> & { signal: AbortSignal };
 
-/** Reads a mounted file; an empty token or CA would mean none to who takes it. */
+/** Reads a mounted file; an empty token or CA would silently count as none. */
 export function readMounted(path: string) {
   const text = readFileSync(path, "utf8").trim();
   if (text) return text;
@@ -119,8 +113,7 @@ export class KubernetesClient {
       // Each connection reads the CA anew, as each request reads the token: the kubelet replaces
       // both.
       connect: (connection, callback) => {
-        // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told
-        // otherwise.
+        // If only an intermediate CA is trusted, OpenSSL demands the root too, unless told so.
         const tls = { ca: caFile && readMounted(caFile), servername, allowPartialTrustChain: true };
         // undici's own time-out is 10 s.
         buildConnector({ ...tls, allowH2: false })(connection, callback);
@@ -136,16 +129,13 @@ export class KubernetesClient {
   ) {
     const { url, tokenFile, userAgent, onResponse } = this.#options;
     let response: Dispatcher.ResponseData;
-    const isPatch = options.method === "PATCH";
     try {
       const headers = {
-        // Of what was patched only the metadata is read, and so asked for: less for all to encode.
-        accept: isPatch
-          ? "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
-          : "application/json",
-        "content-type": isPatch ? "application/merge-patch+json" : "application/json",
+        accept: "application/json",
+        "content-type": "application/json",
         "user-agent": userAgent,
         ...tokenFile && { authorization: `Bearer ${readMounted(tokenFile)}` },
+        ...options.headers as object,
       };
       response = await request(url + path, { ...options, headers, dispatcher: this.#agent });
     } catch (cause) {
@@ -156,8 +146,11 @@ export class KubernetesClient {
     onResponse(verb, `${status}`);
     if (status < 300) return response;
     const { message, reason } = parseStatus(await readText(verb, response.body));
-    const fields = { status, reason, retryAfter: `${retryAfter}` };
-    throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, fields);
+    throw new ApiError(`${verb}: the API server answered ${status}: ${message}`, {
+      status,
+      reason,
+      retryAfter: `${retryAfter}`,
+    });
   }
 
   async #json(
@@ -174,24 +167,25 @@ export class KubernetesClient {
    * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller.
    * Yields its Secrets, and the resource version to watch from.
    */
-  async *list(namespace: string | undefined, signal: AbortSignal) {
+  async *list(
+    namespace: string | undefined,
+    signal: AbortSignal,
+  ): AsyncGenerator<{ items: Secret[]; resourceVersion: string }> {
     const { labelSelector } = this.#options;
     let limit = PAGE_LIMIT;
-    let next: string | undefined = "";
-    while (next !== undefined) {
+    let next = "";
+    for (;;) {
       try {
-        const query = { labelSelector, limit, ...next && { continue: next } };
-        const maxBytes = limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES;
-        const list: List = await this.#json(
+        const { items, metadata } = await this.#json(
           "list",
           secretsPath(namespace),
-          { query, signal },
-          maxBytes,
-        );
-        const { items, metadata } = list ?? {};
+          { query: { labelSelector, limit, ...next && { continue: next } }, signal },
+          limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES,
+        ) ?? {};
         if (!Array.isArray(items) || !metadata?.resourceVersion) throw invalid("list: not a list");
         yield { items: items.map(asSecret), resourceVersion: metadata.resourceVersion };
-        next = metadata.continue || undefined;
+        next = metadata.continue;
+        if (!next) return;
         limit = Math.min(limit * 2, PAGE_LIMIT);
       } catch (error) {
         if (error.reason !== "BodyTooLarge" || limit === 1) throw error;
@@ -208,17 +202,18 @@ export class KubernetesClient {
     signal: AbortSignal,
   ) {
     const { labelSelector } = this.#options;
-    const query = {
-      labelSelector,
-      resourceVersion,
-      timeoutSeconds,
-      watch: 1,
-      allowWatchBookmarks: true,
-    };
-    const bodyTimeout = (timeoutSeconds + WATCH_GRACE_S) * 1000;
-    yield* parseWatch(
-      (await this.#send("watch", secretsPath(namespace), { query, bodyTimeout, signal })).body,
-    );
+    const { body } = await this.#send("watch", secretsPath(namespace), {
+      query: {
+        labelSelector,
+        resourceVersion,
+        timeoutSeconds,
+        watch: 1,
+        allowWatchBookmarks: true,
+      },
+      bodyTimeout: (timeoutSeconds + WATCH_GRACE_S) * 1000,
+      signal,
+    });
+    yield* parseWatch(body);
   }
 
   /** Reads one Secret. Throws an {@linkcode ApiError}, as all of these do. */
@@ -234,6 +229,11 @@ export class KubernetesClient {
     asSecret(
       await this.#json("patch", secretsPath(namespace, name), {
         method: "PATCH",
+        headers: {
+          // Asks for the metadata only: less to encode.
+          accept: "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json",
+          "content-type": "application/merge-patch+json",
+        },
         query: { fieldManager: "pull-secret-updater" },
         body: JSON.stringify(patch),
         signal,
@@ -297,8 +297,12 @@ export async function* listAndWatch(
   signal: AbortSignal,
 ) {
   if (version !== "") {
-    const seconds = WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S);
-    return yield* api.watch(namespace, version, seconds, signal);
+    return yield* api.watch(
+      namespace,
+      version,
+      WATCH_MIN_S + Math.floor(random() * WATCH_SPREAD_S),
+      signal,
+    );
   }
   const keys = new Set<string>();
   for await (const { items, resourceVersion } of api.list(namespace, signal)) {
@@ -321,8 +325,13 @@ function parseJson(text: string, what: string) {
 
 const invalid = (message: string) => new ApiError(message, { reason: "InvalidResponse" });
 
-const noResponse = (verb: string, { code, message }: NodeJS.ErrnoException) =>
-  new ApiError(`${verb}: no response from the API server: ${message}`, { reason: code });
+const noResponse = (verb: string, cause: NodeJS.ErrnoException) =>
+  cause instanceof ApiError
+    ? cause
+    // If all addresses of a host fail, the error has only a code.
+    : new ApiError(`${verb}: no response from the API server: ${cause.message || cause.code}`, {
+      reason: cause.code,
+    });
 
 async function readText(
   verb: string,
@@ -342,7 +351,7 @@ async function readText(
       }
     }
   } catch (cause) {
-    throw cause instanceof ApiError ? cause : noResponse(verb, cause);
+    throw noResponse(verb, cause);
   }
   return Buffer.concat(chunks).toString();
 }
@@ -362,7 +371,7 @@ function parseStatus(text: string) {
 const secretsPath = (namespace?: string, name?: string) =>
   `/api/v1${namespace ? `/namespaces/${namespace}` : ""}/secrets${name ? `/${name}` : ""}`;
 
-/** Names are judged here, as they become parts of paths: none reaches beyond its place. */
+/** Names are judged here, as they become parts of paths: none can leave its segment. */
 function asSecret(value: Partial<Secret> | null) {
   const { namespace, name, uid, resourceVersion } = value?.metadata ?? {};
   const isWhole = [namespace, name, uid, resourceVersion].every((field) =>
@@ -392,7 +401,7 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
       for (const line of lines) yield parseWatchEvent(line);
     }
   } catch (cause) {
-    throw cause instanceof ApiError ? cause : noResponse("watch", cause);
+    throw noResponse("watch", cause);
   }
 }
 

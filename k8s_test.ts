@@ -16,21 +16,19 @@ import { type AddressInfo, connect as connectTcp, createServer, type Socket } fr
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import { inspect } from "node:util";
 import * as source from "./k8s.ts";
 import type { ApiError, Secret, WatchEvent } from "./k8s.ts";
-import { bundleModule } from "./dev/program.ts";
-import { type ApiServerOptions, errorEvent, startApiServer } from "./dev/server/apiserver.ts";
-import { makeAuthority } from "./dev/server/certificates.ts";
+import { bundleModule } from "./tests/support/program.ts";
+import { type ApiServerOptions, errorEvent, startApiServer } from "./tests/fake/apiserver.ts";
+import { makeAuthority } from "./tests/fake/certificates.ts";
+import { CONTROLLER, IDENTITY, MIB } from "./tests/support/names.ts";
+import { until } from "./tests/support/until.ts";
 
-const LABEL = "pull-secret-updater.chainguard.dev/identity";
-const USER = "system:serviceaccount:pull-secret-updater:controller";
 const TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJvbmUgb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1maXJzdA";
 const NEXT_TOKEN =
   "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ0d28gb2YgdHdvIn0.c2lnbmF0dXJlLW9mLXRoZS1zZWNvbmQ";
-const MIB = 1024 * 1024;
 /** Connections for requests that come one after the other: undici opens one more where it has not noticed an end yet. */
 const FEW = 2;
 const TEXT = "日本é😀";
@@ -59,7 +57,7 @@ function describeForms(title: string, define: () => void): void {
 afterEach(async () => {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
   api.faults.clear();
-  api.tokens = new Map([[TOKEN, USER]]);
+  api.tokens = new Map([[TOKEN, CONTROLLER]]);
   api.requests.length = 0;
 });
 after(() => api.close());
@@ -67,7 +65,7 @@ after(() => api.close());
 function startServer(options: ApiServerOptions = {}) {
   return startApiServer({
     certificate: authority.issue(),
-    tokens: new Map([[TOKEN, USER]]),
+    tokens: new Map([[TOKEN, CONTROLLER]]),
     ...options,
   });
 }
@@ -100,7 +98,7 @@ function connect(
     servername,
     tokenFile: token === undefined ? undefined : files.token,
     caFile: ca === undefined ? undefined : files.ca,
-    labelSelector: LABEL,
+    labelSelector: IDENTITY,
     userAgent: "pull-secret-updater/test",
     onResponse: (verb, code) => responses.push(`${verb} ${code}`),
   });
@@ -135,14 +133,6 @@ async function startRelay(port: number) {
 }
 
 const portOf = (url: string) => +new URL(url).port;
-
-async function until(isSo: () => boolean, what: string): Promise<void> {
-  const end = Date.now() + 3_000;
-  while (!isSo()) {
-    assert(Date.now() < end, `it never came to this: ${what}`);
-    await sleep(5);
-  }
-}
 
 /** How a request failed: always with an ApiError, in which no token is to be found. */
 async function failure(request: Promise<unknown>): Promise<ApiError> {
@@ -212,7 +202,7 @@ function createSecrets(count: number, server = api): string {
 
 function createSecret(namespace: string, name: string, server = api) {
   const type = "kubernetes.io/dockerconfigjson";
-  const metadata = { namespace, name, labels: { [LABEL]: "" }, annotations: { text: TEXT } };
+  const metadata = { namespace, name, labels: { [IDENTITY]: "" }, annotations: { text: TEXT } };
   return server.createSecret({ metadata, type, stringData: { ".dockerconfigjson": "{}" } });
 }
 
@@ -242,7 +232,7 @@ describeForms("the bearer token", () => {
   test("is read anew for each request, as the kubelet replaces it", async () => {
     const client = connect();
     await listAll(client);
-    api.tokens!.set(NEXT_TOKEN, USER);
+    api.tokens!.set(NEXT_TOKEN, CONTROLLER);
     writeFileSync(client.files.token, NEXT_TOKEN);
     await listAll(client);
     const sent = api.requests.map(({ headers }) => headers.authorization);
@@ -251,7 +241,7 @@ describeForms("the bearer token", () => {
 
   test("is tried once: a 401 fails, and the next request reads it anew", async () => {
     const client = connect();
-    api.tokens = new Map([[NEXT_TOKEN, USER]]);
+    api.tokens = new Map([[NEXT_TOKEN, CONTROLLER]]);
     const error = await failure(listAll(client));
     assertEquals([error.status, error.reason], [401, "Unauthorized"]);
     writeFileSync(client.files.token, NEXT_TOKEN);
@@ -600,7 +590,7 @@ describeForms("the list", () => {
     assert(!names.includes("unlabelled"));
     for (const { path, query } of api.requests) {
       assertEquals(path, `/api/v1/namespaces/${namespace}/secrets`);
-      assertEquals([query.get("labelSelector"), query.get("limit")], [LABEL, "250"]);
+      assertEquals([query.get("labelSelector"), query.get("limit")], [IDENTITY, "250"]);
       assert(!query.has("resourceVersion") && !query.has("watch"));
     }
     assertEquals(api.requests.map(({ query }) => query.has("continue")), [false, true, true]);
@@ -627,7 +617,7 @@ describeForms("the list", () => {
   test("makes a page smaller until it is within 4 MiB, and larger again where it was", async () => {
     const namespace = createSecrets(0);
     const blob = Buffer.alloc(350 * 1024, 1).toString("base64");
-    const labels = { [LABEL]: "" };
+    const labels = { [IDENTITY]: "" };
     for (let index = 0; index < 24; index++) {
       const name = `a-large-${`${index}`.padStart(2, "0")}`;
       api.createSecret({ metadata: { namespace, name, labels }, data: { blob } });
@@ -726,7 +716,7 @@ describeForms("the watch", () => {
     const [{ path, query } = api.requests[0]!] = api.requests;
     assertEquals(path, `/api/v1/namespaces/${namespace}/secrets`);
     assertEquals([query.get("labelSelector"), query.get("resourceVersion")], [
-      LABEL,
+      IDENTITY,
       resourceVersion,
     ]);
     assertEquals([query.get("timeoutSeconds"), query.get("allowWatchBookmarks")], ["73", "true"]);
@@ -744,7 +734,7 @@ describeForms("the watch", () => {
     assertEquals("secret" in added && added.secret.metadata.annotations?.text, TEXT);
     api.patchSecret(namespace, "one", { metadata: { annotations: { text: "another" } } });
     assertEquals(brief(await next()), "MODIFIED one");
-    api.patchSecret(namespace, "one", { metadata: { labels: { [LABEL]: null } } });
+    api.patchSecret(namespace, "one", { metadata: { labels: { [IDENTITY]: null } } });
     const unlabelled = await next();
     assertEquals([brief(unlabelled), unlabelled.resourceVersion], [
       "DELETED one",
@@ -798,7 +788,7 @@ describeForms("the watch", () => {
     const first = watch.next();
     const blob = Buffer.alloc(MIB - 1_000, 1).toString("base64");
     api.createSecret({
-      metadata: { namespace, name: "large", labels: { [LABEL]: "" } },
+      metadata: { namespace, name: "large", labels: { [IDENTITY]: "" } },
       data: { blob },
     });
     const event = (await first).value!;
@@ -1021,6 +1011,15 @@ describeForms("the watch", () => {
       const seen = await Array.fromAsync(parseWatch(cut(at)));
       assertEquals(seen, [{ type: "ADDED", secret: object, resourceVersion: "1" }]);
     }
+  });
+
+  test("says the code of an error that has no message", async () => {
+    // deno-lint-ignore require-yield
+    async function* body() {
+      throw Object.assign(new AggregateError([]), { code: "ECONNREFUSED" });
+    }
+    const error = await Array.fromAsync(parseWatch(body())).catch((caught) => caught);
+    assertIsError(error, undefined, "the API server: ECONNREFUSED");
   });
 
   test("fails with an ApiError, or not at all, whatever its body is", async () => {

@@ -2,11 +2,10 @@
  * Keeps image pull Secrets filled with registry tokens that have not expired.
  *
  * Data goes one way: list and watch → the store → `reconcile` → `decide` → exchange or patch → the
- * patch comes back by the watch → `decide` says wait. Between two steps are remembered the token of
- * each identity, and when the next step may be tried. Every replica does all of this; none leads.
+ * patch comes back by the watch → `decide` says wait. Kept between steps: each identity's token,
+ * and when the next step may run. Every replica does all of this; there is no leader.
  *
- * Two clocks: lives of tokens are told by the wall clock (`now`), pauses by the monotonic one
- * (`tick`).
+ * Two clocks: token lifetimes use the wall clock (`now`), delays the monotonic one (`tick`).
  */
 import { hash } from "node:crypto";
 import { existsSync } from "node:fs";
@@ -22,6 +21,7 @@ import {
   type Secret,
 } from "./k8s.ts";
 import {
+  cut,
   decode,
   exchange,
   findLifeFlaw,
@@ -47,93 +47,85 @@ const SECRET_TYPE = "kubernetes.io/dockerconfigjson";
 const DATA_KEY = ".dockerconfigjson";
 const INVALID_CONFIG = "InvalidDockerConfig";
 
-/**
- * Each Secret is renewed after another part of a token's life, up to so much later: writes are
- * spread.
- */
+/** A random part of a token's life, up to this, is added for each Secret: it spreads the writes. */
 const RENEW_SPREAD = 0.1;
 /**
- * Between two writes to one Secret, and two exchanges for one identity: half of what the token has
- * left, within these. So one Secret brings 360 writes an hour at most, and 3,600 tries of an
- * exchange or a write if it is changed all the time and each fails.
+ * The spacing of writes to one Secret, and of exchanges for one identity: half of the token's
+ * remaining life, within these limits. While a Secret stays labelled, it causes at most 360 writes
+ * an hour, of tokens with 20 s left or more; and 3,600 tries of an exchange or a write, two
+ * requests each, if it is changed all the time and each try fails. Recreating or relabelling it
+ * starts over, at two writes of its owner for one of ours.
  */
 const MIN_SPACING_MS = 1_000;
 const MAX_SPACING_MS = 10_000;
-/** After a failure, doubling; a random half to the whole of it is waited. */
+/** After a failure: exponential, with a jitter of 50 to 100 %. */
 const MIN_BACKOFF_MS = 1_000;
 const MAX_BACKOFF_MS = 60_000;
 /** Time for many large pages, and more than a watch lives (100 s). */
 const LIST_WATCH_TIMEOUT_MS = 120_000;
-/** A watch that ends sooner has failed: an API server that ends them at once would make us spin. */
+/** A watch that ends sooner has failed: an API server that ends each must not make us spin. */
 const WATCH_SHORT_MS = 1_000;
-/** One that lived so long was no failure, however it ended: load balancers cut idle connections. */
+/** One that lived this long has not failed, whatever ended it: load balancers cut connections. */
 const WATCH_GOOD_MS = 10_000;
 /**
  * For lists and watches: an API server that is back is noticed soon, as tokens may live for
  * seconds.
  */
 const MAX_WATCH_BACKOFF_MS = 5_000;
-/** No header may cost more: a token of an hour has some 13 min left when it is due. */
+/** The limit of Retry-After: a token of an hour has some 13 min left when it is due. */
 const MAX_RETRY_AFTER_MS = 5 * 60_000;
-/**
- * Of 4xx what passes by itself: a proxy's time-out, a conflict, too early, throttled, cancelled.
- */
+/** Those 4xx that are transient: timeout, conflict, gone, too early, throttled, cancelled. */
 const TRANSIENT_STATUSES = [408, 409, 410, 425, 429, 499];
-/**
- * A Secret is reconciled at least so often: a clock that was set, or a sleep, is noticed by then.
- */
+/** Every Secret is reconciled this often, to notice that the clock was set or the machine slept. */
 const SWEEP_MS = 60_000;
 
-/** Long for a response, short beside a token's life: a hanging issuer holds a place no longer. */
+/** Long for a response, short beside a token's life: a hanging issuer frees its slot soon. */
 const EXCHANGE_TIMEOUT_MS = 10_000;
 /** As long as the slowest admission webhook may take. */
 const REQUEST_TIMEOUT_MS = 30_000;
 /**
- * For each address of a host that has several. The runtimes' own 250 and 500 ms are less than many
- * a connect takes.
+ * For each address of a host that has several. The runtimes' defaults, 250 and 500 ms, are too
+ * short for many connects.
  */
 const ADDRESS_TIMEOUT_MS = 2_500;
 /**
- * Exchanges at once, and writes: at a second each, a thousand identities take a minute, and the API
- * server gets some hundreds of writes a second. One namespace leaves half of the places to others.
+ * Concurrent exchanges, and concurrent writes: at a second each, a thousand identities take a
+ * minute, and the API server gets some hundreds of writes a second. One namespace gets half of the
+ * slots at most.
  */
 const MAX_AT_ONCE = 16;
 /** The shortest life that a token request may ask for. */
 const SUBJECT_TOKEN_LIFE_S = 600;
-/** A request that goes on so long after it was given up is a fault of ours. */
+/** A request that is still running this long after its abort is a bug of ours. */
 const STUCK_MS = 60_000;
 
 /** As client-go: one reason for one Secret every 5 min. */
 const EVENT_SPACING_MS = 5 * 60_000;
-/** Each event takes a place for so long: 25 may be written at once, 5 a second in the long run. */
+/** Each event holds a slot this long: 25 may be written at once, 5 a second in the long run. */
 const EVENT_PLACE_MS = 5_000;
 const MAX_EVENTS = 25;
 const MAX_EVENTS_OF_NAMESPACE = 6;
-/** Of a namespace that has more, further Warnings are only logged. */
+/** Beyond this, further Warnings of a namespace are only logged. */
 const MAX_WAITING_EVENTS = 1_000;
-/** The part of the places that Normal events may take: the rest is kept for Warnings. */
+/** The part of the slots that Normal events may take: the rest is kept for Warnings. */
 const NORMAL_EVENTS_PART = 0.5;
-/** What the API server takes. */
+/** The API server's limit. */
 const MAX_NOTE_BYTES = 1024;
-/**
- * Of a note that is too long its beginning is kept, and its end, where a refusal has its reason.
- */
+/** A note that is too long keeps its beginning, and its end, where a refusal has its reason. */
 const NOTE_START_BYTES = 300;
 const NOTE_END_BYTES = 700;
-/** An identity of 15 levels has 295: of what tenants write no more is kept. */
-const MAX_FOREIGN_CHARS = 300;
 /** Rendering blocks everything else, for 25 ms with 5,000 Secrets. */
 const METRICS_MAX_AGE_MS = 1_000;
 /**
- * As many connections as the kernel lets wait: who finds no room tries again a second later, probes
- * too.
+ * The listen backlog, as long as the kernel allows: beyond it a connect is tried again after a
+ * second, a probe's too.
  */
 const BACKLOG = 4_096;
-/** Who sends or takes nothing for so long, as the kubelet would wait, is cut off. */
+/** Idle callers are cut off after this, more than the kubelet waits for a probe. */
 const CALL_TIMEOUT_MS = 5_000;
-/** Two conflicts in a row are chance: replicas, and a user. */
-const MAX_CHANCE = 2;
-/** Of the expiry of single Secrets no more are given: each scrape would be megabytes. */
+/** Conflicts in a row that are normal: another replica, and a user. */
+const MAX_NORMAL_CONFLICTS = 2;
+/** The limit of samples, one for each Secret: a scrape would be megabytes. */
 const MAX_SAMPLES = 10_000;
 
 // ───── Configuration ─────
@@ -216,10 +208,7 @@ export function readConfig(env: (name: string) => string | undefined) {
 
 const splitList = (text: string) => [...new Set(text.split(",").map((part) => part.trim()))];
 
-/**
- * Leaves nothing that may be a password, even of a text that is no URL: user, query, what is no
- * port.
- */
+/** Masks whatever may be a password, even where the text is not a URL: user, query, a non-port. */
 const withoutPassword = (text: string) =>
   text.replace(/.*@/s, "…@").replace(/([?#]|:(?!\/\/|\d{1,5}(\/|$))).*/s, "$1…");
 
@@ -247,8 +236,7 @@ export function clean(text: string) {
   return text
     .replace(/\bbearer\s+\S{16,}/gi, "[removed]")
     .replace(/eyJ[\w+/=-]*(\.[\w-]*){0,2}/g, "[removed]")
-    // Any other long run with capitals; names and addresses have none, and an identity is
-    // hexadecimal.
+    // Any other long run with capitals: names and addresses have none, an identity is hexadecimal.
     .replace(
       /[\w+/=-]{40,}/g,
       (run) => /[A-Z]/.test(run) && !/^[\da-f/]+$/i.test(run) ? "[removed]" : run,
@@ -264,13 +252,8 @@ export function toNote(text: string) {
   return `${bytes.subarray(0, NOTE_START_BYTES)}…${bytes.subarray(-NOTE_END_BYTES)}`;
 }
 
-/** A string that a tenant wrote, cut to what may be kept of it; nothing for any other value. */
-function textOf(value: unknown) {
-  if (typeof value !== "string") return;
-  if (value.length <= MAX_FOREIGN_CHARS) return value;
-  // Copied: what is merely sliced would keep the whole in memory.
-  return `${Buffer.from(value.slice(0, MAX_FOREIGN_CHARS))}…`;
-}
+/** A string that a tenant wrote, cut to what is kept of it; undefined for any other value. */
+const textOf = (value: unknown) => typeof value === "string" ? cut(value) : undefined;
 
 type Level = "info" | "warn";
 type Log = (level: Level, msg: string, fields: object) => void;
@@ -278,27 +261,25 @@ type Log = (level: Level, msg: string, fields: object) => void;
 /** Logs one JSON object a line. */
 export const createLog =
   (now: () => number, write: (level: Level, line: string) => void): Log => (level, msg, fields) => {
-    const tidy = (_key: string, value: unknown) =>
-      typeof value === "string" ? toNote(value) : value;
-    const time = new Date(now()).toISOString();
-    write(level, `${JSON.stringify({ time, level, msg, ...fields }, tidy)}\n`);
+    const line = JSON.stringify(
+      { time: new Date(now()).toISOString(), level, msg, ...fields },
+      (_key, value) => typeof value === "string" ? toNote(value) : value,
+    );
+    write(level, `${line}\n`);
   };
 
 // ───── The Secret ─────
 
-/** What an event says of a Secret: what happened, and the command that fixes it. */
+/** What an event says about a Secret: what happened, and the command that fixes it. */
 export interface Report {
   reason: string;
   message: string;
 }
 
-/** What is read from a Secret, and all that is kept of it. */
+/** What is read from a Secret, and all of it that is kept. */
 type PullSecret = ReturnType<typeof parseSecret>;
 
-/**
- * Reads a Secret, whoever wrote it: nothing in it decides the type of anything, or how much is
- * kept.
- */
+/** Reads a Secret, whoever wrote it: it decides no value's type, and not how much is kept. */
 export function parseSecret(
   secret: Secret,
   { audience, registries, ownNamespace }: Pick<Config, "audience" | "registries" | "ownNamespace">,
@@ -312,7 +293,7 @@ export function parseSecret(
   const account = annotation(ACCOUNT_KEY);
   const refresh = annotation(REFRESH_KEY);
   const { tokens, isPlain, flaw } = readDockerConfig(secret.data?.[DATA_KEY], registries);
-  // No signature is verified: a forgery keeps the Secret that it is in from a token, a day at most.
+  // No signature is verified: a forged token only blocks its own Secret, for a day at most.
   const lives = tokens.map((claims) => {
     const { audiences = [], subject = "", issuedAt, expiresAt = 0 } = claims ?? {};
     const life = { issuedAt, expiresAt };
@@ -333,18 +314,18 @@ export function parseSecret(
     identity,
     /** The service account to exchange as; undefined is the controller itself. */
     account,
-    /** Whether nothing can be done for it: gone, or a problem other than a rival entry. */
+    /** Whether nothing can be done for it: gone, or any problem but a rival entry. */
     isSkipped: isGone || tokens.length === 0 ||
       (problem !== undefined && problem.reason !== INVALID_CONFIG),
-    /** Why, or what keeps clients from the token though it is there. */
+    /** The reason, or why clients would not use the token. */
     problem,
-    /** Its value, if a refresh is requested that was not served yet. */
+    /** The value of a refresh request that was not served yet. */
     refresh: refresh === annotation(REFRESHED_KEY) ? undefined : refresh,
-    /** The life of the token that expires first, if each registry has one that is ours. */
+    /** The life of the token that expires first, if each registry has one of ours. */
     token: lives.reduce((a, b) => a && b && (a.expiresAt <= b.expiresAt ? a : b), lives[0]),
     /**
-     * Whether the docker config holds nothing but ours, so that it need not be read to be written;
-     * a conflict makes this false, until list or watch bring the Secret again.
+     * Whether the docker config holds nothing but our entries, so that it need not be read before
+     * it is written. A conflict makes this false, until list or watch bring the Secret again.
      */
     isPlain,
   };
@@ -365,24 +346,24 @@ function findProblem(
   const invalid = (message: string) => ({ reason: "InvalidIdentity", message });
   if (!IDENTITY.test(identity) || !["", identity].includes(label)) {
     return invalid(
-      `the identity "${identity}" is no UID in lower case (40 digits, / and 16 each level), or ` +
-        `not the label's, "${label}"; to set: kubectl label ${it} --overwrite ${IDENTITY_KEY}= ` +
-        `&& kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
+      `the identity "${identity}" must be a lower-case UID (40 hex digits, / and 16 a level) ` +
+        `and match the label "${label}"; to set: kubectl label ${it} --overwrite ` +
+        `${IDENTITY_KEY}= && kubectl annotate ${it} --overwrite ${IDENTITY_KEY}=${uid}`,
     );
   }
   if (account !== undefined && (!ACCOUNT_NAME.test(account) || namespace === ownNamespace)) {
     return invalid(
-      `the service account "${account}" has to be one of the Secret's namespace, and that not ` +
-        `${ownNamespace}; to do without: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
+      `the service account "${account}" must be a valid name, and the Secret not in ` +
+        `${ownNamespace}; to remove it: kubectl annotate ${it} ${ACCOUNT_KEY}-`,
     );
   }
   if (type !== SECRET_TYPE || immutable) {
     return {
       reason: "UnsupportedSecret",
       message:
-        `the Secret is ${immutable ? "immutable" : `of type "${textOf(type)}"`}, for ever; ` +
+        `the Secret is ${immutable ? "immutable" : `of type "${textOf(type)}"`}, which stays so; ` +
         `kubectl delete ${it} && kubectl create secret generic ${name} -n ${namespace} ` +
-        `--type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}; label it`,
+        `--type=${SECRET_TYPE} --from-literal=${DATA_KEY}={}; then label it`,
     };
   }
   const message = `${DATA_KEY} ${flaw}; if nothing in it is needed: kubectl patch ${it} ` +
@@ -396,13 +377,10 @@ const isObject = (value: unknown): value is Record<string, unknown> =>
 const toBase64 = (text: string) => Buffer.from(text).toString("base64");
 const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Throws where the text is not UTF-8, which would not survive. */
+/** Throws if the text is not UTF-8, which would not survive a write. */
 const decodeConfig = (data = "") => UTF_8.decode(Buffer.from(data, "base64"));
 
-/**
- * The tokens of the registries' entries, where the user is ours; none if nothing can be done with
- * the config.
- */
+/** The tokens of the registries' entries whose user is ours; none if the config is unusable. */
 function parseDockerConfig(data: string, registries: string[]) {
   const unusable = (flaw: string) => ({ tokens: [], isPlain: false, flaw });
   let config;
@@ -423,11 +401,11 @@ function parseDockerConfig(data: string, registries: string[]) {
   return {
     tokens: registries.map((host) => Object.hasOwn(auths, host) ? tokenOf(auths[host]) : undefined),
     isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),
-    flaw: rival && `has "${textOf(rival)}" beside the token, which clients take in its place`,
+    flaw: rival && `has "${textOf(rival)}" too, which clients prefer to the token`,
   };
 }
 
-/** What was read last, as all Secrets of an identity hold the same; no token of it is kept. */
+/** What was read last: all Secrets of an identity hold the same. No token is kept here. */
 let last = { digest: "", ...parseDockerConfig("", []) };
 
 function readDockerConfig(data: unknown, registries: string[]) {
@@ -442,9 +420,7 @@ function tokenOf(entry: unknown) {
   return decode(/^_token:(.*)/s.exec(Buffer.from(encoded, "base64").toString())?.[1] ?? "");
 }
 
-/**
- * Merges the token into a docker config, the rest of which stays equal, numbers to the last digit.
- */
+/** Merges the token into a docker config. The rest of it stays equal, numbers to the last digit. */
 export function withToken(config: string, registries: string[], token: string) {
   const keepDigits = (_key: string, value: unknown, context?: { source: string }) =>
     // @ts-ignore: ES2026, not yet in the types
@@ -517,14 +493,14 @@ class Backoff {
     return waitMs;
   }
 
-  /** Keeps the distance that follows a token which has so much left. */
+  /** Spaces the next try by half of what the token has left. */
   space({ clock }: Time, leftMs: number) {
     const ms = Math.min(Math.max(leftMs / 2, MIN_SPACING_MS), MAX_SPACING_MS);
     this.retryAt = Math.max(this.retryAt, clock.monotonic() + ms);
   }
 }
 
-/** Whether a person has to fix something; otherwise it may pass by itself. */
+/** Whether a person has to fix something; any other failure may be transient. */
 const isRefusal = ({ status = 500 }: Partial<ApiError>) =>
   status < 500 && !TRANSIENT_STATUSES.includes(status);
 
@@ -535,7 +511,7 @@ function retryAfterMs({ status = 0, retryAfter = "" }: Partial<ApiError>, now: n
   return Math.min(Math.max(ms || 0, 0), MAX_RETRY_AFTER_MS);
 }
 
-/** Starts a job, which must not fail; or returns nothing where it is no longer needed. */
+/** Starts a job, which must not reject; or returns nothing if it is no longer needed. */
 type Start = () => Promise<unknown> | void;
 
 /**
@@ -549,7 +525,7 @@ function createTurns(limit: number, limitOfNamespace = limit / 2) {
   /** The namespaces of the jobs that run. */
   const running: string[] = [];
 
-  /** Whether a part of the places would be enough for one more. */
+  /** Whether one more fits into this part of the slots. */
   function hasRoom(namespace: string, part = 1) {
     const own = running.filter((other) => other === namespace).length;
     return running.length < limit * part && own < limitOfNamespace * part;
@@ -575,7 +551,7 @@ function createTurns(limit: number, limitOfNamespace = limit / 2) {
   return {
     hasRoom,
     sizeOf: (namespace: string) => waiting.get(namespace)?.[0]?.size ?? 0,
-    /** Has a job started in its turn; resolves when it is done, or not needed. */
+    /** Starts a job in its turn; resolves when it is done, or not needed. */
     run: (namespace: string, hasFailed: boolean, start: Start) =>
       new Promise((resolve) => {
         const queues = waiting.get(namespace) ?? [new Set(), new Set()];
@@ -590,7 +566,7 @@ function createTurns(limit: number, limitOfNamespace = limit / 2) {
   };
 }
 
-/** Drops what is no longer needed, up to the first job that is. */
+/** Starts the first job that is still needed, and drops those before it. */
 function startOne(queues: Set<Start>[]) {
   for (const queue of queues) {
     for (const start of queue) {
@@ -601,7 +577,7 @@ function startOne(queues: Set<Start>[]) {
   }
 }
 
-/** Gives each request a time-out, and knows those that go on nevertheless. */
+/** Gives each request a timeout, and tracks those that ignore it. */
 function createRequests({ clock }: Time) {
   const deadlines = new Set<{ at: number }>();
   return {
@@ -632,10 +608,7 @@ const sleep = ({ clock }: Time, ms: number) =>
 type Count = (series: string, by?: number) => void;
 type Requests = ReturnType<typeof createRequests>;
 
-/**
- * Returns what writes events on Secrets. A Warning is logged as well, and waits where there are too
- * many.
- */
+/** Returns the writer of events. A Warning is logged too, and waits if there are too many. */
 function createReporter(
   deps: Dependencies,
   { within }: Requests,
@@ -698,9 +671,7 @@ const METRICS = `# HELP pull_secret_updater_build_info The version that runs.
 # TYPE pull_secret_updater_watch_restarts_total counter
 # HELP pull_secret_updater_events_dropped_total Events not written, being too many.
 # TYPE pull_secret_updater_events_dropped_total counter`.split(/\n(?=# HELP)/);
-/**
- * What can be foreseen is there from the start, with 0, so that its first increase is seen as one.
- */
+/** These are there from the start, with 0, so that `increase` sees the first one. */
 const COUNTERS = `pull_secret_updater_refreshes_total{result="success"}
 pull_secret_updater_refreshes_total{result="failed"}
 pull_secret_updater_refreshes_total{result="refused"}
@@ -754,7 +725,7 @@ function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecr
 
 // ───── The controller ─────
 
-/** All that the controller reaches the world through. */
+/** The controller's I/O, injected. */
 interface Dependencies extends Time {
   api: KubernetesApi;
   /** Reads the controller's own subject token, anew each time. */
@@ -767,9 +738,9 @@ interface Dependencies extends Time {
 /** A managed Secret. */
 interface Entry {
   secret: PullSecret;
-  /** After which part of their lives its tokens are renewed. */
+  /** The part of a token's life after which it is renewed. */
   fraction: number;
-  /** Of its writes. */
+  /** Backoff of its writes. */
   backoff: Backoff;
   /** Whether one of its steps is under way. */
   isBusy?: boolean;
@@ -808,8 +779,7 @@ function nextStep(
   });
   if (decision === "skip") return next("sleep", SWEEP_MS, problem);
   if (decision === "wait") return next("sleep", renewalTime(token!, fraction) - now, problem);
-  // Nothing bypasses this, a refresh request neither. Made anew, or labelled again, a Secret starts
-  // afresh.
+  // Nothing bypasses this, not even a refresh request. A new or relabelled Secret starts over.
   if (backoff.retryAt > tick) return next("sleep", backoff.retryAt - tick);
 
   // Judged anew: the clock may have been set back.
@@ -817,17 +787,17 @@ function nextStep(
   const { expiresAt = 0, renewAt = 0 } = cached && !findLifeFlaw(cached, now) ? cached : {};
   const isRequested = decision === "requested";
   const askInMs = source.backoff.retryAt - tick;
-  // A token from within the spacing (10 s at most) is new enough for a request, as one that is not
-  // due is for all others.
+  // A request accepts a token that was renewed within the spacing (10 s at most); all else, one
+  // that is not due.
   const hasJustRenewed = askInMs > 0 && !source.failure;
   const isFresh = isRequested ? hasJustRenewed : renewAt > now;
-  // Keeps expired tokens out of Secrets: it outlives one that is still valid, or at least this
-  // instant.
+  // Keeps expired tokens out of Secrets: the cached one has to outlive the Secret's valid token, or
+  // at least this instant.
   const outlives = expiresAt > (decision === "due" ? token!.expiresAt : now);
-  // While the source backs off, an older token is better than none; a request is for a new one.
+  // While the source backs off, an older token is better than none. A request is for a new one.
   const mayServeStale = askInMs > 0 && !isRequested;
   if (outlives && (isFresh || mayServeStale)) return next("write");
-  // The only way to the issuer. Whether it is still needed is asked again when the turn comes.
+  // The only way to the issuer. When its turn comes, this is decided again.
   if (!isFresh && askInMs <= 0) return next("exchange");
   return next("sleep", Math.max(askInMs, isFresh ? renewAt - now : 0), source.failure);
 }
@@ -860,11 +830,11 @@ async function getSubjectToken(
 /** The tokens that Secrets share, and the exchanges that renew them. */
 function createTokens(config: Config, deps: Dependencies, { within }: Requests, count: Count) {
   const { clock, exchange } = deps;
-  /** By identity and subject. */
+  /** By identity and subject; no valid identity contains a space. */
   const sources = new Map<string, Source>();
   const turns = createTurns(MAX_AT_ONCE);
 
-  /** It must not fail. */
+  /** Never rejects. */
   async function renew(source: Source, requester: PullSecret) {
     const { namespace, account, identity } = requester;
     const startedAt = clock.monotonic();
@@ -898,7 +868,7 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
 
   return {
     sourceOf,
-    /** Waits for the exchange that is under way, or makes one in its turn for who needs it then. */
+    /** Waits for the exchange that is under way, or makes one in its turn if it is still needed. */
     renew(secret: PullSecret, whoNeeds: () => PullSecret | undefined) {
       const { pending, failure } = sourceOf(secret);
       return pending ?? turns.run(secret.namespace, failure !== undefined, () => {
@@ -907,7 +877,7 @@ function createTokens(config: Config, deps: Dependencies, { within }: Requests, 
         if (source && !source.pending) return source.renew(() => renew(source, requester));
       });
     },
-    /** Drops what is used no more. */
+    /** Drops unused sources. */
     sweep(used: Set<Source>) {
       for (const [key, source] of sources) {
         const isBusy = source.pending || source.backoff.retryAt > clock.monotonic();
@@ -949,12 +919,12 @@ export class Controller {
     this.#sweep();
   }
 
-  /** Says what /readyz waits for, if anything. */
+  /** Says what readiness waits for, if anything. */
   readinessError = () => this.#unanswered.size === 0 ? undefined : "the first list is not done";
 
-  /** Says why this process is stuck, if it is; that others are down, slow or hang is no reason. */
+  /** Says why this process is stuck, if it is. Others being down, slow or hanging is no reason. */
   livenessError = () =>
-    this.#requests.isStuck() ? "a request goes on, though it was given up a minute ago" : undefined;
+    this.#requests.isStuck() ? "a request is still running, a minute after its abort" : undefined;
 
   /** The metrics, in Prometheus' text format. */
   renderMetrics = () => renderMetrics(this.#counters, this.#secrets(), this.#deps.clock.now());
@@ -1000,19 +970,18 @@ export class Controller {
   }
 
   #pause(namespace: string | undefined, error: ApiError, backoff: Backoff, hasLived: boolean) {
-    const ms = backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS);
     const reason = hasLived
       ? "ended"
       : { 403: "forbidden", 404: "forbidden", 410: "gone" }[error.status!] ?? "error";
     this.#count(`pull_secret_updater_watch_restarts_total{reason="${reason}"}`);
-    // It was answered, and must not hold up the others.
+    // It was answered, and must not hold up /readyz for the others.
     if (namespace && reason === "forbidden") this.#unanswered.delete(namespace);
-    // The same failure over and over is logged once.
+    // A failure that repeats is logged once.
     if (!hasLived && error.message !== backoff.logged) {
       backoff.logged = error.message;
       this.#deps.log("warn", "list or watch failed", { namespace, error: error.message });
     }
-    return sleep(this.#deps, ms);
+    return sleep(this.#deps, backoff.fail(this.#deps, error, MAX_WATCH_BACKOFF_MS));
   }
 
   /** Returns the version to go on from. */
@@ -1027,7 +996,7 @@ export class Controller {
     return version;
   }
 
-  /** Others than these are gone, though their DELETED was missed. */
+  /** All others are gone; their DELETED was missed. */
   #listed(namespace: string | undefined, keys: Set<string>) {
     for (const secret of this.#secrets()) {
       const isListed = keys.has(keyOf(secret)) ||
@@ -1064,14 +1033,13 @@ export class Controller {
           `written again in ${seconds} s. Leave data out of what is applied: see GitOps, README`,
       });
     }
-    // Whoever wrote it, a replica or this one: the next write keeps its distance. And who changes
-    // the identity all the time makes no more than an exchange a second.
+    // Whichever replica wrote it, the next write is spaced. Without a token that is by a second:
+    // changing the identity in a loop causes one exchange a second at most.
     const { expiresAt = 0 } = secret.token ?? {};
     const hasNewToken = expiresAt > now && expiresAt !== before.token?.expiresAt;
     if (hasNewToken || !isSame) backoff.space(this.#deps, expiresAt - now);
     // Never older than the one in the store: one loop for each namespace, in the API server's
-    // order, and nothing else upserts. Only a restored etcd goes back; a write that is too late is
-    // a 409.
+    // order, and nothing else upserts. Only a restored etcd goes back. A stale write gets a 409.
     entry.secret = secret;
     this.#entries.set(key, entry);
     this.#reconcile(entry);
@@ -1106,7 +1074,7 @@ export class Controller {
       if (step.decision === "wait") backoff.failures = 0;
       if (step.do === "sleep") {
         if (step.report) this.#report(secret, step.report);
-        // The sweep reconciles the others: a timer each would cost as much as all that is kept.
+        // The sweep does the others: a timer each would take as much memory as all that is kept.
         if (step.ms < SWEEP_MS) {
           entry.timer = clock.setTimeout(() => this.#reconcile(entry), step.ms);
         }
@@ -1124,8 +1092,8 @@ export class Controller {
   }
 
   /**
-   * Writes the cached token. After a 409: back off, sleep, read the Secret unless the watch brings
-   * it meanwhile, decide anew, patch; reported if two or more tries had failed before.
+   * Writes the cached token. After a 409, or a 404 alike: back off, sleep, read the Secret unless
+   * the watch brings it meanwhile, decide again, patch. Reported from the third failure in a row.
    */
   #write(entry: Entry) {
     const { secret, backoff } = entry;
@@ -1136,7 +1104,9 @@ export class Controller {
         secret.isPlain &&= !isConflict;
         const result = isConflict ? "conflict" : isRefusal(error) ? "refused" : "failed";
         this.#count(`pull_secret_updater_refreshes_total{result="${result}"}`);
-        if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CHANCE)) return;
+        if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_NORMAL_CONFLICTS)) {
+          return;
+        }
         const reason = error instanceof ApiError ? "ExchangeFailed" : INVALID_CONFIG;
         this.#report(secret, {
           reason,
@@ -1157,37 +1127,42 @@ export class Controller {
     const secret = found ? parseSecret(found, this.#config, clock.now()) : entry.secret;
     const step = this.#stepOf(entry, secret);
     if (step.do !== "write") {
-      // The cached token became due meanwhile.
-      if (this.#stepOf(entry).do === "exchange") return;
-      throw new ApiError("the Secret has changed", { status: 409 });
+      // Unless the cached token became due meanwhile, another replica was faster: list or watch
+      // will say so, which may be behind.
+      if (this.#stepOf(entry).do !== "exchange") entry.backoff.fail(this.#deps, {});
+      return;
     }
     const { uid, resourceVersion, identity, refresh } = secret;
     const { jwt, expiresAt } = this.#tokens.sourceOf(secret).token!;
     const expires = new Date(expiresAt).toISOString();
-    const annotations = {
-      [TOKEN_IDENTITY_KEY]: identity,
-      [TOKEN_EXPIRES_KEY]: expires,
-      [REFRESHED_KEY]: refresh,
-    };
     const before = found ? decodeConfig(found.data?.[DATA_KEY]) : "{}";
-    const data = { [DATA_KEY]: toBase64(withToken(before, this.#config.registries, jwt)) };
-    // A Secret that is not the one that was decided on, or not as it was, is a conflict.
-    await api.patch(
-      namespace,
-      name,
-      { metadata: { uid, resourceVersion, annotations }, data },
-      signal,
-    );
+    await api.patch(namespace, name, {
+      metadata: {
+        // A Secret that is not the one that was decided on, or not as it was, is a conflict.
+        uid,
+        resourceVersion,
+        annotations: {
+          [TOKEN_IDENTITY_KEY]: identity,
+          [TOKEN_EXPIRES_KEY]: expires,
+          [REFRESHED_KEY]: refresh,
+        },
+      },
+      data: { [DATA_KEY]: toBase64(withToken(before, this.#config.registries, jwt)) },
+    }, signal);
     entry.backoff.failures = 0;
     entry.backoff.space(this.#deps, expiresAt - clock.now());
     this.#count('pull_secret_updater_refreshes_total{result="success"}');
     log("info", "token written", { namespace, name, identity, reason: step.decision, expires });
-    const message = `the Secret holds a token of ${identity} until ${expires}`;
-    if (step.decision !== "due") this.#report(secret, { reason: "TokenIssued", message });
+    if (step.decision !== "due") {
+      this.#report(secret, {
+        reason: "TokenIssued",
+        message: `the Secret holds a token of ${identity} until ${expires}`,
+      });
+    }
   }
 }
 
-/** The message of a failed exchange, and what it takes to fix it. */
+/** The message of a failed exchange, with what fixes it. */
 function explain(error: StsError, identity: string, subjectToken: string, url: string) {
   const { message, status = 0, code } = error;
   const { issuer, subject, audiences } = decode(subjectToken) ?? {};
@@ -1195,11 +1170,11 @@ function explain(error: StsError, identity: string, subjectToken: string, url: s
   const about = `the subject token has iss=${issuer} sub=${subject} aud=${audiences}`;
   if (!isRefusal(error) || subjectToken === "") return message;
   if (code === undefined) {
-    return `${message}; that is no STS: is ISSUER_URL=${url} right, or does a proxy answer?`;
+    return `${message}; that is not an STS: is ISSUER_URL=${url} right, or does a proxy answer?`;
   }
   const hint = {
     401: `${about}; what the identity expects: chainctl iam identities describe ${identity}`,
-    403: `${about}; bind the identity to it, or another: chainctl iam identities create pull ` +
+    403: `${about}; bind this identity to it, or create one: chainctl iam identities create pull ` +
       `--identity-issuer=${issuer} --subject=${subject} --parent=${parent} --role=registry.pull`,
     404: `there is no identity ${identity}: chainctl iam identities list --parent=${parent}`,
   }[status];
@@ -1208,7 +1183,8 @@ function explain(error: StsError, identity: string, subjectToken: string, url: s
 
 // ───── The program ─────
 
-/** Of a table's columns but the last; an identity under an organisation has 57 characters. */
+const COLUMNS = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
+/** Of all columns but the last; an identity under an organisation has 57 characters. */
 const WIDTHS = [20, 24, 57, 7, 10, 0];
 const HELP = `Keeps image pull Secrets filled with registry tokens that have not expired.
 
@@ -1252,11 +1228,11 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) 
       console.error(clean(`${namespace ?? "all namespaces"}: ${error.message}`));
     }
   }
-  const columns = ["NAMESPACE", "NAME", "IDENTITY", "STATE", "EXPIRES IN", "PROBLEM"];
-  const lineOf = (row: string[]) =>
-    row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd();
-  const lines = [columns, ...rows.map(Object.values)].map(lineOf);
-  const table = rows.length > 0 ? lines.join("\n") : `no Secret has the label ${IDENTITY_KEY}`;
+  const table = rows.length > 0
+    ? [COLUMNS, ...rows.map(Object.values<string>)].map((row) =>
+      row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd()
+    ).join("\n")
+    : `no Secret has the label ${IDENTITY_KEY}`;
   if (isComplete || rows.length > 0) console.log(asJson ? JSON.stringify(rows, null, 2) : table);
   return isComplete ? +rows.some(({ state }) => state !== "valid") : 3;
 }

@@ -1,34 +1,12 @@
 /**
  * What a Secret holds, what it needs, what is written to it and how text from elsewhere is shown, as
- * rules: each title states one. The rules of the whole controller are in dev/controller/: they run in
- * virtual time (dev/virtual.ts). Nothing here sleeps, opens a socket or depends on chance.
+ * rules: each title states one. The rules of the whole controller are in tests/controller/: they run in
+ * virtual time (tests/virtual/world.ts). Nothing here sleeps, opens a socket or depends on chance.
  */
 import process from "node:process";
 import { test } from "node:test";
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import fc from "fast-check";
-import {
-  ACCOUNT,
-  ALICE,
-  base64,
-  BOB,
-  claimsOf,
-  configOf,
-  DATA_KEY,
-  entryOf,
-  HOUR,
-  IDENTITY,
-  NOW,
-  type Parts,
-  REFRESH,
-  REFRESHED,
-  S,
-  secret,
-  token,
-  TOKEN_IDENTITY,
-  TYPE,
-} from "./dev/controller/rules.ts";
-import { CONTROLLER } from "./dev/virtual.ts";
 import { parseWatch, type Secret, type WatchEvent } from "./k8s.ts";
 import { clean, createLog, decide, parseSecret, toNote, withToken } from "./main.ts";
 import {
@@ -39,6 +17,29 @@ import {
   StsError,
   verify,
 } from "./sts.ts";
+import {
+  CONTROLLER,
+  DATA_KEY,
+  HOUR,
+  IDENTITY,
+  REFRESH,
+  REFRESHED,
+  S,
+  SECRET_TYPE,
+  SERVICE_ACCOUNT,
+  TOKEN_IDENTITY,
+} from "./tests/support/names.ts";
+import {
+  ALICE,
+  base64,
+  BOB,
+  configOf,
+  entryOf,
+  NOW,
+  type Parts,
+  secret,
+  token,
+} from "./tests/support/secrets.ts";
 
 const CONFIG = {
   audience: "cgr.dev",
@@ -136,17 +137,21 @@ test("1. A service account that cannot be one is skipped and reported, also the 
       "a".repeat(254),
     ]
   ) {
-    assertEquals(problem({ annotations: { [ACCOUNT]: account } }), "InvalidIdentity", account);
-    assertEquals(decision({ annotations: { [ACCOUNT]: account } }), "skip", account);
+    assertEquals(
+      problem({ annotations: { [SERVICE_ACCOUNT]: account } }),
+      "InvalidIdentity",
+      account,
+    );
+    assertEquals(decision({ annotations: { [SERVICE_ACCOUNT]: account } }), "skip", account);
   }
   for (const account of ["default", "a.b-c.d", "0", "a".repeat(253)]) {
-    assertEquals(read({ annotations: { [ACCOUNT]: account } }).problem, undefined, account);
-    assertEquals(read({ annotations: { [ACCOUNT]: account } }).account, account);
+    assertEquals(read({ annotations: { [SERVICE_ACCOUNT]: account } }).problem, undefined, account);
+    assertEquals(read({ annotations: { [SERVICE_ACCOUNT]: account } }).account, account);
   }
 });
 
 test("1. A service account of the controller's own namespace is never used", () => {
-  const annotations = { [ACCOUNT]: "controller" };
+  const annotations = { [SERVICE_ACCOUNT]: "controller" };
   assertEquals(problem({ namespace: "pull-secret-updater", annotations }), "InvalidIdentity");
   assertEquals(read({ namespace: "pull-secret-updater" }).problem, undefined);
 });
@@ -405,8 +410,8 @@ test("4. Of several registries' tokens the one that expires first counts", () =>
 });
 
 test("The renewal time is a fraction of the life after the issue; without one, an hour is assumed", () => {
-  assertEquals(renewalTime(claimsOf(token()), 0.7), NOW + 0.7 * HOUR);
-  const bare = claimsOf(token({ iat: undefined, exp: NOW / S + 600 }));
+  assertEquals(renewalTime(decode(token())!, 0.7), NOW + 0.7 * HOUR);
+  const bare = decode(token({ iat: undefined, exp: NOW / S + 600 }))!;
   assertEquals(renewalTime(bare, 0.7), NOW + 600 * S - 0.3 * HOUR);
 });
 
@@ -470,7 +475,7 @@ test("Whatever type a value of a Secret has, it is read without harm, and little
     (own, value) => Object.assign(own.metadata as object, { labels: { [IDENTITY]: value } }),
     (own, value) => Object.assign(own.metadata as object, { annotations: value }),
     (own, value) => Object.assign(own.metadata as object, { deletionTimestamp: value }),
-    ...[IDENTITY, ACCOUNT, REFRESH, REFRESHED, TOKEN_IDENTITY].map(
+    ...[IDENTITY, SERVICE_ACCOUNT, REFRESH, REFRESHED, TOKEN_IDENTITY].map(
       (key) => (own: Record<string, unknown>, value: unknown) =>
         Object.assign(own.metadata as object, { annotations: { [IDENTITY]: ALICE, [key]: value } }),
     ),
@@ -507,7 +512,7 @@ test("Data that is no text is none, though it be like an array of bytes", () => 
 
 test("A service account, a refresh and a label of another type than text count as none", () => {
   for (const value of ODD.filter((value) => typeof value !== "string")) {
-    const annotations = { [ACCOUNT]: value, [REFRESH]: value } as Record<string, string>;
+    const annotations = { [SERVICE_ACCOUNT]: value, [REFRESH]: value } as Record<string, string>;
     const { account, refresh } = read({ annotations });
     assertEquals([account, refresh], [undefined, undefined]);
     const own = secret("a");
@@ -520,7 +525,9 @@ test("What is kept of a Secret is bounded, whatever it holds, and cut texts stay
   const long = (text: string) => text.repeat(250 * 1024 / text.length);
   for (const text of ["x", "€", "\u{1f980}", "\ud800", `${ALICE}/`]) {
     const annotations = Object.fromEntries(
-      [ACCOUNT, REFRESH, TOKEN_IDENTITY, REFRESHED].map((key) => [key, `${key}${long(text)}`]),
+      [SERVICE_ACCOUNT, REFRESH, TOKEN_IDENTITY, REFRESHED].map((
+        key,
+      ) => [key, `${key}${long(text)}`]),
     );
     const kept = read({ identity: long(text), annotations, type: long(text) });
     assert(JSON.stringify(kept).length < 12_000, `${JSON.stringify(kept).length}`);
@@ -551,7 +558,7 @@ test("An entry for the registry under another key is reported: the kubelet tries
       "https://cgr.dev/org/image",
     ]
   ) {
-    assertStringIncludes(warning(entriesOf(key))!, `has "${key}" beside the token`, key);
+    assertStringIncludes(warning(entriesOf(key))!, `has "${key}" too`, key);
     assertEquals(read({ config: entriesOf(key) }).problem?.reason, "InvalidDockerConfig");
     assertEquals(decision({ config: entriesOf(key) }), "wait");
     assertEquals(decision({ config: `{"auths":{"${key}":{}}}` }), "missing");
@@ -589,7 +596,7 @@ test("A credential helper for the registry is reported: others than the kubelet 
     const message = warning(config(fields));
     assertStringIncludes(
       message!,
-      `has "a credential helper" beside the token`,
+      `has "a credential helper" too`,
       JSON.stringify(fields),
     );
     assertEquals(decision({ config: config(fields) }), "wait");
@@ -780,11 +787,11 @@ const anySecret = fc.record({
   identity: fc.oneof({ weight: 5, arbitrary: fc.constant(ALICE) }, fc.string({ unit: "binary" })),
   label: fc.oneof(fc.constant(""), fc.string()),
   annotations: fc.dictionary(
-    fc.constantFrom(ACCOUNT, REFRESH, TOKEN_IDENTITY, IDENTITY),
+    fc.constantFrom(SERVICE_ACCOUNT, REFRESH, TOKEN_IDENTITY, IDENTITY),
     fc.oneof(fc.constantFrom("puller", ALICE, ""), fc.string()),
   ),
   config: anyConfig,
-  type: fc.oneof({ weight: 5, arbitrary: fc.constant(TYPE) }, fc.string()),
+  type: fc.oneof({ weight: 5, arbitrary: fc.constant(SECRET_TYPE) }, fc.string()),
   immutable: fc.constantFrom(undefined, false, true),
 }, { requiredKeys: ["config"] });
 

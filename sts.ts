@@ -14,8 +14,11 @@ import { Agent, buildConnector, type Dispatcher, EnvHttpProxyAgent, Pool, reques
 const MAX_TOKEN_CHARS = 16 * 1024;
 /** The limit that the SDK sets for a response. */
 const MAX_RESPONSE_BYTES = 1024 * 1024;
-/** Enough for a message, too little for a page of HTML. */
-const MAX_MESSAGE_CHARS = 300;
+/**
+ * The limit for a text of the issuer or a tenant: enough for a message and for an identity of 15
+ * levels, too little for a page of HTML.
+ */
+const MAX_FOREIGN_CHARS = 300;
 /** Registry tokens live up to an hour; a day leaves room, and bounds what a forged one can do. */
 const MAX_LIFE_MS = 24 * 3600_000;
 /** A shorter life is over by the time that the token is written and read. */
@@ -26,7 +29,7 @@ const MAX_SKEW_MS = 5 * 60_000;
 const CONNECT_TIMEOUT_MS = 5_000;
 /** No instant beyond this fits into a `Date`. */
 const MAX_NUMERIC_DATE_S = 8.64e12;
-/** Assumed of a token that does not say when it was issued: the issuer's live up to an hour. */
+/** Assumed if a token does not say when it was issued: the issuer's live up to an hour. */
 const ASSUMED_LIFE_MS = 3600_000;
 /** A token is renewed after this part of its life: a quarter is left to fix what fails. */
 export const RENEW_FRACTION = 0.67;
@@ -37,7 +40,7 @@ const MAX_GRPC_CODE = 16;
 export const IDENTITY = /^[0-9a-f]{40}(\/[0-9a-f]{16})*$/;
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/;
 
-/** A failed exchange, or a token that is no good. Its message may quote the issuer's. */
+/** A failed exchange, or an unusable token. Its message may quote the issuer's. */
 export class StsError extends Error {
   override name = "StsError";
   /** The HTTP status, if the issuer answered. */
@@ -81,20 +84,20 @@ export function decode(token: string) {
 const isNumericDate = (value: unknown) =>
   typeof value === "number" && value >= 0 && value <= MAX_NUMERIC_DATE_S;
 
-/** When a token is to be renewed (ms since the epoch), at a fraction of its life. */
+/** When a token is to be renewed (ms since the epoch): after this fraction of its life. */
 export function renewalTime({ issuedAt, expiresAt }: Life, fraction: number) {
   const issued = issuedAt ?? expiresAt - ASSUMED_LIFE_MS;
   return issued + fraction * (expiresAt - issued);
 }
 
 /**
- * Says why a token with this lifetime is no registry token of ours at the instant `now` (ms), if it
- * is not. One that has expired passes: it *was* ours.
+ * Returns why a token with this lifetime cannot be ours at the instant `now` (ms), or nothing. One
+ * that has expired passes: it *was* ours.
  */
 export function findLifeFlaw({ issuedAt, expiresAt }: Life, now: number) {
   const issued = issuedAt ?? now;
   if (issued > now + MAX_SKEW_MS) return "it was issued in the future: compare the clocks";
-  // What does not say when it was issued passes.
+  // Without `issuedAt` this is NaN, and passes.
   if (expiresAt - issuedAt! < MIN_LIFE_MS) return "it lives less than 5 s";
   if (expiresAt - Math.min(issued, now) > MAX_LIFE_MS) return "it lives longer than a day";
 }
@@ -110,7 +113,7 @@ export function verify(token: string, identity: string, audience: string, now: n
     ? findFlaw(claims, identity, audience, now)
     : "it is not a JWT with a subject and an expiry";
   if (claims && !flaw) return claims;
-  throw new StsError(`the issuer gave a token that is no good: ${flaw}`, { status: 200, code: 0 });
+  throw new StsError(`the issuer gave an unusable token: ${flaw}`, { status: 200, code: 0 });
 }
 
 function findFlaw(
@@ -129,7 +132,7 @@ function findFlaw(
   return findLifeFlaw(life, now);
 }
 
-/** Says why a subject token cannot be exchanged at an issuer of this host name, if it cannot. */
+/** Returns why a subject token cannot be exchanged at an issuer of this host name, or nothing. */
 export function findSubjectTokenFlaw(token: string, issuerHost: string, now: number) {
   const claims = decode(token);
   if (!claims) return "is not a JWT with a subject and an expiry";
@@ -143,34 +146,45 @@ export function findSubjectTokenFlaw(token: string, issuerHost: string, now: num
   }" and needs the issuer's host name, "${issuerHost}"`;
 }
 
-/** Keeps the beginning of a foreign text; a surrogate pair is never split. */
-const cut = (text: string) =>
-  text.length > MAX_MESSAGE_CHARS ? `${text.slice(0, MAX_MESSAGE_CHARS).toWellFormed()}…` : text;
+/**
+ * Keeps the beginning of a foreign text; a surrogate pair is never split. Copied: what is merely
+ * sliced would keep the whole in memory.
+ */
+export const cut = (text: string) =>
+  text.length > MAX_FOREIGN_CHARS ? `${Buffer.from(text.slice(0, MAX_FOREIGN_CHARS))}…` : text;
 
 /**
  * The dispatcher for requests to the issuer. A proxy, and the hosts to be reached without it, are
  * given here and not left to undici, which would read variables that the program has no right to.
  */
 export function issuerAgent(issuer: string, httpsProxy = "", noProxy = "") {
-  // Where only an intermediate CA is trusted, OpenSSL demands the root too unless told otherwise.
-  const connect = { timeout: CONNECT_TIMEOUT_MS, allowH2: false, allowPartialTrustChain: true };
+  // If only an intermediate CA is trusted, OpenSSL demands the root too, unless told so.
+  const tls = { timeout: CONNECT_TIMEOUT_MS, allowH2: false, allowPartialTrustChain: true };
+  // Node tries one address of a host after the other. Deno is denied all but the first if it is
+  // granted the host by its name, so it is asked for one of each family.
+  const connect = ("Deno" in globalThis ? [4, 6] : [0])
+    .map((family) => buildConnector({ ...tls, family }))
+    .reduce((first, second) => (to, callback) =>
+      first(to, (...result) => {
+        if (!result[0]) return callback(...result);
+        // A missing address family must not hide the first error.
+        second(to, (...other) => callback(...(/getaddrinfo/.test(`${other[0]}`) ? result : other)));
+      })
+    );
   const options = { allowH2: false, maxResponseSize: MAX_RESPONSE_BYTES, connect };
   if (httpsProxy === "" || isInSubnet(bareHost(issuer), noProxy)) return new Agent(options);
-  const isAddress = isIP(bareHost(httpsProxy));
-  const connectToProxy = buildConnector(connect);
   const clientFactory = (proxy: URL) =>
     new Pool(proxy, {
-      // undici would give the address of a proxy as its name in the handshake, where none may
-      // stand.
-      connect: (to, callback) =>
-        connectToProxy(isAddress ? { ...to, servername: undefined } : to, callback),
+      headersTimeout: CONNECT_TIMEOUT_MS,
+      // undici would send the address of a proxy as its server name (SNI), which is not allowed.
+      connect: (to, callback) => connect({ ...to, servername: undefined }, callback),
     });
   return new EnvHttpProxyAgent({
     ...options,
     httpProxy: "",
     httpsProxy,
     noProxy,
-    requestTls: connect,
+    requestTls: tls,
     clientFactory,
   });
 }
@@ -185,7 +199,7 @@ function isInSubnet(address: string, noProxy: string) {
     try {
       subnets.addSubnet(network, +prefix, familyOf(network));
     } catch {
-      // What is no subnet exempts nobody.
+      // An invalid subnet is ignored.
     }
   }
   return subnets.check(address, familyOf(address));
@@ -202,25 +216,25 @@ export async function exchange(
   form: { aud: string; identity: string },
   { userAgent, ...options }: { dispatcher: Dispatcher; signal: AbortSignal; userAgent: string },
 ) {
-  const headers = {
-    authorization: `Bearer ${subjectToken}`,
-    "content-type": "application/x-www-form-urlencoded",
-    "user-agent": userAgent,
-  };
-  // In the body, so that the identity stands in nobody's log of URLs.
-  const body = new URLSearchParams(form).toString();
   try {
-    const response = await request(`${issuer}/sts/exchange`, {
+    const { statusCode, headers, body } = await request(`${issuer}/sts/exchange`, {
       method: "POST",
-      headers,
-      body,
+      headers: {
+        authorization: `Bearer ${subjectToken}`,
+        "content-type": "application/x-www-form-urlencoded",
+        "user-agent": userAgent,
+      },
+      // In the body, to keep the identity out of logs of URLs.
+      body: new URLSearchParams(form).toString(),
       ...options,
     });
-    const retryAfter = `${response.headers["retry-after"] ?? ""}`;
-    return readResponse(response.statusCode, await response.body.text(), retryAfter);
+    return readResponse(statusCode, await body.text(), `${headers["retry-after"] ?? ""}`);
   } catch (error) {
     if (error instanceof StsError) throw error;
-    throw new StsError(`no response from the issuer at ISSUER_URL=${issuer}: ${error.message}`);
+    // If all addresses of a host fail, the error has only a code.
+    throw new StsError(
+      `no response from the issuer at ISSUER_URL=${issuer}: ${error.message || error.code}`,
+    );
   }
 }
 
@@ -235,10 +249,13 @@ export function readResponse(status: number, text: string, retryAfter: string) {
   const { token, message, code } = response ?? {};
   if (status === 200 && typeof token === "string" && token !== "") return token;
   const isOfSts = typeof message === "string" && typeof code === "number" && code <= MAX_GRPC_CODE;
-  const fields = { status, retryAfter, code: isOfSts ? code : undefined };
   const said = typeof message === "string" ? cut(message) : "not a response of an STS";
   const what = status < 300 ? "no token" : status < 400 ? "a redirect, not followed" : said;
-  throw new StsError(`the issuer answered ${status}: ${what}`, fields);
+  throw new StsError(`the issuer answered ${status}: ${what}`, {
+    status,
+    retryAfter,
+    code: isOfSts ? code : undefined,
+  });
 }
 
 /**

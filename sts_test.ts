@@ -22,21 +22,20 @@ import { inspect } from "node:util";
 import { Agent, type Dispatcher } from "undici";
 import * as source from "./sts.ts";
 import type { Claims, StsError } from "./sts.ts";
-import { bundleModule } from "./dev/program.ts";
-import { type Certificate, makeAuthority } from "./dev/server/certificates.ts";
-import { type IssuerFault, startIssuer } from "./dev/server/issuer.ts";
-import { makeSigningKey } from "./dev/server/keys.ts";
-import { basic, type ProxyOptions, startProxy as startProxyServer } from "./dev/server/proxy.ts";
+import { bundleModule } from "./tests/support/program.ts";
+import { type Certificate, makeAuthority } from "./tests/fake/certificates.ts";
+import { type IssuerFault, startIssuer } from "./tests/fake/issuer.ts";
+import { makeSigningKey } from "./tests/fake/keys.ts";
+import { basic, type ProxyOptions, startProxy as startProxyServer } from "./tests/fake/proxy.ts";
+import { CONTROLLER, MIB } from "./tests/support/names.ts";
+import { makeJwt, ORG } from "./tests/support/secrets.ts";
 
-const MIB = 1024 * 1024;
-const ORG = "0123456789abcdef0123456789abcdef01234567";
 const UID = `${ORG}/0123456789abcdef`;
 const CLUSTER = "https://cluster.example";
-const SUBJECT = "system:serviceaccount:pull-secret-updater:controller";
 
 const authority = makeAuthority();
 const cluster = await makeSigningKey();
-const bindings = new Map([[UID, { iss: CLUSTER, sub: SUBJECT }]]);
+const bindings = new Map([[UID, { iss: CLUSTER, sub: CONTROLLER }]]);
 const issuer = await startIssuer({ keys: cluster.jwks, bindings });
 const secureIssuer = await startIssuer({
   keys: cluster.jwks,
@@ -82,7 +81,7 @@ after(async () => {
 
 function subjectTokenFor(aud: string): Promise<string> {
   const now = Math.floor(Date.now() / 1000);
-  return cluster.sign({ iss: CLUSTER, sub: SUBJECT, aud: [aud], iat: now, exp: now + 600 });
+  return cluster.sign({ iss: CLUSTER, sub: CONTROLLER, aud: [aud], iat: now, exp: now + 600 });
 }
 
 interface Options {
@@ -132,11 +131,6 @@ function assertNoToken(error: Error, token: string): void {
   }
 }
 
-function jwt(claims: unknown): string {
-  const part = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
-  return `${part({ alg: "RS256" })}.${part(claims)}.c2lnbmF0dXJl`;
-}
-
 describeForms("the exchange", () => {
   test("returns the token that the issuer gives", async () => {
     const token = await ask();
@@ -165,9 +159,17 @@ describeForms("the exchange", () => {
     assertEquals(issuer.requests[0]?.path, "/prefix/sts/exchange");
   });
 
+  test("says the code where none of a host's addresses answers, as there is no message then", async () => {
+    const refused = Object.assign(new AggregateError([]), { code: "ECONNREFUSED" });
+    const dispatcher = new Agent({ connect: (_to, callback) => callback(refused, null) });
+    cleanups.push(() => dispatcher.destroy());
+    const { message } = await failure(ask({ dispatcher }));
+    assert(message.endsWith(": ECONNREFUSED"), message);
+  });
+
   const refusals: [what: string, options: Options, status: number, message: string][] = [
     ["an invalid identity", { identity: "no-uid" }, 400, "identity is not a valid UIDP"],
-    ["a subject token of nobody", { token: jwt({ sub: "x" }) }, 401, "failed to verify token"],
+    ["a subject token of nobody", { token: makeJwt({ sub: "x" }) }, 401, "failed to verify token"],
     ["an empty subject token", { token: "" }, 401, "missing bearer token"],
     ["an unknown identity", { identity: ORG }, 404, "identity not found"],
   ];
@@ -379,14 +381,17 @@ const SCRIPT = `
   import process from "node:process";
   const { sts, subjectToken, identity, ways } = JSON.parse(process.env.INPUT);
   const { exchange, issuerAgent } = await import(sts);
-  async function ask({ issuer, proxy, noProxy, ms }) {
+  async function ask({ issuer, proxy, noProxy, ms, tries = 1 }) {
     const dispatcher = issuerAgent(issuer, proxy, noProxy);
-    const options = { dispatcher, userAgent: "test", signal: AbortSignal.timeout(ms) };
     const startedAt = performance.now();
-    const outcome = await exchange(issuer, subjectToken, { aud: "cgr.dev", identity }, options).then(
-      (token) => ({ token }),
-      ({ name, message, status, cause }) => ({ error: { name, message, status, cause: cause?.message } }),
-    );
+    let outcome;
+    do {
+      const options = { dispatcher, userAgent: "test", signal: AbortSignal.timeout(ms) };
+      outcome = await exchange(issuer, subjectToken, { aud: "cgr.dev", identity }, options).then(
+        (token) => ({ token }),
+        ({ name, message, status, cause }) => ({ error: { name, message, status, cause: cause?.message } }),
+      );
+    } while (outcome.error && --tries > 0);
     return { ...outcome, tookMs: performance.now() - startedAt };
   }
   console.log(JSON.stringify(await Promise.all(ways.map(ask))));
@@ -405,6 +410,8 @@ interface Way {
   proxy?: string;
   noProxy?: string;
   ms?: number;
+  /** How often, at most, until there is a token. */
+  tries?: number;
 }
 
 /** Tries each way; what the runtime itself has to say about one fails. */
@@ -622,6 +629,13 @@ for (const runtime of ["node", "deno"]) {
       assertEquals(secureIssuer.requests, []);
     });
 
+    test("gives up a CONNECT that the proxy does not answer, and tries anew", async () => {
+      const proxy = await startProxy({ mode: "hang", times: 1 });
+      const [outcome] = await askInProcess(runtime, [{ proxy: proxy.url(), ms: 7_000, tries: 2 }]);
+      assert(outcome!.token, JSON.stringify(outcome));
+      assertEquals(proxy.requests.length, 2);
+    });
+
     test("refuses an https proxy whose certificate is another host's, or of an unknown CA", async () => {
       const proxies = await Promise.all([
         startProxy({ certificate: authority.issue(["elsewhere.example"]) }),
@@ -701,7 +715,7 @@ const CLAIMS = {
 
 describe("decoding a token", () => {
   test("gives its claims, times in milliseconds", () => {
-    const token = jwt({ ...CLAIMS, act: { iss: CLUSTER, sub: SUBJECT, aud: ["x"] } });
+    const token = makeJwt({ ...CLAIMS, act: { iss: CLUSTER, sub: CONTROLLER, aud: ["x"] } });
     assertEquals(decode(token), {
       issuer: "https://issuer.example",
       subject: UID,
@@ -726,7 +740,7 @@ describe("decoding a token", () => {
   ];
   for (const [what, claims, expected] of lenient) {
     test(`takes one with ${what}`, () => {
-      const decoded = decode(jwt({ ...CLAIMS, ...claims }));
+      const decoded = decode(makeJwt({ ...CLAIMS, ...claims }));
       assert(decoded);
       assertEquals({ ...decoded, ...expected }, decoded);
     });
@@ -739,22 +753,22 @@ describe("decoding a token", () => {
     ["five parts", "a.b.c.d.e"],
     ["a payload that is not base64", "e30.$$$.x"],
     ["a payload that is not JSON", `e30.${Buffer.from("{").toString("base64url")}.x`],
-    ["a payload that is a list", jwt([])],
-    ["a payload that is null", jwt(null)],
-    ["a payload that is text", jwt("text")],
-    ["no subject", jwt({ ...CLAIMS, sub: undefined })],
-    ["a subject that is no text", jwt({ ...CLAIMS, sub: 7 })],
-    ["no expiry", jwt({ ...CLAIMS, exp: undefined })],
-    ["an expiry of null", jwt({ ...CLAIMS, exp: null })],
-    ["an expiry that is text", jwt({ ...CLAIMS, exp: `${now}` })],
-    ["an expiry before 1970", jwt({ ...CLAIMS, iat: undefined, exp: -1 })],
-    ["an expiry beyond all dates", jwt({ ...CLAIMS, exp: 8.64e12 + 1 })],
-    ["an expiry beyond all numbers", jwt(CLAIMS).replace(/\..*\./, `.${infiniteExpiry()}.`)],
-    ["a time of issue that is text", jwt({ ...CLAIMS, iat: "now" })],
-    ["a time of issue of null", jwt({ ...CLAIMS, iat: null })],
-    ["a time of issue at its expiry", jwt({ ...CLAIMS, iat: CLAIMS.exp })],
-    ["a time of issue after its expiry", jwt({ ...CLAIMS, iat: CLAIMS.exp + 1 })],
-    ["more than 16 KiB", jwt({ ...CLAIMS, padding: "x".repeat(16 * 1024) })],
+    ["a payload that is a list", makeJwt([])],
+    ["a payload that is null", makeJwt(null)],
+    ["a payload that is text", makeJwt("text")],
+    ["no subject", makeJwt({ ...CLAIMS, sub: undefined })],
+    ["a subject that is no text", makeJwt({ ...CLAIMS, sub: 7 })],
+    ["no expiry", makeJwt({ ...CLAIMS, exp: undefined })],
+    ["an expiry of null", makeJwt({ ...CLAIMS, exp: null })],
+    ["an expiry that is text", makeJwt({ ...CLAIMS, exp: `${now}` })],
+    ["an expiry before 1970", makeJwt({ ...CLAIMS, iat: undefined, exp: -1 })],
+    ["an expiry beyond all dates", makeJwt({ ...CLAIMS, exp: 8.64e12 + 1 })],
+    ["an expiry beyond all numbers", makeJwt(CLAIMS).replace(/\..*\./, `.${infiniteExpiry()}.`)],
+    ["a time of issue that is text", makeJwt({ ...CLAIMS, iat: "now" })],
+    ["a time of issue of null", makeJwt({ ...CLAIMS, iat: null })],
+    ["a time of issue at its expiry", makeJwt({ ...CLAIMS, iat: CLAIMS.exp })],
+    ["a time of issue after its expiry", makeJwt({ ...CLAIMS, iat: CLAIMS.exp + 1 })],
+    ["more than 16 KiB", makeJwt({ ...CLAIMS, padding: "x".repeat(16 * 1024) })],
   ];
   for (const [what, token] of none) {
     test(`gives nothing for ${what}`, () => assertEquals(decode(token), undefined));
@@ -765,7 +779,7 @@ describe("decoding a token", () => {
   }
 
   test("takes a token of exactly 16 KiB", () => {
-    const token = jwt(CLAIMS);
+    const token = makeJwt(CLAIMS);
     assert(decode(token.padEnd(16 * 1024, "x")));
     assertEquals(decode(token.padEnd(16 * 1024 + 1, "x")), undefined);
   });
@@ -779,7 +793,7 @@ describe("decoding a token", () => {
     });
     const token = fc.oneof(
       fc.string(),
-      claims.map(jwt),
+      claims.map(makeJwt),
       fc.json().map((text) => `e30.${btoa(text)}.x`),
     );
     fc.assert(fc.property(token.filter((text) => /^[ -~]*$/.test(text)), (text) => {
@@ -791,7 +805,7 @@ describe("decoding a token", () => {
   });
 });
 
-const claims = (changes: object = {}) => decode(jwt({ ...CLAIMS, ...changes }))!;
+const claims = (changes: object = {}) => decode(makeJwt({ ...CLAIMS, ...changes }))!;
 const DAY = 86_400;
 
 describe("judging a token", () => {
@@ -836,29 +850,36 @@ describe("judging a token", () => {
   ];
   for (const [what, changes] of accepted) {
     test(`accepts ${what} from the issuer`, () => {
-      assertEquals(verify(jwt({ ...CLAIMS, ...changes }), UID, "cgr.dev", NOW), claims(changes));
+      assertEquals(
+        verify(makeJwt({ ...CLAIMS, ...changes }), UID, "cgr.dev", NOW),
+        claims(changes),
+      );
     });
   }
 
   const rejected: [what: string, token: string, message: string][] = [
     ["text that is no JWT", "opaque", "not a JWT"],
-    ["one without an expiry", jwt({ ...CLAIMS, exp: undefined }), "not a JWT"],
-    ["one of more than 16 KiB", jwt({ ...CLAIMS, padding: "x".repeat(16 * 1024) }), "not a JWT"],
-    ["another identity's", jwt({ ...CLAIMS, sub: ORG }), "another identity's"],
-    ["one for another audience", jwt({ ...CLAIMS, aud: "other" }), "audience"],
-    ["one for no audience", jwt({ ...CLAIMS, aud: undefined }), "audience"],
+    ["one without an expiry", makeJwt({ ...CLAIMS, exp: undefined }), "not a JWT"],
+    [
+      "one of more than 16 KiB",
+      makeJwt({ ...CLAIMS, padding: "x".repeat(16 * 1024) }),
+      "not a JWT",
+    ],
+    ["another identity's", makeJwt({ ...CLAIMS, sub: ORG }), "another identity's"],
+    ["one for another audience", makeJwt({ ...CLAIMS, aud: "other" }), "audience"],
+    ["one for no audience", makeJwt({ ...CLAIMS, aud: undefined }), "audience"],
     [
       "one for an audience that begins like ours",
-      jwt({ ...CLAIMS, aud: "cgr.dev.example" }),
+      makeJwt({ ...CLAIMS, aud: "cgr.dev.example" }),
       "audience",
     ],
-    ["one that has expired", jwt({ ...CLAIMS, iat: now - 7200, exp: now - 3600 }), "expires"],
-    ["one that lives less than 5 s more", jwt({ ...CLAIMS, exp: now + 4.999 }), "expires"],
-    ["one that lives more than a day", jwt({ ...CLAIMS, exp: now + DAY + 1 }), "day"],
-    ["one of the future", jwt({ ...CLAIMS, iat: now + 301 }), "future"],
+    ["one that has expired", makeJwt({ ...CLAIMS, iat: now - 7200, exp: now - 3600 }), "expires"],
+    ["one that lives less than 5 s more", makeJwt({ ...CLAIMS, exp: now + 4.999 }), "expires"],
+    ["one that lives more than a day", makeJwt({ ...CLAIMS, exp: now + DAY + 1 }), "day"],
+    ["one of the future", makeJwt({ ...CLAIMS, iat: now + 301 }), "future"],
     [
       "one whose whole life is less than 5 s",
-      jwt({ ...CLAIMS, iat: now + 2, exp: now + 6 }),
+      makeJwt({ ...CLAIMS, iat: now + 2, exp: now + 6 }),
       "less than 5 s",
     ],
   ];
@@ -877,7 +898,7 @@ describe("judging a token", () => {
   test("lets nothing pass that would be a flaw in a Secret", () => {
     const time = fc.integer({ min: now - 3 * DAY, max: now + 3 * DAY });
     fc.assert(fc.property(time, fc.option(time, { nil: undefined }), (exp, iat) => {
-      const token = jwt({ ...CLAIMS, exp, iat });
+      const token = makeJwt({ ...CLAIMS, exp, iat });
       try {
         assertEquals(findLifeFlaw(verify(token, UID, "cgr.dev", NOW), NOW), undefined);
       } catch (error) {
@@ -888,7 +909,7 @@ describe("judging a token", () => {
 
   test("says of a subject token why it cannot be exchanged, or nothing", () => {
     const host = "issuer.example";
-    const subject = (changes: object = {}) => jwt({ ...CLAIMS, aud: [host], ...changes });
+    const subject = (changes: object = {}) => makeJwt({ ...CLAIMS, aud: [host], ...changes });
     const flaw = (token: string) => `${source.findSubjectTokenFlaw(token, host, NOW)}`;
     assertEquals(flaw(subject()), "undefined");
     assertEquals(flaw(subject({ aud: host })), "undefined");
@@ -953,7 +974,7 @@ describe("a shared token", () => {
 
   test("serves until 0.67 of its life; it tells how long it has left", () => {
     const shared = new source.TokenSource();
-    const token = jwt(CLAIMS);
+    const token = makeJwt(CLAIMS);
     assertEquals(give(shared, token, NOW + 600_000), 3_000_000);
     const { expiresAt, renewAt } = shared.token!;
     assertEquals([shared.token!.jwt, expiresAt, renewAt], [
@@ -965,7 +986,7 @@ describe("a shared token", () => {
 
   test("that the issuer gives again serves for half of what it has left", () => {
     const shared = new source.TokenSource();
-    const token = jwt(CLAIMS);
+    const token = makeJwt(CLAIMS);
     give(shared, token);
     assertEquals(give(shared, token, NOW + 3000_000), 600_000);
     assertEquals(shared.token?.renewAt, NOW + 3300_000);
@@ -973,15 +994,15 @@ describe("a shared token", () => {
 
   test("that has expired is no good when the issuer gives it again", () => {
     const shared = new source.TokenSource();
-    give(shared, jwt(CLAIMS));
-    assertThrows(() => give(shared, jwt(CLAIMS), NOW + 3600_000), source.StsError, "expires");
+    give(shared, makeJwt(CLAIMS));
+    assertThrows(() => give(shared, makeJwt(CLAIMS), NOW + 3600_000), source.StsError, "expires");
   });
 
   test("stays when the issuer gives one that is no good", () => {
     const shared = new source.TokenSource();
-    const token = jwt(CLAIMS);
+    const token = makeJwt(CLAIMS);
     give(shared, token);
-    assertThrows(() => give(shared, jwt({ ...CLAIMS, sub: ORG })), source.StsError);
+    assertThrows(() => give(shared, makeJwt({ ...CLAIMS, sub: ORG })), source.StsError);
     assertEquals(shared.token?.jwt, token);
   });
 });

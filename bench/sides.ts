@@ -1,0 +1,297 @@
+/** What is measured side by side: each is a process of its own, with the same account, and told when it has written. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { get } from "node:http";
+import { dirname, join } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { podOf } from "../tests/support/yaml.ts";
+import { type Runtime, shippedV8Flags } from "../tests/support/program.ts";
+import { type Ground, ISSUER_HOST } from "./ground.ts";
+import { type Usage, usageOf } from "../tests/support/usage.ts";
+import { ROOT } from "../tests/support/paths.ts";
+import { NAMESPACE } from "../tests/support/names.ts";
+import { findPort } from "../tests/support/ports.ts";
+
+/** Beside a start of some 100 ms it is little, and it costs the machine little. */
+const READY_POLL_MS = 5;
+const FILLED_POLL_MS = 20;
+/** Upstream's writes are some five a second; nothing else takes so long. */
+const WAIT_MS = 15 * 60_000;
+/** What a side said last, in a failure. */
+const TAIL = 5;
+
+export interface Side {
+  name: string;
+  command(ground: Ground, port: number): { args: string[]; env: Record<string, string> };
+  /** Stands in a line of its output for each Secret that it wrote. */
+  written: string;
+  /** Whether it serves /readyz. */
+  hasReadyz: boolean;
+}
+
+/** Those that run end with the bench, however it ends. */
+const children = new Set<ChildProcess>();
+process.on("exit", () => children.forEach((child) => child.kill("SIGKILL")));
+
+export type Running = Awaited<ReturnType<typeof startSide>>;
+
+/** Starts a side and counts what it writes. */
+export async function startSide(ground: Ground, side: Side, settings: Record<string, string> = {}) {
+  const port = await findPort();
+  const { args: [program = "", ...args], env } = side.command(ground, port);
+  const startedAt = performance.now();
+  const child = spawn(program, args, {
+    cwd: ROOT,
+    env: { PATH: process.env.PATH ?? "", HOME: ground.work, NO_COLOR: "1", ...env, ...settings },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  children.add(child);
+  const exited = once(child, "close").then(() => children.delete(child));
+  const tail: string[] = [];
+  let written = 0;
+  let firstAt = NaN;
+  let lastAt = NaN;
+  const read = (line: string) => {
+    if (line.includes(side.written)) {
+      written++;
+      lastAt = performance.now();
+      if (written === 1) firstAt = lastAt;
+    }
+    tail.push(line);
+    if (tail.length > TAIL) tail.shift();
+  };
+  createInterface(child.stdout).on("line", read);
+  createInterface(child.stderr).on("line", read);
+  async function waitFor(
+    what: string,
+    check: () => boolean | Promise<boolean>,
+    pollMs: number,
+  ): Promise<number> {
+    const deadline = performance.now() + WAIT_MS;
+    while (!await check()) {
+      const isOver = child.exitCode !== null || performance.now() > deadline;
+      if (isOver) {
+        throw new Error(`${side.name}: never ${what}; it wrote ${written}\n${tail.join("\n")}`);
+      }
+      await sleep(pollMs);
+    }
+    return performance.now() - startedAt;
+  }
+  const isReady = () =>
+    new Promise<boolean>((done) => {
+      get({ host: "127.0.0.1", port, path: "/readyz", agent: false }, (answer) => {
+        answer.resume();
+        done(answer.statusCode === 200);
+      }).on("error", () => done(false));
+    });
+  return {
+    side,
+    port,
+    exited,
+    usage: (): Usage => usageOf(child.pid!),
+    /** How many it has written. */
+    written: () => written,
+    /** Waits for /readyz; returns how long after the start (ms) it was. */
+    ready: () => waitFor("ready", isReady, READY_POLL_MS),
+    /** Waits until it has written so many; returns how long (ms) they took, from the start and from the first. */
+    async filled(secrets: number): Promise<{ totalMs: number; writingMs: number }> {
+      await waitFor(`wrote ${secrets}`, () => written >= secrets, FILLED_POLL_MS);
+      return { totalMs: lastAt - startedAt, writingMs: lastAt - firstAt };
+    },
+    async stop(): Promise<void> {
+      if (child.exitCode !== null || child.signalCode !== null) return;
+      child.kill("SIGTERM");
+      await exited;
+    },
+  };
+}
+
+export const binary = (runtime: Runtime) => {
+  const own = join(ROOT, "node_modules", ".bin", runtime);
+  return existsSync(own) ? own : runtime;
+};
+
+/** As in a Pod, but for the places. */
+function podEnvironment(
+  { cluster, accountDir, subjectTokenFile, issuer, issuerCaFile }: Ground,
+  port: number,
+) {
+  const { hostname, port: apiPort } = new URL(cluster.server);
+  return {
+    KUBERNETES_SERVICE_HOST: hostname,
+    KUBERNETES_SERVICE_PORT: apiPort,
+    SERVICE_ACCOUNT_DIR: accountDir,
+    SUBJECT_TOKEN_FILE: subjectTokenFile,
+    ISSUER_URL: issuer.url,
+    NODE_EXTRA_CA_CERTS: issuerCaFile,
+    DENO_NO_UPDATE_CHECK: "1",
+    PORT: `${port}`,
+  };
+}
+
+interface Container {
+  args: string[];
+  env?: { name: string; value?: string }[];
+}
+
+/** The container of deploy.yaml: what ships. */
+function readContainer(): Container {
+  return podOf(readFileSync(join(ROOT, "deploy.yaml"), "utf8")).containers[0];
+}
+
+/** The flags of deploy.yaml, with the places of this machine in them. */
+function denoFlags(ground: Ground, port: number): string[] {
+  const { KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT } = podEnvironment(ground, port);
+  const folders = `--allow-read=${ground.accountDir},${dirname(ground.subjectTokenFile)}`;
+  return readContainer().args.slice(0, -1).map((flag) => {
+    if (flag.startsWith("--allow-read=")) return folders;
+    return flag
+      .replaceAll("$(KUBERNETES_SERVICE_HOST)", KUBERNETES_SERVICE_HOST)
+      .replaceAll("$(KUBERNETES_SERVICE_PORT)", KUBERNETES_SERVICE_PORT)
+      .replaceAll(`${ISSUER_HOST}:443`, new URL(ground.issuer.url).host)
+      .replaceAll(":8080", `:${port}`);
+  });
+}
+
+/** The program as it ships: the bundle, with deploy.yaml's flags on Deno. */
+export function bundle(runtime: Runtime): Side {
+  return product(`${runtime} bundle`, runtime, "out/main.js");
+}
+
+/** The program from source, which on Deno needs to read undici's files too. */
+export function source(runtime: Runtime): Side {
+  return product(`${runtime} source`, runtime, "main.ts");
+}
+
+function product(name: string, runtime: Runtime, file: string): Side {
+  return {
+    name,
+    written: '"msg":"token written"',
+    hasReadyz: true,
+    command(ground, port) {
+      const { env = [] } = readContainer();
+      const fixed = Object.fromEntries(
+        env.flatMap(({ name, value }) => value === undefined ? [] : [[name, value]]),
+      );
+      const flags = runtime === "node" ? shippedV8Flags() : denoFlags(ground, port).map((flag) => {
+        return file === "main.ts" && flag.startsWith("--allow-read=") ? `${flag},${ROOT}` : flag;
+      });
+      return {
+        args: [binary(runtime), ...flags, file],
+        env: { ...fixed, ...podEnvironment(ground, port) },
+      };
+    },
+  };
+}
+
+/** A bare program of limit.ts: no more than what it takes, on the same runtime with the same client. */
+export function limit(
+  runtime: Runtime,
+  mode: "patch" | "watched" | "list" | "reflex",
+  tokenFile = "",
+): Side {
+  return {
+    name: mode === "watched" ? `${runtime} limit, watched` : `${runtime} limit`,
+    written: "written",
+    hasReadyz: mode === "list" || mode === "reflex",
+    command: (ground, port) => ({
+      args: [
+        binary(runtime),
+        ...runtime === "deno" ? ["run", "--allow-all"] : [],
+        "bench/limit.ts",
+        mode,
+      ],
+      env: { ...podEnvironment(ground, port), TOKEN_FILE: tokenFile },
+    }),
+  };
+}
+
+/** The runtime itself: what no program on it can do without. */
+export function bare(runtime: Runtime): Side {
+  return {
+    name: `bare ${runtime}`,
+    written: "never",
+    hasReadyz: true,
+    command: (_ground, port) => ({
+      args: [
+        binary(runtime),
+        ...runtime === "deno" ? ["run", "--allow-all"] : [],
+        "bench/bare.ts",
+      ],
+      env: { PORT: `${port}` },
+    }),
+  };
+}
+
+/** Where the SDK is installed to. */
+const SDK = join(ROOT, "out", "sdk");
+
+/** Installs what bench/sdk/package-lock.json pins, beside the checkout's own packages. */
+export function installSdk(
+  run: (program: string, args: string[], cwd: string) => Promise<unknown>,
+): Promise<unknown> {
+  rmSync(SDK, { recursive: true, force: true });
+  mkdirSync(SDK, { recursive: true });
+  for (const file of ["package.json", "package-lock.json", "controller.ts"]) {
+    writeFileSync(join(SDK, file), readFileSync(join(ROOT, "bench", "sdk", file)));
+  }
+  return run("npm", ["ci", "--no-fund", "--no-audit"], SDK);
+}
+
+/** The controller of equal duty on the SDK. */
+export function sdk(runtime: Runtime): Side {
+  return {
+    name: `${runtime} SDK`,
+    written: "token written",
+    hasReadyz: true,
+    command: (ground, port) => ({
+      args: [
+        binary(runtime),
+        ...runtime === "deno" ? ["run", "--allow-all"] : [],
+        join(SDK, "controller.ts"),
+      ],
+      env: { ...podEnvironment(ground, port), KUBECONFIG: ground.kubeconfig },
+    }),
+  };
+}
+
+/** What upstream says when it has found a Secret's token valid. */
+export const FOUND_VALID = "Enqueueing future refresh";
+
+/**
+ * The Go controller of the same name, without leader election, so that several can run at a time. It knows the issuer by its public name and its subject token by a path, so it
+ * runs in a mount namespace where both are ours.
+ */
+export function peer(binaryPath: string, name: string, written = "Updated secret"): Side {
+  const script = `
+    mount -t tmpfs tmpfs /run && mkdir -p /run/chainguard/oidc && cp "$1" /run/chainguard/oidc/oidc-token
+    mount --bind "$2" /etc/hosts
+    exec "$3" -disable-ha`;
+  return {
+    name,
+    written,
+    hasReadyz: false,
+    command(ground, port) {
+      const hosts = join(ground.work, "hosts");
+      writeFileSync(
+        hosts,
+        `127.0.0.1 localhost\n${new URL(ground.issuer.url).hostname} ${ISSUER_HOST}\n`,
+      );
+      const inside = ["sh", "-ec", script, "peer", ground.subjectTokenFile, hosts, binaryPath];
+      return {
+        args: ["unshare", "--mount", ...inside],
+        env: {
+          KUBECONFIG: ground.kubeconfig,
+          SSL_CERT_FILE: ground.issuerCaFile,
+          SYSTEM_NAMESPACE: NAMESPACE,
+          METRICS_PROMETHEUS_PORT: `${port}`,
+          CONFIG_LOGGING_NAME: "config-logging",
+          CONFIG_OBSERVABILITY_NAME: "config-observability",
+        },
+      };
+    },
+  };
+}

@@ -1,0 +1,70 @@
+/** What the steps of the end-to-end run share: the cluster and all around it, and how a step is run and told. */
+import { join } from "node:path";
+import type { Cluster } from "../cluster.ts";
+import { run } from "../../support/processes.ts";
+import type { Issuer } from "../../fake/issuer.ts";
+import type { Registry } from "./registry.ts";
+import type { Json } from "../../support/json.ts";
+
+export type Kubectl = (args: string[], input?: string) => Promise<string>;
+
+/** For what has failed: it is tried again after a minute at the latest; some more for the work itself. */
+export const RETRIED_MS = 75_000;
+
+export interface Context {
+  cluster: Cluster;
+  issuer: Issuer;
+  registry: Registry;
+  /** How Pods reach this machine: the bridge's address. */
+  address: string;
+  /** A folder for files; it ends with the cluster. */
+  work: string;
+  /** PEM of the CA that signed the issuer's and the registry's certificates. */
+  ca: string;
+  /** The file of it. */
+  caFile: string;
+  /** The issuer of the cluster's service-account tokens. */
+  clusterIssuer: string;
+  /** Lets the tokens of an identity live so many seconds; the others' live 150. */
+  setLife(identity: string, seconds: number): void;
+  /** As the administrator. */
+  kubectl: Kubectl;
+  /** As whoever has this bearer token. For a user that needs none: `kubectl(["--as", "alice", …])`. */
+  as(token: string): Kubectl;
+  /** Runs a step and tells how it went, with the text that it returns; a failure is counted, and the run goes on. */
+  step(title: string, run: () => Promise<unknown>): Promise<void>;
+  /** A step without which there is no going on. */
+  need<T>(title: string, run: () => Promise<T>): Promise<T>;
+}
+
+/** kubectl with the cluster's address and CA but with another token. */
+export function kubectlAs(cluster: Cluster, token: string): Kubectl {
+  const flags = [
+    "--kubeconfig=/dev/null",
+    `--server=${cluster.server}`,
+    `--certificate-authority=${cluster.ca}`,
+  ];
+  const env = { ...cluster.environment, NO_PROXY: "*" };
+  return (args, input) =>
+    run(join(cluster.bin, "kubectl"), [...flags, `--token=${token}`, ...args], { input, env });
+}
+
+/** An object, or all of a kind, as the API server has it. */
+export async function getJson(
+  { kubectl }: Pick<Context, "kubectl">,
+  ...args: string[]
+): Promise<Json> {
+  return JSON.parse(await kubectl(["get", ...args, "-o", "json"]));
+}
+
+export function expect(condition: unknown, message: string): asserts condition {
+  if (!condition) throw new Error(message);
+}
+
+/** Expects a failure with such a message, and returns the message. */
+export async function refused(attempt: Promise<unknown>, message: RegExp): Promise<string> {
+  const said: string = await attempt.then(() => "", (error: Error) => error.message);
+  expect(said !== "", "it was allowed");
+  expect(message.test(said), `refused, but otherwise than ${message}: ${said}`);
+  return said;
+}

@@ -1,0 +1,132 @@
+/** The program's image and its manifest, installed as users do it. */
+import * as fs from "node:fs";
+import { join } from "node:path";
+import { type Context, expect, getJson } from "./context.ts";
+import { type Bases, buildBases, buildProgram } from "./images.ts";
+import { patchedManifest } from "./patch.ts";
+import { NAMESPACE } from "../../support/names.ts";
+import type { Json } from "../../support/json.ts";
+import { until } from "../../support/until.ts";
+import { ROOT } from "../../support/paths.ts";
+import { run } from "../../support/processes.ts";
+
+const IMAGE = "localhost/pull-secret-updater:e2e";
+const REPLICAS = 2;
+
+/** Gives the images of both runtimes, for other ways to install. */
+export async function deploy(context: Context): Promise<Bases> {
+  const { cluster, kubectl, need, step, work } = context;
+
+  const image = need("the image, from the Containerfile", async () => {
+    const archive = join(work, "program.tar");
+    const bases = await buildBases(work);
+    const size = await buildProgram(bases, IMAGE, archive);
+    await cluster.ctr(["image", "import", archive]);
+    fs.rmSync(archive);
+    console.log(`     ${size}`);
+    return bases;
+  });
+  // Before the admission policies are there: it writes Secrets of all kinds.
+  const [bases] = await Promise.all([
+    image,
+    step("the contract suite, on this kube-apiserver", () => contract(context)),
+  ]);
+
+  const manifest = await patchedManifest(context, IMAGE);
+  await need("deploy.yaml is applied", async () => {
+    await kubectl(["apply", "-f", "-"], manifest);
+  });
+
+  await step("deploy.yaml applied again changes nothing, and passes --dry-run=server", async () => {
+    const again = (await kubectl(["apply", "-f", "-"], manifest)).trim().split("\n");
+    // Of a disruption budget kubectl always sends the selector, and says so, though nothing changes.
+    const changed = again.filter((line) => !/ unchanged$|^poddisruptionbudget/.test(line));
+    expect(changed.length === 0, changed.join("\n"));
+    const { metadata } = await getJson(
+      context,
+      "poddisruptionbudget",
+      "-n",
+      NAMESPACE,
+      "controller",
+    );
+    expect(metadata.generation === 1, "the disruption budget was changed");
+    await kubectl(
+      [
+        "apply",
+        "--dry-run=server",
+        "--server-side",
+        "--force-conflicts",
+        "--validate=strict",
+        "-f",
+        "-",
+      ],
+      manifest,
+    );
+    return `${again.length} objects`;
+  });
+
+  await need("both Pods are ready, under Pod Security restricted", async () => {
+    const pods = await until(async () => {
+      const pods = await controllerPods(context);
+      const ready = pods.filter(({ ready }) => ready);
+      return pods.length === REPLICAS && ready.length === REPLICAS && pods;
+    }, "both Pods are ready");
+    const restarts = pods.reduce((sum, { restarts }) => sum + restarts, 0);
+    expect(restarts === 0, `${restarts} restarts`);
+    const namespace = await getJson(context, "namespace", NAMESPACE);
+    expect(
+      namespace.metadata.labels["pod-security.kubernetes.io/enforce"] === "restricted",
+      "it is not enforced",
+    );
+  });
+  return bases;
+}
+
+/** The rules that the fake API server is held to, on this real one. */
+async function contract({ cluster }: Context): Promise<string> {
+  const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
+  const env = { CONTRACT_API: cluster.server, CONTRACT_TOKEN: token, CONTRACT_CA: cluster.ca };
+  const said = await run(
+    "node",
+    ["--test", "--test-reporter=tap", "tests/contract/contract_test.ts"],
+    {
+      cwd: ROOT,
+      env,
+    },
+  );
+  const [, passed] = /^# pass (\d+)$/m.exec(said) ?? [];
+  expect(Number(passed) > 0 && /^# (fail|skipped) 0$/m.test(said), said);
+  return `${passed} tests`;
+}
+
+export interface ControllerPod {
+  name: string;
+  uid: string;
+  ready: boolean;
+  restarts: number;
+}
+
+/** The controller's Pods that are not about to end. */
+export async function controllerPods(context: Pick<Context, "kubectl">): Promise<ControllerPod[]> {
+  const { items } = await getJson(
+    context,
+    "pods",
+    "-n",
+    NAMESPACE,
+    "-l",
+    "app.kubernetes.io/name=pull-secret-updater",
+  );
+  return items.filter(({ metadata }: Json) => !metadata.deletionTimestamp).map((
+    { metadata, status }: Json,
+  ) => ({
+    name: metadata.name,
+    uid: metadata.uid,
+    ready: status.containerStatuses?.[0]?.ready === true,
+    restarts: status.containerStatuses?.[0]?.restartCount ?? 0,
+  }));
+}
+
+/** Waits until all Pods are of the Deployment's latest form, and ready. */
+export async function rolledOut({ kubectl }: Context): Promise<void> {
+  await kubectl(["rollout", "status", "-n", NAMESPACE, "deployment/controller", "--timeout=90s"]);
+}

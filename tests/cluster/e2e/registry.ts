@@ -1,0 +1,177 @@
+/**
+ * The registry behind the name cgr.dev: Debian's docker-registry, which trusts a token server, and that token server. It
+ * gives a registry token to whoever shows a token of the issuer's, of an identity that has been granted the repository.
+ */
+import { randomBytes, randomUUID, X509Certificate } from "node:crypto";
+import * as fs from "node:fs";
+import * as http from "node:http";
+import * as net from "node:net";
+import { join } from "node:path";
+import * as tls from "node:tls";
+import { createLocalJWKSet } from "jose/jwks/local";
+import { SignJWT } from "jose/jwt/sign";
+import { jwtVerify } from "jose/jwt/verify";
+import { importPKCS8 } from "jose/key/import";
+import { run, start } from "../../support/processes.ts";
+import { makeAuthority } from "../../fake/certificates.ts";
+import type { Issuer } from "../../fake/issuer.ts";
+import { until } from "../../support/until.ts";
+
+const SERVICE = "cgr.dev";
+const TOKEN_SECONDS = 60;
+
+export interface RegistryOptions {
+  /** State folder of the cluster: the registry ends with it. */
+  dir: string;
+  work: string;
+  /** A loopback address, on which port 443 is used too. */
+  host: string;
+  /** The registry's; the next one is the token server's. */
+  port: number;
+  issuer: Issuer;
+  /** For the name cgr.dev. */
+  certificate: { key: string; cert: string };
+}
+
+export interface Registry {
+  /** Which repositories an identity may pull from. */
+  grants: Map<string, string[]>;
+  /** What the token server was asked and answered, without tokens. */
+  requests: { scope: string; user: string; identity: string | undefined; status: number }[];
+  /** May push and pull everything, with a password that does not run out. */
+  publisher: { user: string; password: string };
+  push(archive: string, repository: string): Promise<void>;
+  /** Runs a program for which cgr.dev is this registry, over TLS. */
+  runWithName(program: string, args: string[]): Promise<string>;
+  close(): void;
+}
+
+export async function startRegistry(options: RegistryOptions): Promise<Registry> {
+  const { dir, work, host, port, issuer, certificate } = options;
+  const authority = makeAuthority();
+  const { key, cert } = authority.issue(["registry tokens"]);
+  const signingKey = await importPKCS8(key, "ES256");
+  const x5c = [new X509Certificate(cert).raw.toString("base64")];
+  const publisher = { user: "publisher", password: randomBytes(16).toString("hex") };
+  const grants: Registry["grants"] = new Map();
+  const requests: Registry["requests"] = [];
+
+  /** The identity that a token was issued for, if it is one of the issuer's and holds. */
+  async function identityOf(token: string): Promise<string | undefined> {
+    const options = { audience: SERVICE, issuer: issuer.issuer, requiredClaims: ["exp"] };
+    const verified = await jwtVerify(token, createLocalJWKSet(issuer.jwks), options).catch(() =>
+      undefined
+    );
+    return verified?.payload.sub;
+  }
+
+  async function answer(
+    url: URL,
+    authorization: string,
+  ): Promise<{ status: number; body: object }> {
+    const [user = "", password = ""] = Buffer.from(authorization.replace(/^Basic /i, ""), "base64")
+      .toString().split(
+        ":",
+      );
+    const scope = url.searchParams.get("scope") ?? "";
+    const [, name = "", wanted = ""] = /^repository:([^:]+):(.+)$/.exec(scope) ?? [];
+    const isPublisher = user === publisher.user && password === publisher.password;
+    const identity = user === "_token" ? await identityOf(password) : undefined;
+    const isGranted = identity !== undefined && grants.get(identity)?.includes(name);
+    const allowed = isPublisher ? wanted.split(",") : isGranted ? ["pull"] : [];
+    const status = isPublisher || isGranted ? 200 : identity === undefined ? 401 : 403;
+    requests.push({ scope, user, identity, status });
+    if (status !== 200) {
+      return { status, body: { errors: [{ code: status === 401 ? "UNAUTHORIZED" : "DENIED" }] } };
+    }
+    const token = await new SignJWT({ access: [{ type: "repository", name, actions: allowed }] })
+      .setProtectedHeader({ alg: "ES256", typ: "JWT", x5c })
+      .setIssuer("tokens").setSubject(user).setAudience(SERVICE).setJti(randomUUID())
+      .setIssuedAt().setNotBefore("-10s").setExpirationTime(`${TOKEN_SECONDS}s`)
+      .sign(signingKey);
+    return { status, body: { token, expires_in: TOKEN_SECONDS } };
+  }
+
+  const tokenServer = http.createServer((request, response) => {
+    const url = new URL(request.url ?? "", "http://registry");
+    answer(url, request.headers.authorization ?? "").then(({ status, body }) => {
+      response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
+    });
+  });
+  await listen(tokenServer, host, port + 1);
+
+  // skopeo finds its credentials by the registry's name, and so must meet it under that name.
+  const front = tls.createServer(certificate, (client) => {
+    const server = net.connect(port, host);
+    client.on("error", () => server.destroy()).pipe(server);
+    server.on("error", () => client.destroy()).pipe(client);
+  });
+  await listen(front, host, 443);
+
+  const bundle = join(work, "token-ca.crt");
+  fs.writeFileSync(bundle, authority.certificate);
+  const configuration = join(work, "registry.yaml"); // JSON is YAML
+  const realm = `http://${host}:${port + 1}/token`;
+  fs.writeFileSync(
+    configuration,
+    JSON.stringify({
+      version: 0.1,
+      log: { level: "info" },
+      storage: { filesystem: { rootdirectory: join(work, "registry") } },
+      http: { addr: `${host}:${port}` },
+      auth: { token: { realm, service: SERVICE, issuer: "tokens", rootcertbundle: bundle } },
+    }),
+  );
+  await start(dir, "docker-registry", "docker-registry", ["serve", configuration], "/usr/bin");
+  await until(
+    async () => (await fetch(`http://${host}:${port}/v2/`)).status === 401,
+    "the registry answers",
+  );
+
+  const hosts = join(work, "hosts");
+  fs.writeFileSync(hosts, `${fs.readFileSync("/etc/hosts", "utf8")}\n${host} ${SERVICE}\n`);
+  return {
+    grants,
+    requests,
+    publisher,
+    push: async (archive, repository) => {
+      const credentials = [
+        "--dest-creds",
+        `${publisher.user}:${publisher.password}`,
+        "--dest-tls-verify=false",
+      ];
+      await run("skopeo", [
+        "copy",
+        "--quiet",
+        ...credentials,
+        `docker-archive:${archive}`,
+        `docker://${host}:${port}/${repository}`,
+      ]);
+    },
+    runWithName: (program, args) => {
+      const script = `mount --bind "$0" /etc/hosts && exec "$@"`;
+      const env = { SSL_CERT_FILE: join(work, "ca.crt"), NO_PROXY: "*" };
+      return run("unshare", [
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-ec",
+        script,
+        hosts,
+        program,
+        ...args,
+      ], {
+        env,
+      });
+    },
+    close: () => {
+      tokenServer.close().closeAllConnections();
+      front.close();
+    },
+  };
+}
+
+function listen(server: net.Server, host: string, port: number): Promise<void> {
+  return new Promise((done, failed) => server.once("error", failed).listen(port, host, done));
+}

@@ -1,0 +1,174 @@
+/** The tools of the fault matrix, on the embedded API server. */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { createServer } from "node:http";
+import { once } from "node:events";
+import type { AddressInfo } from "node:net";
+import { after, describe, test } from "node:test";
+import { Agent, request } from "undici";
+import { startApiServer } from "../../fake/apiserver.ts";
+import { identityOf, pathOf, secretOf, standingOf } from "../objects.ts";
+import { peakRise, total } from "./observe.ts";
+import { startProxy } from "./api_proxy.ts";
+import { tabulate } from "./matrix.ts";
+import type { Row } from "./rows.ts";
+import type { Outcome } from "./outcome.ts";
+import { startWire } from "./wire.ts";
+import { parseMetrics } from "../../support/metrics.ts";
+import { DATA_KEY } from "../../support/names.ts";
+import { base64, configOf, makeJwt } from "../../support/secrets.ts";
+
+const api = await startApiServer({});
+const upstream = new Agent();
+const proxy = await startProxy({ url: api.url, upstream });
+api.createNamespace("team");
+const secrets = `${proxy.url}/api/v1/namespaces/team/secrets`;
+const identity = identityOf("acme");
+
+after(async () => {
+  await proxy.close();
+  await upstream.close();
+  await api.close();
+});
+
+async function ask(url: string, options: Parameters<typeof request>[1] = {}) {
+  // No connection is kept, so that each test makes its own.
+  const dispatcher = new Agent({ pipelining: 0 });
+  const { statusCode, body } = await request(url, { dispatcher, ...options });
+  const text = await body.text();
+  await dispatcher.close();
+  return { status: statusCode, text };
+}
+
+const json = (body: object) => ({
+  body: JSON.stringify(body),
+  headers: { "content-type": "application/json" },
+});
+
+describe("the proxy", () => {
+  test("hands on requests, answers and failures as they are", async () => {
+    const made = await ask(secrets, {
+      method: "POST",
+      ...json(secretOf("run", "team", "one", identity)),
+    });
+    assertEquals(made.status, 201);
+    assertEquals(JSON.parse((await ask(`${secrets}/one`)).text).metadata.name, "one");
+    const missing = await ask(`${secrets}/none`);
+    assertEquals([missing.status, JSON.parse(missing.text).reason], [404, "NotFound"]);
+    assertEquals(proxy.requests.map(({ verb }) => verb).slice(-3), ["create", "get", "get"]);
+  });
+
+  test("hands on a watch line by line, and ends it with the API server's", async () => {
+    const { text } = await ask(`${secrets}?watch=1&resourceVersion=0&timeoutSeconds=1`);
+    const [first = ""] = text.split("\n");
+    assertEquals(JSON.parse(first).object.metadata.name, "one");
+  });
+
+  test("fails a request as its fault says, and only while it is there", async () => {
+    const fault = proxy.faults.add({ verb: "list", status: 503, times: Infinity });
+    assertEquals((await ask(secrets)).status, 503);
+    assertEquals((await ask(`${secrets}/one`)).status, 200);
+    fault.remove();
+    assertEquals((await ask(secrets)).status, 200);
+  });
+});
+
+describe("a wire", async () => {
+  const server = createServer((_, response) => void response.end("here")).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const wire = await startWire("127.0.0.1", (server.address() as AddressInfo).port);
+  const url = `http://127.0.0.1:${wire.port}/`;
+
+  after(async () => {
+    await wire.refuse();
+    server.close();
+  });
+
+  test("carries what is sent, later by its delay in each direction", async () => {
+    wire.delay = 50;
+    const began = performance.now();
+    assertEquals((await ask(url)).text, "here");
+    assert(performance.now() - began >= 2 * wire.delay);
+    wire.delay = 0;
+  });
+
+  test("refuses connections until it accepts them again", async () => {
+    await wire.refuse();
+    await assertRejects(() => ask(url), Error, "ECONNREFUSED");
+    await wire.accept();
+    assertEquals((await ask(url)).status, 200);
+  });
+});
+
+test("a Secret's standing goes by its token alone", () => {
+  const claims = { sub: identity, iat: 1000, exp: 1015 };
+  const secret = secretOf("run", "team", "one", identity);
+  const holding = (payload: object) => {
+    return { ...secret, data: { [DATA_KEY]: base64(configOf(makeJwt(payload))) } };
+  };
+  const stateAt = (held: object, at: number) => standingOf(held, identity, at).state;
+  assertEquals(stateAt(secret, 0), "missing");
+  assertEquals(stateAt(holding(claims), 1_014_999), "valid");
+  assertEquals(stateAt(holding(claims), 1_015_000), "expired");
+  assertEquals(stateAt(holding({ ...claims, sub: identityOf("another") }), 1_000_000), "another's");
+});
+
+test("the path of a Secret is made of its namespace and name", () => {
+  assertEquals(pathOf("team/one"), "/api/v1/namespaces/team/secrets/one");
+});
+
+test("a peak is the greatest rise within any window, and not beyond it", () => {
+  const readings = [[0, 0], [5, 10], [10, 11], [16, 30], [40, 100]].map(([at = 0, value = 0]) => ({
+    at,
+    value,
+  }));
+  assertEquals(peakRise(readings, 10), 19);
+  assertEquals(peakRise(readings, 11), 20);
+  assertEquals(peakRise([], 10), 0);
+});
+
+test("metrics are summed over their labels, and not with those of a longer name", () => {
+  const metrics = parseMetrics(
+    '# HELP a\na_total{x="1"} 2\na_total{x="2"} 3\na_total_more 7\nb 1\n',
+  );
+  assertEquals(total(metrics, "a_total"), 5);
+  assertEquals(total(metrics, "b"), 1);
+});
+
+test("a row of the table has the worse runtime's figures, and what a user sees first", () => {
+  const row: Row = {
+    name: "one",
+    fault: "issuer: 500",
+    inject: () => Promise.resolve(() => {}),
+    suffers: "all",
+    backS: 1,
+  };
+  const none = {
+    requests: 0,
+    exchanges: 0,
+    warnings: 1,
+    log: ["exchange failed: 500"],
+    metrics: [],
+    broken: [],
+  };
+  const node: Outcome = {
+    ...none,
+    row,
+    runtime: "node",
+    expired: 1,
+    expiredMs: 900,
+    secrets: 3,
+    events: [],
+    backMs: 50,
+  };
+  const event = `ExchangeFailed: ${identity} at 127.0.0.1:80`;
+  const deno: Outcome = { ...node, runtime: "deno", expired: 2, expiredMs: 1100, events: [event] };
+  const seen = "event `ExchangeFailed: IDENTITY at ADDRESS`";
+  assertEquals(tabulate([node, deno]), [["issuer: 500", seen, "2 of 3, 2 s", "1 s"]]);
+  const { backMs: _, ...lost } = node;
+  assertEquals(tabulate([lost]), [[
+    "issuer: 500",
+    "log `exchange failed: 500`",
+    "1 of 3, 1 s",
+    "never",
+  ]]);
+});

@@ -1,0 +1,77 @@
+/** The port of the probes under those who ask it for more than it can give. */
+import { assert, assertEquals } from "@std/assert";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { join } from "node:path";
+import process from "node:process";
+import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { RUNTIME } from "../support/program.ts";
+import { inWorld, LONG_MS, peakMemory } from "./gates.ts";
+import { IDENTITY } from "../support/names.ts";
+import { uid } from "../support/secrets.ts";
+import { until } from "../support/until.ts";
+
+const SECRETS = 1_000;
+/**
+ * Few enough for a machine of two cores that has other tests to run, whose tokens live for seconds. With 3,000 the slowest
+ * probe took 0.1 s on Deno, 1.5 s on Node, with 5,000 Secrets.
+ */
+const CONNECTIONS = 100;
+const FLOOD_MS = 5_000;
+const PROBE_EVERY_MS = 100;
+/** What the kubelet waits, and what a new Secret has. */
+const PROBE_TIMEOUT_MS = 5_000;
+/** What the manifest allows. */
+const MAX_MEMORY_MIB = 256;
+
+/** Asks on a connection of its own, as the kubelet does, and waits no longer than it. */
+async function probe(port: string): Promise<void> {
+  const signal = AbortSignal.timeout(PROBE_TIMEOUT_MS);
+  const headers = { connection: "close" };
+  const response = await fetch(`http://127.0.0.1:${port}/healthz`, { headers, signal });
+  assertEquals([response.status, await response.text()], [200, "ok\n"]);
+}
+
+async function probeFor(ms: number, port: string): Promise<void> {
+  for (const endAt = performance.now() + ms; performance.now() < endAt;) {
+    await probe(port);
+    await sleep(PROBE_EVERY_MS);
+  }
+}
+
+async function flood(port: string, run: () => Promise<void>): Promise<void> {
+  const file = join(import.meta.dirname!, "flood.ts");
+  const runtime = RUNTIME === "deno" ? ["run", "--no-prompt", "--allow-net"] : [];
+  const child = spawn(process.execPath, [...runtime, file, port, `${CONNECTIONS}`]);
+  const ended = once(child, "exit");
+  try {
+    await run();
+  } finally {
+    child.kill("SIGKILL");
+    await ended;
+  }
+}
+
+test(
+  "Whoever floods the port holds up neither the probes nor the work, and does not end the program",
+  { timeout: 3 * LONG_MS },
+  inWorld(async (world) => {
+    const program = await world.start();
+    world.bind(uid(1));
+    const create = (name: string) => world.create(name, "team", { [IDENTITY]: uid(1) });
+    const isFilled = (name: string) => world.token(name, "team") !== undefined;
+    for (let index = 0; index < SECRETS; index++) create(`pull-${index}`);
+    await until(() => isFilled(`pull-${SECRETS - 1}`), "all Secrets are filled", LONG_MS);
+    await flood(world.port, async () => {
+      await sleep(FLOOD_MS / 2);
+      create("late");
+      await Promise.all([
+        probeFor(FLOOD_MS / 2, world.port),
+        until(() => isFilled("late"), "a new Secret is filled", PROBE_TIMEOUT_MS),
+      ]);
+    });
+    assert(program.isAlive());
+    assert(peakMemory(program) < MAX_MEMORY_MIB, `${peakMemory(program)} MiB`);
+  }),
+);

@@ -1,0 +1,5 @@
+/** Where things are. */
+import { join } from "node:path";
+
+/** The repository. */
+export const ROOT = join(import.meta.dirname!, "../..");
