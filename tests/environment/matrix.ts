@@ -13,13 +13,13 @@ import { makeWorld, type World } from "./world.ts";
 /** Rows at the same time: most of them wait, but each starts a program. */
 const AT_ONCE = 8;
 /** A busy machine starts the programs of all of them. */
-const START_S = 40;
+const START_S = 90;
 /** Longer than an exchange may take, and the first tries after it. */
 const WITHIN_S = 40;
 /** What was told is followed by no success so soon. */
 const SETTLE_MS = 3_000;
 /** Of one row, all in all. */
-const TIMEOUT_MS = 120_000;
+const TIMEOUT_MS = 240_000;
 const NAMES: Record<Runtime, string> = { node: "Node", deno: "Deno" };
 
 const { values: { only, runtime: wanted } } = parseArgs({
