@@ -116,8 +116,10 @@ async function shippedCommandOf(runtime: Runtime, settings: Record<string, strin
   const port = isPort(PORT) ? PORT : "8080";
   const places: Record<string, string> = {
     "/main.js": shippedFile ??= writeProgram(program),
-    "/var/run/secrets/kubernetes.io/serviceaccount": SERVICE_ACCOUNT_DIR || ROOT,
-    "/var/run/chainguard/oidc": SUBJECT_TOKEN_FILE ? dirname(SUBJECT_TOKEN_FILE) : ROOT,
+    ...SERVICE_ACCOUNT_DIR && {
+      "/var/run/secrets/kubernetes.io/serviceaccount": SERVICE_ACCOUNT_DIR,
+    },
+    ...SUBJECT_TOKEN_FILE && { "/var/run/chainguard/oidc": dirname(SUBJECT_TOKEN_FILE) },
     "$(KUBERNETES_SERVICE_HOST):$(KUBERNETES_SERVICE_PORT)": apiAddress(settings),
     "0.0.0.0:8080": `0.0.0.0:${port}`,
     "[::]:8080": `[::]:${port}`,
