@@ -4,6 +4,7 @@
  *
  * The numbers follow client-go where it has one for the same purpose.
  */
+import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { Agent, buildConnector, type Dispatcher, request } from "undici";
 
@@ -96,6 +97,16 @@ export function readMounted(path: string) {
   throw new Error(`${path} is empty`);
 }
 
+/** One certificate that is broken would end Deno, and hide those behind it from Node. */
+const certificatesIn = (pem: string) =>
+  pem.split(/(?=-----BEGIN)/).filter((part) => {
+    try {
+      return new X509Certificate(part);
+    } catch {
+      return false;
+    }
+  });
+
 /** The client of one API server. A namespace of undefined means all of them. */
 export class KubernetesClient {
   #options: ClientOptions;
@@ -114,7 +125,11 @@ export class KubernetesClient {
       // both.
       connect: (connection, callback) => {
         // If only an intermediate CA is trusted, OpenSSL demands the root too, unless told so.
-        const tls = { ca: caFile && readMounted(caFile), servername, allowPartialTrustChain: true };
+        const tls = {
+          ca: caFile && certificatesIn(readMounted(caFile)),
+          servername,
+          allowPartialTrustChain: true,
+        };
         // undici's own time-out is 10 s.
         buildConnector({ ...tls, allowH2: false })(connection, callback);
       },
@@ -260,16 +275,19 @@ export class KubernetesClient {
     seconds: number,
     signal: AbortSignal,
   ) {
-    const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`;
-    const token = (await this.#json("create", path, {
-      method: "POST",
-      body: JSON.stringify({
-        apiVersion: "authentication.k8s.io/v1",
-        kind: "TokenRequest",
-        spec: { audiences: [audience], expirationSeconds: seconds },
-      }),
-      signal,
-    }))?.status?.token;
+    const token = (await this.#json(
+      "create",
+      `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`,
+      {
+        method: "POST",
+        body: JSON.stringify({
+          apiVersion: "authentication.k8s.io/v1",
+          kind: "TokenRequest",
+          spec: { audiences: [audience], expirationSeconds: seconds },
+        }),
+        signal,
+      },
+    ))?.status?.token;
     if (typeof token === "string") return token;
     throw invalid("create: the response has no token");
   }

@@ -316,6 +316,23 @@ describeForms("TLS", () => {
     assertEquals(server.requests.length, 1);
   });
 
+  test("takes each CA of the file that is whole, and trusts nobody where none is", async () => {
+    const good = authority.certificate;
+    const other = makeAuthority().certificate;
+    const broken = [
+      "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+      other.replace(/[^\n]+\n(?=-----END)/, ""),
+      other.slice(0, 200) + "\n",
+      "no certificate\n",
+    ];
+    for (const part of broken) {
+      for (const ca of [part + good, good + part]) {
+        await listAll(connect(api.url, { token: TOKEN, ca }));
+      }
+      await failure(listAll(connect(api.url, { token: TOKEN, ca: part })));
+    }
+  });
+
   test("takes an intermediate CA alone, whether the API server sends it too or not", async () => {
     const intermediate = authority.makeIntermediate();
     const leaf = intermediate.issue();

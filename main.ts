@@ -124,7 +124,7 @@ const BACKLOG = 4_096;
 /** Idle callers are cut off after this, more than the kubelet waits for a probe. */
 const CALL_TIMEOUT_MS = 5_000;
 /** Conflicts in a row that are normal: another replica, and a user. */
-const MAX_NORMAL_CONFLICTS = 2;
+const MAX_CONFLICTS = 2;
 /** The limit of samples, one for each Secret: a scrape would be megabytes. */
 const MAX_SAMPLES = 10_000;
 
@@ -146,16 +146,16 @@ export type Config = ReturnType<typeof readConfig>;
  * Reads the environment; throws a {@linkcode ConfigError}. A variable that is empty counts as
  * unset.
  */
-export function readConfig(env: (name: string) => string | undefined) {
+export function readConfig(env: NodeJS.ProcessEnv) {
   function read(name: string, pattern: Pick<RegExp, "test">, allowed: string, fallback = "") {
-    const text = env(name) || fallback;
+    const text = env[name] || fallback;
     if (pattern.test(text)) return text;
     throw new ConfigError(`${name}="${clean(withoutPassword(text))}": must be ${allowed}`);
   }
   const readUrl = (name: string, allowed: string, fallback?: string) =>
     read(name, { test: isBaseUrl }, allowed, fallback).replace(/\/+$/, "");
-  const dir = env("SERVICE_ACCOUNT_DIR") || "/var/run/secrets/kubernetes.io/serviceaccount";
-  const isPod = !env("KUBERNETES_API");
+  const dir = env.SERVICE_ACCOUNT_DIR || "/var/run/secrets/kubernetes.io/serviceaccount";
+  const isPod = !env.KUBERNETES_API;
   const host = isPod
     ? read(
       "KUBERNETES_SERVICE_HOST",
@@ -172,7 +172,7 @@ export function readConfig(env: (name: string) => string | undefined) {
   const ifUsed = (path: string) =>
     isPod || (url.startsWith("https:") && existsSync(path)) ? path : undefined;
   const issuer = readUrl("ISSUER_URL", BASE_URL, "https://issuer.enforce.dev");
-  const proxy = env("HTTPS_PROXY") ? "HTTPS_PROXY" : "https_proxy";
+  const proxy = env.HTTPS_PROXY ? "HTTPS_PROXY" : "https_proxy";
   const namespaceFile = `${dir}/namespace`;
   return {
     api: {
@@ -184,7 +184,7 @@ export function readConfig(env: (name: string) => string | undefined) {
       servername: isIPv6 ? "kubernetes.default.svc" : undefined,
     },
     /** One list and watch each; undefined is the whole cluster. */
-    namespaces: env("WATCH_NAMESPACES")
+    namespaces: env.WATCH_NAMESPACES
       ? splitList(read("WATCH_NAMESPACES", NAMESPACES, "a comma-separated list of namespaces"))
       : [undefined],
     /** The controller's own; elsewhere than in a Pod the name that the manifest gives it. */
@@ -194,14 +194,14 @@ export function readConfig(env: (name: string) => string | undefined) {
     issuerHost: new URL(issuer).hostname,
     audience: read("AUDIENCE", /^[!-~]+$/, "printable characters without spaces", "cgr.dev"),
     registries: splitList(read("REGISTRIES", HOSTS, "a comma-separated list of hosts", "cgr.dev")),
-    subjectTokenFile: env("SUBJECT_TOKEN_FILE") || "/var/run/chainguard/oidc/oidc-token",
-    httpsProxy: env(proxy) &&
+    subjectTokenFile: env.SUBJECT_TOKEN_FILE || "/var/run/chainguard/oidc/oidc-token",
+    httpsProxy: env[proxy] &&
       read(
         proxy,
         { test: isProxyUrl },
         "an http or https URL, its user and password percent-encoded",
       ),
-    noProxy: env("NO_PROXY") || env("no_proxy"),
+    noProxy: env.NO_PROXY || env.no_proxy,
     port: +read("PORT", PORT, "a port from 1 to 65535", "8080"),
   };
 }
@@ -218,8 +218,7 @@ const isBaseUrl = (text: string) =>
 
 function isProxyUrl(text: string) {
   try {
-    const { username, password } = new URL(text);
-    decodeURIComponent(`${username}:${password}`);
+    decodeURIComponent(new URL(text).href);
     return /^https?:\/\/[^\s\p{C}]+$/u.test(text);
   } catch {
     return false;
@@ -256,11 +255,12 @@ export function toNote(text: string) {
 const textOf = (value: unknown) => typeof value === "string" ? cut(value) : undefined;
 
 type Level = "info" | "warn";
-type Log = (level: Level, msg: string, fields: object) => void;
+type Log = ReturnType<typeof createLog>;
 
 /** Logs one JSON object a line. */
 export const createLog =
-  (now: () => number, write: (level: Level, line: string) => void): Log => (level, msg, fields) => {
+  (now: () => number, write: (level: Level, line: string) => void) =>
+  (level: Level, msg: string, fields: object) => {
     const line = JSON.stringify(
       { time: new Date(now()).toISOString(), level, msg, ...fields },
       (_key, value) => typeof value === "string" ? toNote(value) : value,
@@ -271,10 +271,7 @@ export const createLog =
 // ───── The Secret ─────
 
 /** What an event says about a Secret: what happened, and the command that fixes it. */
-export interface Report {
-  reason: string;
-  message: string;
-}
+export type Report = NonNullable<PullSecret["problem"]>;
 
 /** What is read from a Secret, and all of it that is kept. */
 type PullSecret = ReturnType<typeof parseSecret>;
@@ -416,7 +413,8 @@ function readDockerConfig(data: unknown, registries: string[]) {
 }
 
 function tokenOf(entry: unknown) {
-  const encoded = isObject(entry) && typeof entry.auth === "string" ? entry.auth : "";
+  const { auth } = Object(entry);
+  const encoded = typeof auth === "string" ? auth : "";
   return decode(/^_token:(.*)/s.exec(Buffer.from(encoded, "base64").toString())?.[1] ?? "");
 }
 
@@ -1104,9 +1102,7 @@ export class Controller {
         secret.isPlain &&= !isConflict;
         const result = isConflict ? "conflict" : isRefusal(error) ? "refused" : "failed";
         this.#count(`pull_secret_updater_refreshes_total{result="${result}"}`);
-        if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_NORMAL_CONFLICTS)) {
-          return;
-        }
+        if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CONFLICTS)) return;
         const reason = error instanceof ApiError ? "ExchangeFailed" : INVALID_CONFIG;
         this.#report(secret, {
           reason,
@@ -1229,7 +1225,7 @@ async function printStatus(api: KubernetesApi, config: Config, asJson: boolean) 
     }
   }
   const table = rows.length > 0
-    ? [COLUMNS, ...rows.map(Object.values<string>)].map((row) =>
+    ? [COLUMNS, ...rows.map(Object.values)].map((row) =>
       row.map((cell, column) => cell.padEnd(WIDTHS[column]!)).join("  ").trimEnd()
     ).join("\n")
     : `no Secret has the label ${IDENTITY_KEY}`;
@@ -1294,7 +1290,7 @@ async function main(args: string[]) {
   }
   if (flag === "--help") return void console.log(HELP);
   if (flag === "--version") return void console.log(VERSION);
-  const config = readConfig((name) => process.env[name]);
+  const config = readConfig(process.env);
   setDefaultAutoSelectFamilyAttemptTimeout(ADDRESS_TIMEOUT_MS);
   const userAgent = `pull-secret-updater/${VERSION}`;
   const api = new KubernetesClient({

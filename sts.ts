@@ -63,22 +63,20 @@ type Life = Pick<Claims, "issuedAt" | "expiresAt">;
 /** Decodes a JWT that has a subject and an expiry; returns nothing for any other text. */
 export function decode(token: string) {
   if (token.length > MAX_TOKEN_CHARS || !JWT.test(token)) return;
-  let payload;
   try {
-    payload = decodeJwt(token);
+    const { iss, sub, aud, iat, exp } = decodeJwt(token);
+    if (typeof sub !== "string" || !isNumericDate(exp)) return;
+    if (iat !== undefined && !(isNumericDate(iat) && iat < exp!)) return;
+    return {
+      issuer: typeof iss === "string" ? iss : "",
+      subject: sub,
+      audiences: [aud].flat().filter((audience) => typeof audience === "string"),
+      issuedAt: iat === undefined ? undefined : iat * 1000,
+      expiresAt: exp! * 1000,
+    };
   } catch {
-    return;
+    // It is not a JWT.
   }
-  const { iss, sub, aud, iat, exp } = payload;
-  if (typeof sub !== "string" || !isNumericDate(exp)) return;
-  if (iat !== undefined && !(isNumericDate(iat) && iat < exp)) return;
-  return {
-    issuer: typeof iss === "string" ? iss : "",
-    subject: sub,
-    audiences: [aud].flat().filter((audience) => typeof audience === "string"),
-    issuedAt: iat === undefined ? undefined : iat * 1000,
-    expiresAt: exp * 1000,
-  };
 }
 
 const isNumericDate = (value: unknown) =>

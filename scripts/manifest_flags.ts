@@ -189,9 +189,7 @@ export const FLAGS: Record<string, Flag> = {
 const quoted = (text: string) => stringify(text).trim();
 
 const configOf = (variable: string, value: string) =>
-  readConfig((name) =>
-    ({ KUBERNETES_SERVICE_HOST: "api", KUBERNETES_SERVICE_PORT: "443", [variable]: value })[name]
-  );
+  readConfig({ KUBERNETES_SERVICE_HOST: "api", KUBERNETES_SERVICE_PORT: "443", [variable]: value });
 
 /** What could end a host name's place in a list, a string or an expression is in none. */
 function hasPlainHost(url: string): boolean {

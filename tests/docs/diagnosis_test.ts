@@ -126,7 +126,7 @@ function configErrors(): string[] {
   return [...quoted].flatMap((name) => ["", "b@d ://\u0001"].map((value) => ({ name, value })))
     .flatMap(({ name, value }) => {
       try {
-        readConfig((other) => ({ ...pod, [name]: value })[other]);
+        readConfig({ ...pod, [name]: value });
         return [];
       } catch (error) {
         assert(error instanceof ConfigError, `${name}: ${error}`);

@@ -17,8 +17,7 @@ again, and fails where one is not as this page has it.
 - **works**: the Secret is filled; where there is a proxy, by the proxy. **direct**: without it.
 - **no**: it is not filled for as long as it is so. The log says why, and the program tries again; a
   configuration that is refused ends it with exit status 2.
-- **fault**: a known one, of ours.
-
+${ROWS.some(({ known }) => known) ? "- **fault**: a known one, of ours.\n" : ""}
 How to set a proxy, a CA or the DNS: [flags](install.md#flags).
 
 `;

@@ -501,7 +501,7 @@ export const PROPERTIES: Property[] = [
     anyEnvironment,
   ], (env) => {
     try {
-      const config = readConfig((name) => env[name as keyof typeof env]);
+      const config = readConfig(env);
       const urls = [config.api.url, config.issuer].map((url) => new URL(url));
       for (const { protocol, hostname, username, password, search, hash } of urls) {
         assert(protocol === "https:" || /^(localhost|127\..*|\[::1\])$/.test(hostname), hostname);

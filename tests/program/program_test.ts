@@ -800,10 +800,14 @@ describe("the program", { concurrency: 1_000 }, () => {
       for (const api of [undefined, "http://127.0.0.1:8001"]) {
         const address = { KUBERNETES_SERVICE_HOST: "10.0.0.1", KUBERNETES_SERVICE_PORT: "443" };
         const env: Record<string, string | undefined> = { ...address, KUBERNETES_API: api };
-        readConfig((name) => {
-          asked.add(name);
-          return env[name];
-        });
+        readConfig(
+          new Proxy(env, {
+            get: (_env, name: string) => {
+              asked.add(name);
+              return env[name];
+            },
+          }),
+        );
       }
       assert(asked.size >= 14, [...asked].join());
       // A proxy's names in lower case are described with the others.

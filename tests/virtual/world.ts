@@ -57,7 +57,7 @@ export class VirtualWorld implements Surroundings {
   start({ env = {}, skew = 0 }: { env?: Record<string, string>; skew?: number } = {}): Replica {
     const name = `replica-${++this.#started}`;
     const clock = Object.assign(this.clock.view(), { skew });
-    const config: Config = readConfig((variable) => ({ ...ENVIRONMENT, ...env })[variable]);
+    const config: Config = readConfig({ ...ENVIRONMENT, ...env });
     const controller = new Controller(config, {
       api: this.cluster.client(name),
       exchange: this.issuer.client(name),
