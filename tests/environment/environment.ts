@@ -10,6 +10,7 @@ import { mkdtempSync, readdirSync, rmdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import process from "node:process";
+import { helpIfAsked } from "../support/help.ts";
 import { until } from "../support/until.ts";
 import { memoryHierarchy, RUN_VARIABLE } from "./pod.ts";
 
@@ -26,6 +27,7 @@ const NETWORK = `
 `;
 
 async function main(): Promise<number> {
+  helpIfAsked(import.meta.filename!);
   const missing = TOOLS.filter((tool) => spawnSync("which", [tool]).status !== 0);
   if (process.getuid?.() !== 0 || missing.length > 0) {
     console.error(`it needs Linux, root, and ${missing.join(", ") || "no more"}`);

@@ -27,8 +27,6 @@ type Server = "issuer" | "api";
 interface Conditions {
   /** What the table adds. */
   note?: string;
-  /** A fault of ours that this row holds on to: the day it is gone, the row fails, and is to be written anew. */
-  known?: string;
   /** Flags of `npm run manifest`. Here as in `env`, {proxy}, {proxy A}, {A} and {octet} are the addresses of a run. */
   flags?: Settings;
   /** Variables that are set beside. */
@@ -257,13 +255,12 @@ const AUTHORITIES: Record<Server, string> = {
   issuer: "The issuer's or proxy's CA",
   api: "The API server's CA",
 };
-const authorities = (of: Server, rows: typeof CAS, { known }: Conditions = {}) =>
+const authorities = (of: Server, rows: typeof CAS) =>
   rowsOf(
     AUTHORITIES[of],
     rows.map(([what, ca, expect = works, note]) => [what, expect, {
       ca: { of, ...ca },
       note,
-      known,
     }]),
   );
 

@@ -17,7 +17,7 @@ again, and fails where one is not as this page has it.
 - **works**: the Secret is filled; where there is a proxy, by the proxy. **direct**: without it.
 - **no**: it is not filled for as long as it is so. The log says why, and the program tries again; a
   configuration that is refused ends it with exit status 2.
-${ROWS.some(({ known }) => known) ? "- **fault**: a known one, of ours.\n" : ""}
+
 How to set a proxy, a CA or the DNS: [flags](install.md#flags).
 
 `;
@@ -50,9 +50,8 @@ function cellOf(row: Row, runtime: Runtime): string {
 function noteOf(row: Row): string {
   const outcomes = [outcomeOn(row, "node"), outcomeOn(row, "deno")];
   const quotes = new Set(outcomes.flatMap((outcome) => outcome.works ? [] : outcome.log));
-  const known = row.known ? [`**fault**: ${row.known}`] : [];
-  const said = row.known ? [] : [...quotes].map((quote) => `\`${quote}\``);
-  return [...known, ...said, ...row.note ? [row.note] : []].join("; ");
+  const said = [...quotes].map((quote) => `\`${quote}\``);
+  return [...said, ...row.note ? [row.note] : []].join("; ");
 }
 
 if (import.meta.main) writeFileSync(PAGE, drawPage());

@@ -5,9 +5,9 @@ import { once } from "node:events";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Settings } from "../../scripts/manifest_flags.ts";
-import { IDENTITY } from "../support/names.ts";
+import { ACCOUNT, NAMESPACE } from "../support/names.ts";
 import { readManifest, type Runtime } from "../support/program.ts";
-import { tokenOf } from "../support/secrets.ts";
+import { pullSecret, tokenOf, uid as identityOf } from "../support/secrets.ts";
 import { ApiServer } from "../fake/apiserver.ts";
 import { Issuer } from "../fake/issuer.ts";
 import { makeSigningKey } from "../fake/keys.ts";
@@ -28,8 +28,7 @@ const HTTPS_PORT = 443;
 const PROXY_PORT = 3128;
 /** Documentation prefixes: nothing here answers for them, not even that nobody is there. */
 const DEAD = ["10.0.0.1", "2001:db8:f0ff::1"] as const;
-const OWN = ["pull-secret-updater", "controller"] as const;
-const identityOf = (index: number) => `${"0a".repeat(20)}/${`${index}`.padStart(16, "0")}`;
+const OWN = [NAMESPACE, ACCOUNT] as const;
 const ACCOUNT_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount";
 const SUBJECT_FOLDER = "/var/run/chainguard/oidc";
 const CA_FOLDER = "/etc/private-ca";
@@ -156,7 +155,7 @@ export async function makeWorld(
   files.account.write({
     token: await api.serviceAccountToken(...OWN, api.issuer),
     "ca.crt": trusted("api", apiTrust),
-    namespace: OWN[0],
+    namespace: NAMESPACE,
   });
   files.subject.write({
     "oidc-token": await api.serviceAccountToken(...OWN, issuer.audience),
@@ -167,15 +166,7 @@ export async function makeWorld(
 
   const create = (index: number) => {
     issuer.bind(identityOf(index), api.issuer, ...OWN);
-    api.createSecret({
-      metadata: {
-        namespace: "team",
-        name: `pull-${index}`,
-        labels: { [IDENTITY]: identityOf(index).replace("/", ".") },
-      },
-      type: "kubernetes.io/dockerconfigjson",
-      stringData: { ".dockerconfigjson": "{}" },
-    });
+    api.createSecret(pullSecret("team", `pull-${index}`, identityOf(index)));
   };
   create(1);
   const { uid = 65532, gid = 65532, hasNoHome, memoryMiB } = row.pod ?? {};
