@@ -101,6 +101,8 @@ export async function makeWorld(
     { keys: api.jwks, issuer: issuerUrl ?? `https://${ISSUER_NAME}` },
   );
   toEnd.push(() => api.close(), () => issuer.close());
+  // None is left idle, to be found closed after the rotation: that would be told in its place.
+  if (row.rotates) issuer.faults.add({ headers: { connection: "close" }, times: Infinity });
   for (const host of more) toEnd.push(await relay(host, main));
   names[ISSUER_NAME] = issuerAddresses;
 
