@@ -42,8 +42,8 @@ const HEADER =
 #
 #   kubectl apply --server-side -f install.yaml        (Kubernetes 1.30 and later)
 #
-# Without --server-side kubectl would keep a copy in an annotation, for which this is too large. To take it away again,
-# delete the Deployment first: the policies guard what the controller may do for as long as it runs.
+# Without --server-side kubectl would store a copy in an annotation, for which this is too large. To uninstall, delete the
+# Deployment first: the policies restrict the controller while it runs (docs/upgrade.md).
 `;
 const NODE_ARGS =
   " Node grants nothing but this: to read three places; no child process, no worker, no other file. It has no\n" +

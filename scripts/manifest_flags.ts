@@ -104,7 +104,7 @@ export const FLAGS: Record<string, Flag> = {
   },
   proxy: {
     value: "URL",
-    help: "the way to the issuer; on Deno any host can then be reached (see the README)",
+    help: "a proxy to the issuer; on Deno any host can then be reached (see docs/install.md)",
     variable: "HTTPS_PROXY",
     allowed: [
       { test: (url) => hasPlainHost(url) && !url.includes("@") },
@@ -141,7 +141,7 @@ export const FLAGS: Record<string, Flag> = {
   },
   namespaces: {
     value: "NAME,…",
-    help: "fill Secrets of these namespaces only, with rights in them alone",
+    help: "fill Secrets of these namespaces only, with permissions in them alone",
     variable: "WATCH_NAMESPACES",
     text: (deploy, value) => {
       const { namespaces } = configOf("WATCH_NAMESPACES", value);
@@ -159,12 +159,12 @@ export const FLAGS: Record<string, Flag> = {
       deploy.replace(/(?<=--allow-net=)\$\(KUBERNETES_SERVICE_HOST\)/, (host) => `[${host}]`),
   },
   openshift: {
-    help: "leave user and groups to OpenShift, which gives each namespace its own",
+    help: "leave user and groups to OpenShift, which assigns them by namespace",
     text: (deploy) => deploy.replace(/^ +(runAsUser|runAsGroup|fsGroup): .*\n/gm, ""),
   },
   replicas: {
     value: "N",
-    help: "how many Pods, each of which does all the work (default: 2)",
+    help: "how many Pods, all of them active (default: 2)",
     allowed: [/^[1-9]\d?$/, "a number from 1 to 99"],
     deployment: (deployment, count) => deployment.setIn(["spec", "replicas"], Number(count)),
   },
