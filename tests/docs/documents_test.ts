@@ -15,6 +15,7 @@ import {
   itemsUnder,
   linksOf,
   PAGES,
+  proseOf,
 } from "../support/markdown.ts";
 import { ROOT } from "../support/paths.ts";
 
@@ -32,6 +33,8 @@ const [, VERSION = ""] = /^const VERSION = "(.+)";$/m.exec(read("main.ts")) ?? [
 const SIZE = BLOCKS.find(({ text }) => text.startsWith("npm run -s size"))!;
 /** How the comment above a block says that it is not run as it stands. */
 const MARK = /^test: /;
+/** The one variable that is named and not ours. */
+const OF_NODE = "`NODE_OPTIONS`";
 /** What the documents may have: the README's limit is also one of bytes. */
 const LIMITS = { readmeLines: 250, readmeBytes: 15 * 1024, pageLines: 400, columns: 120 };
 
@@ -115,6 +118,31 @@ test("Each block of YAML and each of commands is run by the end-to-end test, or 
 test("No block says that it is not run, and is", () => {
   const both = [...blocksThatAreRun()].filter(({ mark }) => /^test: not run/.test(mark));
   assertEquals(both.map(({ line, text }) => `${line}: ${text}`), []);
+});
+
+test("Each constant and function that the documents name is in the sources", () => {
+  const sources = [...PRODUCT, "package.json", "scripts/manifest_flags.ts"].map(read).join("\n");
+  const pages = [...DOCUMENTS, "SECURITY.md"].filter((page) => page !== "docs/environments.md");
+  const constants = pages.flatMap((page) =>
+    (proseOf(read(page)).match(/`[A-Z]+(_[A-Z]+)+`/g) ?? []).map((name) => ({ page, name }))
+  );
+  const functions = ["docs/reviewing.md", "CONTRIBUTING.md"].flatMap((page) =>
+    (proseOf(read(page)).match(/`#?[a-z]+[A-Z]\w*`|`#\w+`/g) ?? []).map((name) => ({ page, name }))
+  );
+  assert(constants.length > 10 && functions.length > 5, "they are found");
+  const unknown = [...constants, ...functions].filter(({ name }) =>
+    name !== OF_NODE &&
+    !new RegExp(`(?<!\\w)${name.slice(1, -1)}(?!\\w)`).test(sources)
+  );
+  assertEquals(unknown, []);
+});
+
+test("SECURITY.md links to each of its threats from the list at its beginning", () => {
+  const [, below = ""] = read("SECURITY.md").split("\n## Who can do what\n");
+  const [list = "", ...threats] = below.split("\n### ");
+  const linked = linksOf(list).flatMap((link) => /^#t(\d+)-/.exec(link)?.[1] ?? []).map(Number);
+  const all = threats.flatMap((threat) => /^T(\d+)\. /.exec(threat)?.[1] ?? []).map(Number);
+  assertEquals(linked.sort((a, b) => a - b), all);
 });
 
 test("The command for the size measures each file of the product", () => {
