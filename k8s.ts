@@ -1,6 +1,6 @@
 /**
  * A minimal client of the Kubernetes REST API: the six requests that the controller makes, each of
- * them one attempt, and the list-and-watch loop over two of them.
+ * them one attempt, and the round of list and watch that two of them make.
  *
  * The numbers follow client-go where it has one for the same purpose.
  */
@@ -124,14 +124,14 @@ export class KubernetesClient {
       // Each connection reads the CA anew, as each request reads the token: the kubelet replaces
       // both.
       connect: (connection, callback) => {
-        // If only an intermediate CA is trusted, OpenSSL demands the root too, unless told so.
-        const tls = {
+        // undici's own time-out is 10 s.
+        buildConnector({
           ca: caFile && certificatesIn(readMounted(caFile)),
           servername,
+          // If only an intermediate CA is trusted, OpenSSL demands the root too, unless told so.
           allowPartialTrustChain: true,
-        };
-        // undici's own time-out is 10 s.
-        buildConnector({ ...tls, allowH2: false })(connection, callback);
+          allowH2: false,
+        })(connection, callback);
       },
     });
   }
@@ -145,14 +145,17 @@ export class KubernetesClient {
     const { url, tokenFile, userAgent, onResponse } = this.#options;
     let response: Dispatcher.ResponseData;
     try {
-      const headers = {
-        accept: "application/json",
-        "content-type": "application/json",
-        "user-agent": userAgent,
-        ...tokenFile && { authorization: `Bearer ${readMounted(tokenFile)}` },
-        ...options.headers as object,
-      };
-      response = await request(url + path, { ...options, headers, dispatcher: this.#agent });
+      response = await request(url + path, {
+        ...options,
+        headers: {
+          accept: "application/json",
+          "content-type": "application/json",
+          "user-agent": userAgent,
+          ...tokenFile && { authorization: `Bearer ${readMounted(tokenFile)}` },
+          ...options.headers as object,
+        },
+        dispatcher: this.#agent,
+      });
     } catch (cause) {
       onResponse(verb, "error");
       throw noResponse(verb, cause);
@@ -186,7 +189,6 @@ export class KubernetesClient {
     namespace: string | undefined,
     signal: AbortSignal,
   ): AsyncGenerator<{ items: Secret[]; resourceVersion: string }> {
-    const { labelSelector } = this.#options;
     let limit = PAGE_LIMIT;
     let next = "";
     for (;;) {
@@ -194,7 +196,14 @@ export class KubernetesClient {
         const { items, metadata } = await this.#json(
           "list",
           secretsPath(namespace),
-          { query: { labelSelector, limit, ...next && { continue: next } }, signal },
+          {
+            query: {
+              labelSelector: this.#options.labelSelector,
+              limit,
+              ...next && { continue: next },
+            },
+            signal,
+          },
           limit === 1 ? MAX_SECRET_BYTES : MAX_BODY_BYTES,
         ) ?? {};
         if (!Array.isArray(items) || !metadata?.resourceVersion) throw invalid("list: not a list");
@@ -216,10 +225,9 @@ export class KubernetesClient {
     timeoutSeconds: number,
     signal: AbortSignal,
   ) {
-    const { labelSelector } = this.#options;
     const { body } = await this.#send("watch", secretsPath(namespace), {
       query: {
-        labelSelector,
+        labelSelector: this.#options.labelSelector,
         resourceVersion,
         timeoutSeconds,
         watch: 1,
@@ -426,8 +434,11 @@ export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerat
 function parseWatchEvent(line: string): WatchEvent {
   const { type, object } = parseJson(line, "watch: a line") ?? {};
   if (type === "ERROR") {
-    const { code: status, message, reason } = parseStatus(JSON.stringify(object));
-    throw new ApiError(`watch: the API server sent an error: ${message}`, { status, reason });
+    const { code, message, reason } = parseStatus(JSON.stringify(object));
+    throw new ApiError(`watch: the API server sent an error: ${message}`, {
+      status: +code || undefined,
+      reason,
+    });
   }
   const { resourceVersion } = object?.metadata ?? {};
   if (typeof resourceVersion !== "string") throw invalid("watch: a record has no resource version");

@@ -898,6 +898,11 @@ describeForms("the watch", () => {
       [{ type: "ERROR", object: null }, undefined, undefined],
       [{ type: "ERROR" }, undefined, undefined],
       [{ type: "ERROR", object: "text" }, undefined, undefined],
+      // Whatever stands there is looked up by those who handle the error.
+      [{ type: "ERROR", object: { code: { toString: 1 } } }, undefined, undefined],
+      [{ type: "ERROR", object: { code: "constructor" } }, undefined, undefined],
+      [{ type: "ERROR", object: { code: {} } }, undefined, undefined],
+      [{ type: "ERROR", object: { message: { toString: 1 } } }, undefined, undefined],
     ];
     for (const [record, status, reason] of records) {
       api.faults.add({ verb: "watch", lines: [added("one"), record, added("two")], close: 0 });

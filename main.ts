@@ -105,8 +105,8 @@ const EVENT_SPACING_MS = 5 * 60_000;
 const EVENT_PLACE_MS = 5_000;
 const MAX_EVENTS = 25;
 const MAX_EVENTS_OF_NAMESPACE = 6;
-/** Beyond this, further Warnings of a namespace are only logged. */
-const MAX_WAITING_EVENTS = 1_000;
+/** Shared by the namespaces that wait. Beyond its share, a namespace's Warnings are only logged. */
+const MAX_WAITING_EVENTS = 2_000;
 /** The part of the slots that Normal events may take: the rest is kept for Warnings. */
 const NORMAL_EVENTS_PART = 0.5;
 /** The API server's limit. */
@@ -123,6 +123,8 @@ const METRICS_MAX_AGE_MS = 1_000;
 const BACKLOG = 4_096;
 /** Idle callers are cut off after this, more than the kubelet waits for a probe. */
 const CALL_TIMEOUT_MS = 5_000;
+/** For a caller to read what the kernel has taken: metrics of 10,000 Secrets have a megabyte. */
+const READ_TIMEOUT_MS = 2_000;
 /** Conflicts in a row that are normal: another replica, and a user. */
 const MAX_CONFLICTS = 2;
 /** The limit of samples, one for each Secret: a scrape would be megabytes. */
@@ -134,8 +136,8 @@ const MAX_SAMPLES = 10_000;
 export class ConfigError extends Error {}
 
 const BASE_URL = "an https URL (http to a loopback host only) without user, query and fragment";
-const HOSTS = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?\s*(,|$))+$/;
-const NAMESPACES = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\s*(,|$))+$/;
+const HOSTS = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:\d{1,5})?\s*(,|$))+$/s;
+const NAMESPACES = /^(?!.*,\s*$)(\s*[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\s*(,|$))+$/s;
 const ACCOUNT_NAME =
   /^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
 const PORT = /^([1-9]\d{0,3}|[1-5]\d{4}|6([0-4]\d{3}|5([0-4]\d\d|5([0-2]\d|3[0-5]))))$/;
@@ -159,7 +161,7 @@ export function readConfig(env: NodeJS.ProcessEnv) {
   const host = isPod
     ? read(
       "KUBERNETES_SERVICE_HOST",
-      /^[\w.:-]+$/,
+      /^([\w.-]+|[\da-f]*:[\da-f.]*:[\da-f:.]*)$/i,
       "a host (elsewhere: KUBERNETES_API=http://127.0.0.1:8001 of kubectl proxy)",
     )
     : "";
@@ -210,7 +212,7 @@ const splitList = (text: string) => [...new Set(text.split(",").map((part) => pa
 
 /** Masks whatever may be a password, even where the text is not a URL: user, query, a non-port. */
 const withoutPassword = (text: string) =>
-  text.replace(/.*@/s, "…@").replace(/([?#]|:(?!\/\/|\d{1,5}(\/|$))).*/s, "$1…");
+  text.replace(/^.*@/s, "…@").replace(/([?#]|:(?!\/\/|\d{1,5}(\/|$))).*/s, "$1…");
 
 const isBaseUrl = (text: string) =>
   /^(https:\/\/|http:\/\/(localhost|127(\.\d+){3}|\[::1\])(?=[:/]|$))[^@?#\s\p{C}]*$/u.test(text) &&
@@ -548,7 +550,8 @@ function createTurns(limit: number, limitOfNamespace = limit / 2) {
 
   return {
     hasRoom,
-    sizeOf: (namespace: string) => waiting.get(namespace)?.[0]?.size ?? 0,
+    /** How many jobs would wait if all namespaces that do had as many as this one. */
+    loadOf: (namespace: string) => (waiting.get(namespace)?.[0]?.size ?? 0) * waiting.size,
     /** Starts a job in its turn; resolves when it is done, or not needed. */
     run: (namespace: string, hasFailed: boolean, start: Start) =>
       new Promise((resolve) => {
@@ -626,7 +629,7 @@ function createReporter(
     const isWarning = reason !== "TokenIssued";
     if (isWarning) log("warn", reason, { namespace, name, message });
     const hasPlace = isWarning
-      ? turns.sizeOf(namespace) < MAX_WAITING_EVENTS
+      ? turns.loadOf(namespace) < MAX_WAITING_EVENTS
       : turns.hasRoom(namespace, NORMAL_EVENTS_PART);
     if (!hasPlace) return count("pull_secret_updater_events_dropped_total");
     reported.add(key);
@@ -703,9 +706,9 @@ function renderMetrics(counters: Map<string, number>, secrets: Iterable<PullSecr
   const samples = [`pull_secret_updater_build_info{version="${VERSION}"} 1`];
   for (const [series, value] of counters) samples.push(`${series} ${value}`);
   for (const secret of secrets) {
-    const { namespace, name, token } = secret;
+    const { namespace, name, token, isSkipped } = secret;
     states[stateOf(secret, now)]++;
-    if (!token || samples.length > MAX_SAMPLES) continue;
+    if (!token || isSkipped || samples.length > MAX_SAMPLES) continue;
     const labels = `namespace="${namespace}",name="${name}"`;
     samples.push(
       `pull_secret_updater_token_expiry_timestamp_seconds{${labels}} ${token.expiresAt / 1000}`,
@@ -742,6 +745,8 @@ interface Entry {
   backoff: Backoff;
   /** Whether one of its steps is under way. */
   isBusy?: boolean;
+  /** Whether the Secret is no longer selected, or is another of the same name by now. */
+  isRemoved?: boolean;
   timer?: unknown;
 }
 
@@ -1044,11 +1049,12 @@ export class Controller {
   }
 
   #remove(key: string) {
-    this.#deps.clock.clearTimeout(this.#entries.get(key)?.timer);
+    const entry = this.#entries.get(key);
+    if (!entry) return;
+    entry.isRemoved = true;
+    this.#deps.clock.clearTimeout(entry.timer);
     this.#entries.delete(key);
   }
-
-  #isCurrent = (entry: Entry) => this.#entries.get(keyOf(entry.secret)) === entry;
 
   #stepOf(entry: Entry, secret = entry.secret) {
     const { clock } = this.#deps;
@@ -1066,7 +1072,7 @@ export class Controller {
   async #reconcile(entry: Entry) {
     const { clock } = this.#deps;
     clock.clearTimeout(entry.timer);
-    while (!entry.isBusy && this.#isCurrent(entry)) {
+    while (!entry.isBusy && !entry.isRemoved) {
       const { secret, backoff } = entry;
       const step = this.#stepOf(entry);
       if (step.decision === "wait") backoff.failures = 0;
@@ -1079,7 +1085,7 @@ export class Controller {
         return;
       }
       const whoNeeds = () =>
-        this.#isCurrent(entry) && this.#stepOf(entry).do === step.do ? entry.secret : undefined;
+        !entry.isRemoved && this.#stepOf(entry).do === step.do ? entry.secret : undefined;
       entry.isBusy = true;
       await (step.do === "exchange"
         ? this.#tokens.renew(secret, whoNeeds)
@@ -1102,10 +1108,9 @@ export class Controller {
         secret.isPlain &&= !isConflict;
         const result = isConflict ? "conflict" : isRefusal(error) ? "refused" : "failed";
         this.#count(`pull_secret_updater_refreshes_total{result="${result}"}`);
-        if (!this.#isCurrent(entry) || (isConflict && backoff.failures <= MAX_CONFLICTS)) return;
-        const reason = error instanceof ApiError ? "ExchangeFailed" : INVALID_CONFIG;
+        if (entry.isRemoved || (isConflict && backoff.failures <= MAX_CONFLICTS)) return;
         this.#report(secret, {
-          reason,
+          reason: error instanceof ApiError ? "ExchangeFailed" : INVALID_CONFIG,
           message: `the token could not be written: ${error.message}`,
         });
       },
@@ -1264,18 +1269,19 @@ function serve(controller: Controller, port: number) {
     },
   };
   return createServer((socket) => {
-    const close = () => socket.destroy();
+    // A reset drops what the caller has not read, which the kernel would keep for minutes.
+    const close = () => socket.resetAndDestroy();
     socket.setTimeout(CALL_TIMEOUT_MS, close).on("error", close).once("data", (chunk) => {
-      const path = /^\w+ (\/[^? ]*)/.exec(`${chunk}`)?.[1] ?? "";
+      const path = /^\w+ (\/[^? ]*)/.exec(`${chunk}`)?.[1]!;
       const page = pages[path];
       const error = page ? page() : "not found";
-      const status = !error ? "200 OK" : page ? "503 Service Unavailable" : "404 Not Found";
+      const status = error ? page ? "503 Service Unavailable" : "404 Not Found" : "200 OK";
       const body = path === "/metrics" ? metrics : Buffer.from(`${error ?? "ok"}\n`);
       socket.pause().write(
         `HTTP/1.1 ${status}\r\ncontent-type: text/plain; version=0.0.4\r\n` +
           `content-length: ${body.length}\r\nconnection: close\r\n\r\n`,
       );
-      socket.end(body, close);
+      socket.end(body, () => setTimeout(close, READ_TIMEOUT_MS));
     });
   }).listen({ port, backlog: BACKLOG });
 }

@@ -10,7 +10,7 @@ import {
 } from "@std/assert";
 import { type Replica, VirtualWorld } from "../virtual/world.ts";
 import { answer, apiAnswer, claimsOf, held, logged, metric, rule } from "./rules.ts";
-import { HOUR, MIN, S, SECRET_TYPE, SERVICE_ACCOUNT } from "../support/names.ts";
+import { HOUR, MIN, S, SECRET_TYPE, SERVICE_ACCOUNT, TOKEN_IDENTITY } from "../support/names.ts";
 import { ALICE, BOB, configOf, type Parts, secret, uid } from "../support/secrets.ts";
 
 // ───── Metrics ─────
@@ -162,6 +162,18 @@ rule("The expiry has 10,000 series at most, the states count all", async (world)
   assertEquals(metric(replica, 'secrets{state="valid"}'), 10_050);
   const series = replica.renderMetrics().split("token_expiry_timestamp_seconds{").length - 1;
   assert(series > 9_900 && series <= 10_000, `${series}`);
+});
+
+rule("A Secret that is skipped has no series, whatever token it holds", async (world) => {
+  const iat = Math.floor(world.clock.now() / S);
+  const forged = configOf(world.jwt({ aud: "cgr.dev", sub: "nobody", iat, exp: iat + 3600 }));
+  const { metadata, ...rest } = secret("forged", { identity: "", config: forged });
+  const annotations = { ...metadata.annotations, [TOKEN_IDENTITY]: "" };
+  world.cluster.create({ ...rest, metadata: { ...metadata, annotations } });
+  const replica = world.start();
+  await world.clock.advance(1 * S);
+  assertEquals(metric(replica, 'secrets{state="skipped"}'), 1);
+  assert(!replica.renderMetrics().includes('name="forged"'));
 });
 
 // ───── Probes ─────
