@@ -302,6 +302,24 @@ rule(
 );
 
 rule(
+  "The namespaces that wait share the room for Warnings: many hold little more than one",
+  async (world) => {
+    const [namespaces, secrets] = [20, 500];
+    for (let number = 0; number < namespaces * secrets; number++) {
+      wrong(world, `s-${number}`, `flood-${number % namespaces}`);
+    }
+    wrong(world, "last", "last");
+    const replica = world.start();
+    await world.clock.advance(1 * S);
+    const waiting = namespaces * secrets - metric(replica, "events_dropped_total")!;
+    assert(waiting < 3_000, `${waiting} wait`);
+    // The last to come has its share, too.
+    await world.clock.advance(10 * S);
+    assert(world.cluster.events.some(({ regarding }) => regarding.name === "last"));
+  },
+);
+
+rule(
   "A Warning that was dropped is made up for when there is room: each of 2,200 is reported",
   async (world) => {
     for (let number = 0; number < 2_200; number++) wrong(world, `s-${number}`);
