@@ -20,9 +20,19 @@ const ASKED_UNSEEN_MS = 7 * 60_000;
 /** Of what stands between it and the controller: a redirect, time-outs, conflicts, too early, cancelled. */
 const PROXY_STATUSES = [302, 408, 409, 425, 499];
 
-export const noAnswer = (reason: string) => new ApiError("no answer", { reason });
+/** Makes an error without a stack: thousands are made, nobody reads it, and it costs more than all else of one. */
+function stackless<T>(make: () => T): T {
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 0;
+  const error = make();
+  Error.stackTraceLimit = stackTraceLimit;
+  return error;
+}
+export const noAnswer = (reason: string) => stackless(() => new ApiError("no answer", { reason }));
 export const answer = (status: number, retryAfter?: number) =>
-  new ApiError(`answered ${status}`, { status, retryAfter: `${retryAfter ?? ""}` });
+  stackless(() =>
+    new ApiError(`answered ${status}`, { status, retryAfter: `${retryAfter ?? ""}` })
+  );
 
 /** What the client makes of such an answer of the issuer. */
 export function refusal(status: number, retryAfter?: number, body = ""): StsError {

@@ -15,9 +15,47 @@ export function seeded(seed: number): () => number {
 /** Lets all promises settle that do not wait for time. */
 const settle = () => new Promise<void>((resolve) => void process.nextTick(resolve));
 
+const nothing = () => {};
+
 interface Timer {
   at: number;
-  callback: () => void;
+  /** None once it is over, or was cleared. */
+  callback?: () => void;
+  owner?: Owner;
+}
+
+/** Who set timers: how many of them are pending. A set of them would leave more garbage than all else here. */
+interface Owner {
+  pending: number;
+}
+
+/** Waits, one time after the other: so a listener for each would cost more than the waits themselves. */
+export class Waiter {
+  readonly #clock: VirtualClock;
+  readonly #signal: AbortSignal;
+  /** Ends the wait. */
+  wake = nothing;
+
+  constructor(clock: VirtualClock, signal: AbortSignal) {
+    this.#clock = clock;
+    this.#signal = signal;
+    signal.addEventListener("abort", () => this.wake());
+  }
+
+  /** Resolves after so long, or when it is woken; rejects when the signal says so. */
+  wait(ms: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      // Not assigned as a literal: V8 takes those for methods, and would have them outlive all that they refer to.
+      const end = () => {
+        this.#clock.clearTimeout(timer);
+        if (this.#signal.aborted) reject(this.#signal.reason);
+        else resolve();
+      };
+      const timer = ms === Infinity ? undefined : this.#clock.setTimeout(end, ms);
+      this.wake = end;
+      if (this.#signal.aborted) end();
+    });
+  }
 }
 
 /** Time that passes by {@linkcode VirtualClock.advance} only. */
@@ -26,59 +64,52 @@ export class VirtualClock {
   tick = 40;
   /** What the true time is ahead by: the machines slept. */
   slept = 0;
+  /** The next is the last. Those that were cleared stay until their time, which costs less than to look for them. */
   readonly #timers: Timer[] = [];
 
   /** The true time, which the issuer's clock shows. */
   now = () => EPOCH_MS + this.slept + this.tick;
 
   /** As the runtimes' own: in whole ms, a fraction early at times, and at once beyond 2^31 ms. */
-  setTimeout(callback: () => void, ms: number): Timer {
+  setTimeout(callback: () => void, ms: number, owner?: Owner): Timer {
     const delay = ms >= 1 && ms < 2 ** 31 ? Math.floor(ms) : 1;
-    const timer = { at: this.tick + delay, callback };
-    this.#timers.splice(this.#timers.findLastIndex(({ at }) => at <= timer.at) + 1, 0, timer);
+    const timer = { at: this.tick + delay, callback, owner };
+    let [place, end] = [0, this.#timers.length];
+    while (place < end) {
+      const middle = (place + end) >>> 1;
+      if (this.#timers[middle]!.at > timer.at) place = middle + 1;
+      else end = middle;
+    }
+    this.#timers.splice(place, 0, timer);
+    if (owner) owner.pending++;
     return timer;
   }
 
-  clearTimeout(timer: unknown): void {
-    const index = this.#timers.indexOf(timer as Timer);
-    if (index !== -1) this.#timers.splice(index, 1);
+  clearTimeout(timer?: Timer): void {
+    if (!timer?.callback) return;
+    timer.callback = undefined;
+    if (timer.owner) timer.owner.pending--;
   }
 
   /** Lets time pass: what is due happens in its order. */
   async advance(ms: number): Promise<void> {
     const end = this.tick + ms;
     await settle();
-    for (let timer; (timer = this.#timers[0]) && timer.at <= end;) {
-      this.#timers.shift();
+    for (let timer; (timer = this.#timers.at(-1)) && timer.at <= end;) {
+      this.#timers.pop();
+      const { callback } = timer;
+      if (!callback) continue;
       this.tick = Math.max(this.tick, timer.at);
-      timer.callback();
+      this.clearTimeout(timer);
+      callback();
       await settle();
     }
     this.tick = end;
   }
 
-  /** Resolves after so long, or when `waiter` is woken; rejects when the signal says so. */
-  wait(waiter: { wake: () => void }, ms: number, signal: AbortSignal): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const end = () => {
-        this.clearTimeout(timer);
-        signal.removeEventListener("abort", end);
-        if (signal.aborted) reject(signal.reason);
-        else resolve();
-      };
-      const timer = ms === Infinity ? undefined : this.setTimeout(end, ms);
-      waiter.wake = end;
-      signal.addEventListener("abort", end);
-      if (signal.aborted) end();
-    });
-  }
-
-  /** Resolves after so long, or never; rejects when the signal says so. */
-  sleep = (ms: number, signal: AbortSignal) => this.wait({ wake: () => {} }, ms, signal);
-
   /** The clock of one replica: its wall clock may be wrong, its timers are counted and may be lost. */
   view() {
-    const own = new Set<unknown>();
+    const own = { pending: 0 };
     const view = {
       /** What its wall clock is ahead by. */
       skew: 0,
@@ -88,24 +119,18 @@ export class VirtualClock {
       monotonic: () => this.tick,
       setTimeout: (callback: () => void, ms: number): unknown => {
         view.armed++;
-        const timer = this.setTimeout(() => {
-          own.delete(timer);
-          callback();
-        }, ms);
-        own.add(timer);
-        return timer;
+        return this.setTimeout(callback, ms, own);
       },
-      clearTimeout: (timer: unknown) => {
-        own.delete(timer);
-        this.clearTimeout(timer);
-      },
-      pending: () => own.size,
+      clearTimeout: (timer: unknown) => this.clearTimeout(timer as Timer | undefined),
+      pending: () => own.pending,
       /** As the process ends. */
       kill: () => {
         view.loseTimers();
         view.setTimeout = () => undefined;
       },
-      loseTimers: () => own.forEach((timer) => this.clearTimeout(timer)),
+      loseTimers: () => {
+        for (const timer of this.#timers) if (timer.owner === own) this.clearTimeout(timer);
+      },
     };
     return view;
   }

@@ -2,6 +2,7 @@
 import { Buffer } from "node:buffer";
 import { ApiError, type KubernetesApi, type Secret, type WatchEvent } from "../../k8s.ts";
 import { IDENTITY } from "../support/names.ts";
+import { Waiter } from "./clock.ts";
 import { delayOf, type Fault, never, type Surroundings } from "./shared.ts";
 
 /** As a kube-apiserver: a bookmark about every minute, and one before the end. */
@@ -62,9 +63,8 @@ function merge(target: unknown, patch: unknown): unknown {
 }
 
 /** A watch that is open. */
-interface Watch {
-  wake: () => void;
-  isDeaf: boolean;
+class Watch extends Waiter {
+  isDeaf = false;
   end?: Error | "end";
 }
 
@@ -104,7 +104,7 @@ export class VirtualCluster {
   #uid = 0;
   /** How many changes the history has forgotten. */
   #dropped = 0;
-  readonly #watches = new Set<Watch>();
+  #watches: Watch[] = [];
   /** How often all connections broke. */
   #cuts = 0;
   readonly #world: Surroundings;
@@ -248,9 +248,10 @@ export class VirtualCluster {
       if (fault === "wedged") return never();
       const isDead = () => this.#world.dead.has(replica);
       const cuts = this.#cuts;
+      const waiter = new Waiter(clock, signal);
       try {
         const ms = fault === "hang" ? SILENCE_MS : delayOf(fault);
-        await clock.sleep(ms, signal);
+        await waiter.wait(ms);
         if (isDead()) return never();
         if (cuts !== this.#cuts) {
           throw new ApiError("other side closed", { reason: "UND_ERR_SOCKET" });
@@ -259,7 +260,7 @@ export class VirtualCluster {
         if (fault instanceof Error) throw fault;
         const result = work();
         if (typeof fault === "object") {
-          await clock.sleep(fault.answerMs ?? 0, signal);
+          await waiter.wait(fault.answerMs ?? 0);
           if (isDead()) return never();
           if (fault.after) throw fault.after;
           if (cuts !== this.#cuts) {
@@ -348,8 +349,10 @@ export class VirtualCluster {
     const bookmarks = [clock.tick + BOOKMARK_MS, endsAt - LAST_BOOKMARK_MS].filter((at) =>
       at > clock.tick
     ).sort();
-    const watch: Watch = { wake: () => {}, isDeaf: this.isDeaf };
-    this.#watches.add(watch);
+    const watch = new Watch(clock, signal);
+    watch.isDeaf = this.isDeaf;
+    this.#watches.push(watch);
+    const end = () => this.#watches = this.#watches.filter((other) => other !== watch);
     let next = this.#dropped + this.history.findLastIndex(({ version }) => version <= from) + 1;
     try {
       while (true) {
@@ -373,13 +376,13 @@ export class VirtualCluster {
           }
         }
         const until = Math.min(bookmarks[0] ?? Infinity, watch.isDeaf ? deafUntil : endsAt);
-        await clock.wait(watch, until - clock.tick, signal);
+        await watch.wait(until - clock.tick);
         if (!this.#world.dead.has(replica)) continue;
-        this.#watches.delete(watch);
+        end();
         await never();
       }
     } finally {
-      this.#watches.delete(watch);
+      end();
     }
   }
 }

@@ -1,5 +1,6 @@
 /** The issuer in memory. */
 import { Buffer } from "node:buffer";
+import { Waiter } from "./clock.ts";
 import { delayOf, type Fault, never, type Surroundings } from "./shared.ts";
 
 /** How the issuer answers. */
@@ -51,7 +52,7 @@ export class VirtualIssuer {
       const fault = this.fault(request);
       if (fault === "wedged") return never();
       try {
-        await clock.sleep(fault === "hang" ? Infinity : delayOf(fault), signal);
+        await new Waiter(clock, signal).wait(fault === "hang" ? Infinity : delayOf(fault));
         if (this.#world.dead.has(replica)) return never();
         if (fault instanceof Error) throw fault;
         request.token = typeof fault === "string" ? fault : this.#issue(request, act);
