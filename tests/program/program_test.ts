@@ -12,10 +12,15 @@ import { createServer, get } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Program, RUNTIME, type Runtime, startProgram } from "../support/program.ts";
+import {
+  isCounted,
+  type Program,
+  RUNTIME,
+  type Runtime,
+  startProgram,
+} from "../support/program.ts";
 import { type ApiRequest, startApiServer } from "../fake/apiserver.ts";
 import { makeAuthority } from "../fake/certificates.ts";
 import type { Fault, LoggedRequest } from "../fake/injection.ts";
@@ -214,9 +219,6 @@ async function fetchText(port: string, path: string): Promise<{ status?: number;
   return { status: response.statusCode, text };
 }
 
-/** What the tests reach is counted of the source. */
-const { NODE_V8_COVERAGE, DENO_COVERAGE_DIR } = process.env;
-const isCounted = NODE_V8_COVERAGE !== undefined || DENO_COVERAGE_DIR !== undefined;
 const FORMS: Form[] = isCounted ? ["source"] : ["shipped", "source"];
 
 const scenarios: (() => Promise<void>)[] = [];

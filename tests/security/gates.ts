@@ -5,8 +5,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
-import { type Program, RUNTIME, startProgram } from "../support/program.ts";
+import { isCounted, type Program, RUNTIME, startProgram } from "../support/program.ts";
 import { startApiServer } from "../fake/apiserver.ts";
 import { makeAuthority } from "../fake/certificates.ts";
 import { startIssuer } from "../fake/issuer.ts";
@@ -20,10 +19,6 @@ import { until } from "../support/until.ts";
 /** For what takes a moment, on a machine that is busy with other things. */
 export const LONG_MS = 60_000;
 const OWN = ["pull-secret-updater", "controller"] as const;
-
-/** As it ships; but what the tests reach is counted of the source. */
-const { NODE_V8_COVERAGE, DENO_COVERAGE_DIR } = process.env;
-const shipped = NODE_V8_COVERAGE === undefined && DENO_COVERAGE_DIR === undefined;
 
 /** What a hostile server does with a connection; `request` is the head and body that came. */
 export type Attack = (socket: Socket, request: string) => void;
@@ -99,7 +94,6 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
     ISSUER_URL: issuerGate.url,
     SUBJECT_TOKEN_FILE: join(folder, "oidc-token"),
     SERVICE_ACCOUNT_DIR: folder,
-
     PORT: port,
     ...settings,
   };
@@ -114,7 +108,7 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
     folder,
     /** Starts the program, and waits until it watches. */
     async start(): Promise<Program> {
-      const program = await startProgram(RUNTIME, env, [], { shipped });
+      const program = await startProgram(RUNTIME, env, [], { shipped: !isCounted });
       programs.push(program);
       await until(() => api.openWatches > 0, "the program watches", 2 * LONG_MS);
       return program;
