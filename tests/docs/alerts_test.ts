@@ -62,6 +62,15 @@ test("Each metric of the program is on the dashboard", () => {
   assertEquals(missing, []);
 });
 
+test("promtool has nothing against the metrics", hasPromtool, () => {
+  const { text: input } = exposition;
+  const { status, stdout, stderr } = spawnSync("promtool", ["check", "metrics"], {
+    input,
+    encoding: "utf8",
+  });
+  assertEquals({ status, said: stdout + stderr }, { status: 0, said: "" });
+});
+
 /** What promtool says of tests that fail; nothing if all pass. */
 function promtoolTest(tests: Json, rules?: Json): string {
   const folder = mkdtempSync(join(tmpdir(), "pull-secret-updater-alerts-"));
