@@ -311,7 +311,6 @@ function failingWith(change: (expr: string) => string): string[] {
 
 test("The tests of each alert fail if it joins clusters, or jobs", hasPromtool, () => {
   const alerts = rules.map(({ alert }) => alert).sort();
-  assertEquals(failingWith((expr) => expr), []);
   assertEquals(failingWith((expr) => expr.replaceAll("cluster, ", "")), alerts);
   assertEquals(failingWith((expr) => expr.replaceAll(/, job\b/g, "")), alerts);
 });
