@@ -640,7 +640,8 @@ describe("the list", () => {
       metadata: { namespace: "team", name: "large", uid: "u", resourceVersion: "1" },
       data: { blob: "x".repeat(9 * MIB) },
     };
-    const body = { metadata: { resourceVersion: "7" }, items: [item] };
+    // As text, or each response would make it anew.
+    const body = JSON.stringify({ metadata: { resourceVersion: "7" }, items: [item] });
     api.faults.add({ verb: "list", times: Infinity, body });
     assertEquals(await listAll(connect()), ["large"]);
     assertEquals(api.requests.map(({ query }) => query.get("limit")), [
@@ -677,7 +678,7 @@ describe("the list", () => {
     const namespace = createSecrets(300);
     const relay = await startRelay(portOf(api.url));
     const match = (request: { query: URLSearchParams }) => request.query.has("continue");
-    api.faults.add({ verb: "list", match, body: "x".repeat(40 * MIB) });
+    api.faults.add({ verb: "list", match, body: "x".repeat(12 * MIB) });
     assertEquals(new Set(await listAll(connect(relay.url), namespace)).size, 300);
     const [, second, third] = api.requests.map(({ query }) => query);
     assertEquals(second?.get("continue"), third?.get("continue"));
