@@ -95,6 +95,10 @@ test("1. What is no identity's UID is skipped and reported: both empty, dots in 
     "a".repeat(41),
     "g".repeat(40),
     `${ALICE}/../${BOB}`,
+    `${ALICE}\n${BOB}`,
+    `${ALICE},${BOB}`,
+    `${ALICE}&aud=other`,
+    ALICE.replace("a", "а"), // of another script
     "__proto__",
   ];
   for (const identity of wrong) {
@@ -123,6 +127,10 @@ test("1. A service account that cannot be one is skipped and reported, also the 
       "a b",
       "a\n",
       "a%2fb",
+      "a?dryRun=All",
+      "а", // of another script
+      "../../apps/serviceaccounts/a",
+      "system:serviceaccount:apps:a",
       "a".repeat(254),
     ]
   ) {

@@ -9,19 +9,18 @@ import {
 import { Buffer } from "node:buffer";
 import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer as createHttpServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { after, afterEach, before, describe, test } from "node:test";
-import { pathToFileURL } from "node:url";
 import { inspect } from "node:util";
 import { Agent, type Dispatcher } from "undici";
-import * as source from "./sts.ts";
-import type { Claims, StsError } from "./sts.ts";
-import { bundleModule } from "./tests/support/program.ts";
+import type * as source from "./sts.ts";
+import type { Claims } from "./sts.ts";
+import { commandFor, isCounted, RUNTIME, urlOfShipped } from "./tests/support/program.ts";
 import { type Certificate, makeAuthority } from "./tests/fake/certificates.ts";
 import { type IssuerFault, startIssuer } from "./tests/fake/issuer.ts";
 import { makeSigningKey } from "./tests/fake/keys.ts";
@@ -44,26 +43,9 @@ const secureIssuer = await startIssuer({
 const subjectToken = await subjectTokenFor(issuer.audience);
 const cleanups: (() => unknown)[] = [];
 
-/** What ships is bundled with less of undici. */
-const bundleUrl = pathToFileURL(await bundleModule("sts.ts")).href;
-const forms = {
-  source: { url: new URL("./sts.ts", import.meta.url).href, sts: source },
-  bundle: { url: bundleUrl, sts: await import(bundleUrl) as typeof source },
-};
-let form = forms.source;
-const { decode, findLifeFlaw, IDENTITY, verify } = source;
-
-/** Rules that hold for the source and for the bundle. */
-function describeForms(title: string, define: () => void): void {
-  for (const [name, each] of Object.entries(forms)) {
-    describe(`${title} (${name})`, () => {
-      before(() => {
-        form = each;
-      });
-      define();
-    });
-  }
-}
+const shippedUrl = await urlOfShipped("sts.ts");
+const sts: typeof source = await import(shippedUrl);
+const { decode, findLifeFlaw, IDENTITY, StsError, TokenSource, verify } = sts;
 
 afterEach(async () => {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
@@ -96,9 +78,9 @@ interface Options {
 function ask(options: Options = {}): Promise<string> {
   const { url = issuer.url, token = subjectToken, identity = UID, audience = "cgr.dev", signal } =
     options;
-  const dispatcher = options.dispatcher ?? form.sts.issuerAgent(url);
+  const dispatcher = options.dispatcher ?? sts.issuerAgent(url);
   if (!options.dispatcher) cleanups.push(() => dispatcher.destroy());
-  return form.sts.exchange(url, token, { aud: audience, identity }, {
+  return sts.exchange(url, token, { aud: audience, identity }, {
     dispatcher,
     userAgent: "pull-secret-updater/test",
     signal: signal ?? new AbortController().signal,
@@ -106,11 +88,11 @@ function ask(options: Options = {}): Promise<string> {
 }
 
 /** How an exchange failed: always with a StsError, in which no token is to be found. */
-async function failure(request: Promise<string>): Promise<StsError> {
+async function failure(request: Promise<string>): Promise<source.StsError> {
   const error = await request.then(() => undefined, (caught) => caught);
-  assertIsError(error, form.sts.StsError);
+  assertIsError(error, StsError);
   assertNoToken(error, subjectToken);
-  return error as StsError;
+  return error as source.StsError;
 }
 
 function assertNoToken(error: Error, token: string): void {
@@ -130,7 +112,7 @@ function assertNoToken(error: Error, token: string): void {
   }
 }
 
-describeForms("the exchange", () => {
+describe("the exchange", () => {
   test("returns the token that the issuer gives", async () => {
     const token = await ask();
     assertEquals(token, issuer.exchanges[0]?.token);
@@ -331,7 +313,7 @@ describeForms("the exchange", () => {
   });
 
   test("leaves its connection to the next one, whatever the answer was", async () => {
-    const dispatcher = form.sts.issuerAgent(issuer.url);
+    const dispatcher = sts.issuerAgent(issuer.url);
     cleanups.push(() => dispatcher.destroy());
     const ports = new Set<number | undefined>();
     const server = createHttpServer((request, response) => {
@@ -353,7 +335,7 @@ describeForms("the exchange", () => {
       body: ({ headers }) => ({ code: 16, message: `no: ${headers.authorization}` }),
     });
     const error = await ask().catch((caught) => caught);
-    assertIsError(error, form.sts.StsError, "no: Bearer");
+    assertIsError(error, StsError, "no: Bearer");
     assertEquals({ ...error }, { name: "StsError", status: 401, code: 16, retryAfter: "" });
   });
 
@@ -415,7 +397,6 @@ interface Way {
 
 /** Tries each way; what the runtime itself has to say about one fails. */
 async function askInProcess(
-  runtime: string,
   ways: Way[],
   ca: string | null = authority.certificate,
 ): Promise<Outcome[]> {
@@ -425,7 +406,7 @@ async function askInProcess(
   writeFileSync(caFile, ca ?? "");
   const token = await subjectTokenFor(secureIssuer.audience);
   const input = {
-    sts: form.url,
+    sts: shippedUrl,
     subjectToken: token,
     identity: UID,
     ways: ways.map((way) => ({ issuer: secureIssuer.url, noProxy: "", ms: 5_000, ...way })),
@@ -434,10 +415,9 @@ async function askInProcess(
   const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", INPUT: JSON.stringify(input) };
   const extra = ca === null ? {} : { NODE_EXTRA_CA_CERTS: caFile };
   const args = runtime === "deno" ? ["eval", SCRIPT] : ["--input-type=module", "-e", SCRIPT];
-  const own = join(import.meta.dirname!, "node_modules", ".bin", runtime);
   const options = { cwd: import.meta.dirname!, env: { ...env, ...extra }, timeout: 20_000 };
   const [stdout, stderr] = await new Promise<string[]>((done, failed) => {
-    execFile(existsSync(own) ? own : runtime, args, options, (error, stdout, stderr) => {
+    execFile(commandFor(runtime), args, options, (error, stdout, stderr) => {
       if (error) failed(new Error(`${error.message}\n${stderr}`));
       else done([stdout, stderr]);
     });
@@ -474,12 +454,18 @@ async function startSecureIssuer(certificate: Certificate, host = "127.0.0.1") {
   return started;
 }
 
-for (const runtime of ["node", "deno"]) {
-  describeForms(`the way to the issuer, on ${runtime}`, () => {
+/** Each has its own; but there are lines for Deno, which are to be reached where Node counts them. */
+let runtime = RUNTIME;
+for (const each of isCounted ? ["node", "deno"] as const : [RUNTIME]) {
+  describe(`the way to the issuer, on ${each}`, () => {
+    before(() => {
+      runtime = each;
+    });
+
     test("trusts a private CA through NODE_EXTRA_CA_CERTS, and only so", async () => {
       const [[trusting], [other]] = await Promise.all([
-        askInProcess(runtime, [{}]),
-        askInProcess(runtime, [{}], null),
+        askInProcess([{}]),
+        askInProcess([{}], null),
       ]);
       assertEquals(trusting!.token, secureIssuer.exchanges[0]?.token);
       assertEquals([other!.error?.name, other!.error?.status, secureIssuer.requests.length], [
@@ -506,12 +492,11 @@ for (const runtime of ["node", "deno"]) {
           proxy,
         }))
       );
-      const outcomes = await askInProcess(runtime, ways, intermediate.certificate);
+      const outcomes = await askInProcess(ways, intermediate.certificate);
       for (const [index, { token, error }] of outcomes.entries()) {
         assert(token, JSON.stringify([ways[index], error]));
       }
       const [stranger] = await askInProcess(
-        runtime,
         [{ issuer: issuerOfLeaf.url }],
         makeAuthority().makeIntermediate().certificate,
       );
@@ -537,7 +522,7 @@ for (const runtime of ["node", "deno"]) {
           credentials.map(([given, sent]) => ({ proxy, url: proxy.url(given, host), sent }))
         )
       );
-      const outcomes = await askInProcess(runtime, cases.map(({ url }) => ({ proxy: url })));
+      const outcomes = await askInProcess(cases.map(({ url }) => ({ proxy: url })));
       for (const [index, { token, error }] of outcomes.entries()) {
         assert(token, JSON.stringify([cases[index]!.url, error]));
       }
@@ -589,7 +574,6 @@ for (const runtime of ["node", "deno"]) {
       ];
       const proxies = await Promise.all(forms.map(() => startProxy()));
       const outcomes = await askInProcess(
-        runtime,
         forms.map(([issuer, noProxy], index) => ({
           issuer,
           noProxy,
@@ -610,7 +594,7 @@ for (const runtime of ["node", "deno"]) {
         startProxy({ mode: "refuse" }),
         startProxy({ mode: "hang" }),
       ]);
-      const outcomes = await askInProcess(runtime, [
+      const outcomes = await askInProcess([
         { proxy: tunnel.url("user:another-word@") },
         { proxy: refusing.url("user:p%40ss@") },
         { proxy: hanging.url("user:p%40ss@"), ms: 1_000 },
@@ -630,7 +614,7 @@ for (const runtime of ["node", "deno"]) {
 
     test("gives up a CONNECT that the proxy does not answer, and tries anew", async () => {
       const proxy = await startProxy({ mode: "hang", times: 1 });
-      const [outcome] = await askInProcess(runtime, [{ proxy: proxy.url(), ms: 7_000, tries: 2 }]);
+      const [outcome] = await askInProcess([{ proxy: proxy.url(), ms: 7_000, tries: 2 }]);
       assert(outcome!.token, JSON.stringify(outcome));
       assertEquals(proxy.requests.length, 2);
     });
@@ -643,7 +627,7 @@ for (const runtime of ["node", "deno"]) {
       const ways = proxies.flatMap((
         { url },
       ) => [{ proxy: url() }, { proxy: url("", "localhost") }]);
-      for (const { error } of await askInProcess(runtime, ways)) {
+      for (const { error } of await askInProcess(ways)) {
         assertEquals([error?.name, error?.status], ["StsError", undefined]);
       }
       assertEquals(proxies.flatMap(({ requests }) => requests), []);
@@ -654,16 +638,16 @@ for (const runtime of ["node", "deno"]) {
       secureIssuer.faults.add({
         body: JSON.stringify({ token: "x", padding: "z".repeat(5 * MIB) }),
       });
-      const [outcome] = await askInProcess(runtime, [{ proxy: proxy.url() }]);
+      const [outcome] = await askInProcess([{ proxy: proxy.url() }]);
       assertEquals([outcome!.error?.name, proxy.requests.length], ["StsError", 1]);
     });
   });
 }
 
-describeForms("the proxy", () => {
+describe("the proxy", () => {
   test("is not used for an issuer on plain http", async () => {
     const proxy = await startProxy();
-    const dispatcher = form.sts.issuerAgent(issuer.url, proxy.url());
+    const dispatcher = sts.issuerAgent(issuer.url, proxy.url());
     cleanups.push(() => dispatcher.destroy());
     assertEquals(await ask({ dispatcher }), issuer.exchanges[0]?.token);
     assertEquals(proxy.requests, []);
@@ -673,16 +657,16 @@ describeForms("the proxy", () => {
 describe("reading a response", () => {
   test("returns the token of a 200, and nothing else", () => {
     assertEquals(
-      source.readResponse(200, '{"token":"x","refreshToken":"y","expiry":null}', ""),
+      sts.readResponse(200, '{"token":"x","refreshToken":"y","expiry":null}', ""),
       "x",
     );
-    assertThrows(() => source.readResponse(201, '{"token":"x"}', ""), source.StsError);
-    assertThrows(() => source.readResponse(200, '{"token":""}', ""), source.StsError);
+    assertThrows(() => sts.readResponse(201, '{"token":"x"}', ""), StsError);
+    assertThrows(() => sts.readResponse(200, '{"token":""}', ""), StsError);
   });
 
   test("is quoted up to 300 characters, of which none is half a character", () => {
     const text = JSON.stringify({ code: 7, message: `${"x".repeat(299)}\u{1f980}y` });
-    const { message } = assertThrows(() => source.readResponse(403, text, ""), source.StsError);
+    const { message } = assertThrows(() => sts.readResponse(403, text, ""), StsError);
     assert(message.includes("x".repeat(299)) && !message.includes("y"), message);
     assert(message.isWellFormed(), message);
   });
@@ -852,7 +836,7 @@ describe("judging a token", () => {
     test(`rejects ${what} from the issuer, without showing it`, () => {
       const error = assertThrows(
         () => verify(token, UID, "cgr.dev", NOW),
-        source.StsError,
+        StsError,
         message,
       );
       assertEquals([error.status, error.code], [200, 0]);
@@ -863,7 +847,7 @@ describe("judging a token", () => {
   test("says of a subject token why it cannot be exchanged, or nothing", () => {
     const host = "issuer.example";
     const subject = (changes: object = {}) => makeJwt({ ...CLAIMS, aud: [host], ...changes });
-    const flaw = (token: string) => `${source.findSubjectTokenFlaw(token, host, NOW)}`;
+    const flaw = (token: string) => `${sts.findSubjectTokenFlaw(token, host, NOW)}`;
     assertEquals(flaw(subject()), "undefined");
     assertEquals(flaw(subject({ aud: host })), "undefined");
     assertEquals(flaw(subject({ aud: ["other.example", host] })), "undefined");
@@ -879,9 +863,9 @@ describe("judging a token", () => {
   });
 
   test("tells when a token is to be renewed, by its times alone", () => {
-    assertEquals(source.renewalTime(claims({ iat: now, exp: now + 100 }), 0.67), NOW + 67_000);
+    assertEquals(sts.renewalTime(claims({ iat: now, exp: now + 100 }), 0.67), NOW + 67_000);
     const withoutIat = claims({ iat: undefined, exp: now + 1800 });
-    assertEquals(source.renewalTime(withoutIat, 0.75), NOW + 900_000);
+    assertEquals(sts.renewalTime(withoutIat, 0.75), NOW + 900_000);
   });
 
   test("knows an identity's UID, of any depth, from everything else", () => {
@@ -909,11 +893,11 @@ describe("judging a token", () => {
 });
 
 describe("a shared token", () => {
-  const give = (source_: InstanceType<typeof source.TokenSource>, token: string, at = NOW) =>
-    source_.store(token, UID, "cgr.dev", at);
+  const give = (shared: InstanceType<typeof TokenSource>, token: string, at = NOW) =>
+    shared.store(token, UID, "cgr.dev", at);
 
   test("is renewed by one exchange for all who need it meanwhile", async () => {
-    const shared = new source.TokenSource();
+    const shared = new TokenSource();
     let exchanges = 0;
     const exchange = async () => {
       exchanges++;
@@ -926,7 +910,7 @@ describe("a shared token", () => {
   });
 
   test("serves until 0.67 of its life; it tells how long it has left", () => {
-    const shared = new source.TokenSource();
+    const shared = new TokenSource();
     const token = makeJwt(CLAIMS);
     assertEquals(give(shared, token, NOW + 600_000), 3_000_000);
     const { expiresAt, renewAt } = shared.token!;
@@ -938,7 +922,7 @@ describe("a shared token", () => {
   });
 
   test("that the issuer gives again serves for half of what it has left", () => {
-    const shared = new source.TokenSource();
+    const shared = new TokenSource();
     const token = makeJwt(CLAIMS);
     give(shared, token);
     assertEquals(give(shared, token, NOW + 3000_000), 600_000);
@@ -946,16 +930,16 @@ describe("a shared token", () => {
   });
 
   test("that has expired is no good when the issuer gives it again", () => {
-    const shared = new source.TokenSource();
+    const shared = new TokenSource();
     give(shared, makeJwt(CLAIMS));
-    assertThrows(() => give(shared, makeJwt(CLAIMS), NOW + 3600_000), source.StsError, "expires");
+    assertThrows(() => give(shared, makeJwt(CLAIMS), NOW + 3600_000), StsError, "expires");
   });
 
   test("stays when the issuer gives one that is no good", () => {
-    const shared = new source.TokenSource();
+    const shared = new TokenSource();
     const token = makeJwt(CLAIMS);
     give(shared, token);
-    assertThrows(() => give(shared, makeJwt({ ...CLAIMS, sub: ORG })), source.StsError);
+    assertThrows(() => give(shared, makeJwt({ ...CLAIMS, sub: ORG })), StsError);
     assertEquals(shared.token?.jwt, token);
   });
 });

@@ -1,6 +1,9 @@
 /**
  * The configuration, as rules: a bad value ends the program at its start, with one line.
  */
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { clean, ConfigError, readConfig } from "../../main.ts";
@@ -59,6 +62,23 @@ test("A variable that is set is taken; an empty one counts as unset", () => {
     caFile: undefined,
     servername: undefined,
   });
+});
+
+test("To KUBERNETES_API the token goes on https alone, and the files of it and of the CA are used where they are", () => {
+  const dir = mkdtempSync(join(tmpdir(), "config-test-"));
+  try {
+    const of = (KUBERNETES_API: string) => {
+      const { tokenFile, caFile } = readConfig({ KUBERNETES_API, SERVICE_ACCOUNT_DIR: dir }).api;
+      return [tokenFile, caFile];
+    };
+    assertEquals(of("https://api.example"), [undefined, undefined]);
+    const files = ["token", "ca.crt"].map((name) => join(dir, name));
+    for (const file of files) writeFileSync(file, "x");
+    assertEquals(of("https://api.example"), files);
+    assertEquals(of("http://127.0.0.1:8001"), [undefined, undefined]);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
 });
 
 test("A bad value ends it with one line: the variable, the value and what is allowed", () => {

@@ -197,10 +197,10 @@ rule(
 for (
   const [life, during] of [[10 * S, 10 * MIN], [12 * S, 10 * MIN], [60 * S, 1 * HOUR], [
     1 * HOUR,
-    7 * 24 * HOUR,
+    24 * HOUR,
   ], [
     24 * HOUR,
-    10 * 24 * HOUR,
+    3 * 24 * HOUR,
   ]] as const
 ) {
   rule(
@@ -684,7 +684,7 @@ rule(
   async (world) => {
     for (const name of ["a", "b", "c"]) world.cluster.create(secret(name));
     world.start();
-    for (let hour = 0; hour < 48; hour++) {
+    for (let hour = 0; hour < 12; hour++) {
       world.issuer.fault = () => hour % 2 ? "hang" : answer(503);
       await world.clock.advance(12 * MIN);
       world.issuer.fault = () => undefined;

@@ -62,6 +62,15 @@ test("Each metric of the program is on the dashboard", () => {
   assertEquals(missing, []);
 });
 
+test("promtool has nothing against the metrics", hasPromtool, () => {
+  const { text: input } = exposition;
+  const { status, stdout, stderr } = spawnSync("promtool", ["check", "metrics"], {
+    input,
+    encoding: "utf8",
+  });
+  assertEquals({ status, said: stdout + stderr }, { status: 0, said: "" });
+});
+
 /** What promtool says of tests that fail; nothing if all pass. */
 function promtoolTest(tests: Json, rules?: Json): string {
   const folder = mkdtempSync(join(tmpdir(), "pull-secret-updater-alerts-"));
@@ -302,7 +311,6 @@ function failingWith(change: (expr: string) => string): string[] {
 
 test("The tests of each alert fail if it joins clusters, or jobs", hasPromtool, () => {
   const alerts = rules.map(({ alert }) => alert).sort();
-  assertEquals(failingWith((expr) => expr), []);
   assertEquals(failingWith((expr) => expr.replaceAll("cluster, ", "")), alerts);
   assertEquals(failingWith((expr) => expr.replaceAll(/, job\b/g, "")), alerts);
 });

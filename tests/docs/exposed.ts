@@ -10,6 +10,7 @@ export interface Sample {
 }
 
 export interface Exposition {
+  text: string;
   /** The types of the metrics by their names, without the prefix. */
   types: Map<string, string>;
   samples: Sample[];
@@ -24,6 +25,7 @@ export async function expose(): Promise<Exposition> {
   replica.stop();
   const types = text.matchAll(new RegExp(`^# TYPE ${METRIC_PREFIX}(\\w+) (\\w+)$`, "gm"));
   return {
+    text,
     types: new Map([...types].map(([, name = "", type = ""]) => [name, type])),
     samples: samplesIn(text),
   };

@@ -25,6 +25,10 @@ const made = (runtime: Runtime, ...args: string[]) =>
     settings: readSettings(args),
   });
 
+const WITHOUT_FLAGS = Object.fromEntries(
+  RUNTIMES.map((runtime) => [runtime, objectsOf(made(runtime))]),
+);
+
 /** What is installed without flags, and is changed here by hand as a flag should change it. */
 class Expected {
   readonly runtime: Runtime;
@@ -32,7 +36,7 @@ class Expected {
 
   constructor(runtime: Runtime) {
     this.runtime = runtime;
-    this.objects = objectsOf(made(runtime));
+    this.objects = structuredClone(WITHOUT_FLAGS[runtime]!);
   }
 
   ofKind(kind: string): Json {

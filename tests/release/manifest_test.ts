@@ -1,11 +1,8 @@
 /** What npm run manifest makes of deploy.yaml and the program. */
 import { assert, assertEquals, assertMatch, assertNotEquals, assertThrows } from "@std/assert";
-import { spawnSync } from "node:child_process";
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { isBuiltin } from "node:module";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { test } from "node:test";
 import { defaultImage, type Options, selfContained } from "../../scripts/manifest.ts";
 import { objectsOf, ofKind, podOf } from "../support/yaml.ts";
@@ -21,17 +18,9 @@ const LINES = 10_000;
 const ON_DENO: Options = { runtime: "deno", image: "registry.example/deno:1" };
 const ON_NODE: Options = { runtime: "node", image: "registry.example/node:1" };
 
-/** Runs a file; its outputs are read apart. */
-function run(file: string, args: string[] = [], options: { cwd?: string; env?: object } = {}) {
-  return spawnSync(process.execPath, [file, ...args], {
-    cwd: options.cwd,
-    env: { ...process.env, ...options.env },
-    encoding: "utf8",
-    maxBuffer: 4 * MAX_DATA_BYTES,
-  });
-}
-
-const manifest = (...args: string[]) => run(join(ROOT, "scripts/manifest.ts"), args);
+/** What the command prints, which release_test.ts compares. */
+const INSTALL = read("install.yaml");
+const PROGRAM: string = ofKind("ConfigMap", INSTALL).data["main.js"];
 
 test("Nothing but the Deployment differs from deploy.yaml, to the byte", () => {
   const made = selfContained(DEPLOY, "program\n", ON_DENO);
@@ -102,71 +91,18 @@ test("The default images are the Containerfile's, and its Deno is the one that i
   assertThrows(() => defaultImage("FROM scratch\n", "deno"), Error, "no ARG BASE=");
 });
 
-test("The command prints the manifest alone on stdout, the same bytes each time, with the program readable in it", () => {
-  const { stdout, stderr, status } = manifest();
-  assertEquals(status, 0, stderr);
-  assertEquals(manifest().stdout, stdout);
-  const program: string = ofKind("ConfigMap", stdout).data["main.js"];
-  assert(program.includes("\nfunction parseSecret("), "main.ts is in it under its own names");
-  assert(program.split("\n").length > LINES, "it is minified");
-  assertEquals(podOf(stdout).containers[0].image, defaultImage(CONTAINERFILE, "deno"));
-  assertEquals(
-    podOf(manifest("--runtime", "node").stdout).containers[0].image,
-    defaultImage(CONTAINERFILE, "node"),
-  );
-});
-
-test("The same sources give the same bytes in any folder, as the bundle too, wherever it is called", () => {
-  const work = mkdtempSync(join(tmpdir(), "manifest-test-"));
-  const [clone, elsewhere] = [join(work, "a", "deeper", "folder"), join(work, "elsewhere")];
-  try {
-    const files = [
-      "main.ts",
-      "k8s.ts",
-      "sts.ts",
-      "scripts/bundle.ts",
-      "scripts/manifest.ts",
-      "scripts/manifest_flags.ts",
-      "deploy.yaml",
-    ];
-    const settings = ["Containerfile", "package.json", "deno.json", "vendor"];
-    const packages = ["undici", "jose"].map((name) => `node_modules/${name}`);
-    for (const name of [...files, ...settings, ...packages]) {
-      cpSync(join(ROOT, name), join(clone, name), { recursive: true });
-    }
-    for (const name of ["esbuild", "@esbuild", "yaml"]) {
-      symlinkSync(join(ROOT, "node_modules", name), join(clone, "node_modules", name));
-    }
-    mkdirSync(elsewhere);
-    const there = { cwd: elsewhere, env: { TMPDIR: elsewhere } };
-    const { stdout, stderr } = run(join(clone, "scripts/manifest.ts"), [], there);
-    assertEquals(stdout, manifest().stdout, stderr);
-    for (const root of [ROOT, clone]) {
-      assertEquals(run(join(root, "scripts/bundle.ts"), [], there).status, 0);
-      const bundle = readFileSync(join(elsewhere, "out/main.js"), "utf8");
-      assertEquals(bundle, ofKind("ConfigMap", stdout).data["main.js"]);
-    }
-    assert(!/^ *\/\/ \.\.\//m.test(stdout), "a path leads out of the folder");
-  } finally {
-    rmSync(work, { recursive: true });
-  }
+test("The program is readable in the manifest, which runs it on the Containerfile's image", () => {
+  assert(PROGRAM.includes("\nfunction parseSecret("), "main.ts is in it under its own names");
+  assert(PROGRAM.split("\n").length > LINES, "it is minified");
+  assertEquals(podOf(INSTALL).containers[0].image, defaultImage(CONTAINERFILE, "deno"));
 });
 
 test("The program is of no architecture: it loads nothing but modules that each runtime has built in", () => {
-  const program: string = ofKind("ConfigMap", manifest().stdout).data["main.js"];
   // esbuild writes double quotes; others stand in comments.
   const loads = /(?:^import .* from |\brequire\(|\bimport\()"([^"]+)"/gm;
-  const loaded = [...program.matchAll(loads)].map(([, name = ""]) => name);
+  const loaded = [...PROGRAM.matchAll(loads)].map(([, name = ""]) => name);
   assert(loaded.length > 0);
   assertEquals(loaded.filter((name) => !isBuiltin(name)), []);
-});
-
-test("What it does not know ends it with exit status 2, one line on stderr and nothing on stdout", () => {
-  for (const args of [["--runtime", "bun"], ["--images", "x"]]) {
-    const { status, stdout, stderr } = manifest(...args);
-    assertEquals({ status, stdout }, { status: 2, stdout: "" });
-    assertMatch(stderr, /^[^\n]*(must be deno or node|Unknown option)[^\n]*\n$/);
-  }
 });
 
 test("Each object and each Pod says what it is and of which version; selectors go by the name alone, as they cannot change", () => {

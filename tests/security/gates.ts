@@ -5,10 +5,8 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
-import { type Program, RUNTIME, startProgram } from "../support/program.ts";
+import { isCounted, type Program, RUNTIME, startProgram } from "../support/program.ts";
 import { startApiServer } from "../fake/apiserver.ts";
-import { makeAuthority } from "../fake/certificates.ts";
 import { startIssuer } from "../fake/issuer.ts";
 import { memoryOf } from "../support/usage.ts";
 import { IDENTITY, SECRET_TYPE } from "../support/names.ts";
@@ -20,10 +18,6 @@ import { until } from "../support/until.ts";
 /** For what takes a moment, on a machine that is busy with other things. */
 export const LONG_MS = 60_000;
 const OWN = ["pull-secret-updater", "controller"] as const;
-
-/** As it ships; but what the tests reach is counted of the source. */
-const { NODE_V8_COVERAGE, DENO_COVERAGE_DIR } = process.env;
-const shipped = NODE_V8_COVERAGE === undefined && DENO_COVERAGE_DIR === undefined;
 
 /** What a hostile server does with a connection; `request` is the head and body that came. */
 export type Attack = (socket: Socket, request: string) => void;
@@ -71,35 +65,22 @@ async function openGate(target: string) {
 
 export type World = Awaited<ReturnType<typeof makeWorld>>;
 
-export interface WorldOptions {
-  settings?: Record<string, string>;
-  /** The API server over TLS, which asks for a token. Default: plain http, as `kubectl proxy`. */
-  secure?: boolean;
-}
-
-async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
-  const authority = makeAuthority();
-  const api = await startApiServer(
-    secure ? { certificate: authority.issue(), tokens: new Map() } : {},
-  );
+/** The API server is on plain http, as `kubectl proxy`. */
+async function makeWorld(settings: Record<string, string>) {
+  const api = await startApiServer();
   const issuer = await startIssuer({ keys: api.jwks });
   const [apiGate, issuerGate] = [await openGate(api.url), await openGate(issuer.url)];
   api.createServiceAccount(...OWN);
   const folder = mkdtempSync(join(tmpdir(), "hostile-"));
   const subjectToken = await api.serviceAccountToken(...OWN, issuer.audience);
-  const files = {
-    token: await api.serviceAccountToken(...OWN, api.issuer),
-    "ca.crt": authority.certificate,
-    "oidc-token": subjectToken,
-  };
-  for (const [name, text] of Object.entries(files)) writeFileSync(join(folder, name), text);
+  const subjectFile = join(folder, "oidc-token");
+  writeFileSync(subjectFile, subjectToken);
   const port = `${await findPort()}`;
   const env = {
-    KUBERNETES_API: secure ? apiGate.url.replace("http:", "https:") : apiGate.url,
+    KUBERNETES_API: apiGate.url,
     ISSUER_URL: issuerGate.url,
-    SUBJECT_TOKEN_FILE: join(folder, "oidc-token"),
+    SUBJECT_TOKEN_FILE: subjectFile,
     SERVICE_ACCOUNT_DIR: folder,
-
     PORT: port,
     ...settings,
   };
@@ -110,11 +91,9 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
     apiGate,
     issuerGate,
     port,
-    /** The service account's folder. */
-    folder,
     /** Starts the program, and waits until it watches. */
     async start(): Promise<Program> {
-      const program = await startProgram(RUNTIME, env, [], { shipped });
+      const program = await startProgram(RUNTIME, env, [], { shipped: !isCounted });
       programs.push(program);
       await until(() => api.openWatches > 0, "the program watches", 2 * LONG_MS);
       return program;
@@ -149,7 +128,6 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
       assertEquals(statuses, programs.map(() => 0), "it ends well, whatever has happened");
       const tokens = [
         subjectToken,
-        files.token,
         ...issuer.exchanges.flatMap(({ token }) => token ?? []),
       ];
       assertEquals(findToken(world.told().join("\n"), tokens), undefined);
@@ -162,9 +140,12 @@ async function makeWorld({ settings = {}, secure = false }: WorldOptions) {
 }
 
 /** A test in a world of its own. */
-export function inWorld(run: (world: World) => Promise<void>, options: WorldOptions = {}) {
+export function inWorld(
+  run: (world: World) => Promise<void>,
+  settings: Record<string, string> = {},
+) {
   return async () => {
-    const world = await makeWorld(options);
+    const world = await makeWorld(settings);
     try {
       await run(world);
     } finally {

@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
+import { pathToFileURL } from "node:url";
 import { bundle } from "../../scripts/bundle.ts";
 import { defaultImage, selfContained } from "../../scripts/manifest.ts";
 import type { Settings } from "../../scripts/manifest_flags.ts";
@@ -16,6 +17,11 @@ import { ROOT } from "./paths.ts";
 export type Runtime = "node" | "deno";
 /** The one that runs this. */
 export const RUNTIME: Runtime = process.versions.deno ? "deno" : "node";
+
+/** What the tests reach is counted of the source; otherwise they try what ships. */
+export const isCounted = ["NODE_V8_COVERAGE", "DENO_COVERAGE_DIR"].some((name) =>
+  process.env[name] !== undefined
+);
 
 /** Programs that start at the same time: more would only make each other slow. */
 const MAX_STARTING = 2;
@@ -70,7 +76,7 @@ function sourceCommandOf(runtime: Runtime): string[] {
   return [commandFor(runtime), ...args];
 }
 
-function commandFor(runtime: Runtime): string {
+export function commandFor(runtime: Runtime): string {
   const own = join(ROOT, "node_modules", ".bin", runtime);
   return existsSync(own) ? own : runtime;
 }
@@ -182,9 +188,9 @@ function writeProgram(program: string): string {
   return file;
 }
 
-/** Bundles one of the modules that the program consists of, as the program is; returns the file. */
-export async function bundleModule(entry: "k8s.ts" | "sts.ts"): Promise<string> {
-  return writeProgram(await bundle(entry));
+/** Where one of the modules is as it ships, bundled with less of undici; coverage counts that of the source. */
+export async function urlOfShipped(name: "k8s.ts" | "sts.ts"): Promise<string> {
+  return pathToFileURL(isCounted ? join(ROOT, name) : writeProgram(await bundle(name))).href;
 }
 
 /** Starts the program; `settings` is its whole environment. */
