@@ -1,5 +1,6 @@
 /** What the steps of the end-to-end run share: the cluster and all around it, and how a step is run and told. */
 import { join } from "node:path";
+import { seconds } from "../binaries.ts";
 import type { Cluster } from "../cluster.ts";
 import { run } from "../../support/processes.ts";
 import type { Issuer } from "../../fake/issuer.ts";
@@ -35,6 +36,44 @@ export interface Context {
   step(title: string, run: () => Promise<unknown>): Promise<void>;
   /** A step without which there is no going on. */
   need<T>(title: string, run: () => Promise<T>): Promise<T>;
+}
+
+/** Ends a run; the step that failed has been told. */
+export class Abort extends Error {}
+
+/** Runs steps, tells how each went, and counts; `keep` keeps what is needed to understand a failure, by its number. */
+export function createSteps(keep: (failure: number) => Promise<unknown> = () => Promise.resolve()) {
+  const count = { passed: 0, failed: 0 };
+  async function need<T>(title: string, run: () => Promise<T>): Promise<T> {
+    const began = Date.now();
+    const took = () => seconds(began).padStart(7);
+    try {
+      const result = await run();
+      count.passed++;
+      const said = typeof result === "string" ? `: ${result}` : "";
+      console.log(`ok   ${took()}  ${title}${said}`);
+      return result;
+    } catch (error) {
+      count.failed++;
+      console.log(`FAIL ${took()}  ${title}\n  ${error.stack?.replaceAll("\n", "\n  ")}`);
+      await keep(count.failed).catch(console.error);
+      throw new Abort();
+    }
+  }
+  return {
+    need,
+    step: (title: string, run: () => Promise<unknown>) => need(title, run).then(() => {}, () => {}),
+    fail(why: unknown): void {
+      count.failed++;
+      console.log("FAIL", why);
+    },
+    hasFailed: () => count.failed > 0,
+    /** Tells the numbers; returns the exit status. */
+    tell(): number {
+      console.log(`${count.passed} passed, ${count.failed} failed`);
+      return count.failed > 0 ? 1 : 0;
+    },
+  };
 }
 
 /** kubectl with the cluster's address and CA but with another token. */

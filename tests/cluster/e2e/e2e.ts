@@ -12,14 +12,13 @@ import * as net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { seconds } from "../binaries.ts";
 import { type Cluster, DEFAULTS, down, type Options, up } from "../cluster.ts";
 import { bridgeAddress } from "../components.ts";
 import { helpIfAsked } from "../../support/help.ts";
 import { isInstalled } from "../../support/processes.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
-import { type Context, type Kubectl, kubectlAs } from "./context.ts";
+import { Abort, type Context, createSteps, type Kubectl, kubectlAs } from "./context.ts";
 import { deploy } from "./deploy.ts";
 import { gitops } from "./gitops.ts";
 import { laptop } from "./laptop.ts";
@@ -61,42 +60,12 @@ const { values: flags } = parseArgs({
   },
 });
 const logs = `${flags.dir}-logs`;
-const count = { passed: 0, failed: 0 };
 /** What is to be closed in the end, beside the cluster. */
 const closing: (() => unknown)[] = [];
 let cluster: Cluster | undefined;
-
-/** Ends the run; the step that failed has been told. */
-class Abort extends Error {}
-
-async function need<T>(title: string, run: () => Promise<T>): Promise<T> {
-  const began = Date.now();
-  try {
-    const result = await run();
-    count.passed++;
-    console.log(
-      `ok   ${seconds(began).padStart(7)}  ${title}${
-        typeof result === "string" ? `: ${result}` : ""
-      }`,
-    );
-    return result;
-  } catch (error) {
-    count.failed++;
-    console.log(
-      `FAIL ${seconds(began).padStart(7)}  ${title}\n  ${
-        (error as Error).stack?.replaceAll("\n", "\n  ")
-      }`,
-    );
-    if (cluster) {
-      await collectLogs(cluster, logs, `failure-${count.failed}.txt`).catch(console.error);
-    }
-    throw new Abort();
-  }
-}
-
-async function step(title: string, run: () => Promise<unknown>): Promise<void> {
-  await need(title, run).catch(() => {});
-}
+const { need, step, fail, hasFailed, tell } = createSteps((failure) =>
+  cluster ? collectLogs(cluster, logs, `failure-${failure}.txt`) : Promise.resolve()
+);
 
 function checkPrograms(): void {
   const missing = Object.entries(PROGRAMS).filter(([program]) => !isInstalled(program));
@@ -237,22 +206,15 @@ async function end(): Promise<void> {
 let ending: Promise<void> | undefined;
 async function finish(why?: unknown): Promise<never> {
   ending ??= (async () => {
-    if (why !== undefined && !(why instanceof Abort)) {
-      count.failed++;
-      console.log("FAIL", why);
-    }
-    if (count.failed > 0 && cluster) {
+    if (why !== undefined && !(why instanceof Abort)) fail(why);
+    if (hasFailed() && cluster) {
       await collectLogs(cluster, logs, "end.txt").catch(console.error);
       console.log(`what was said is in ${logs}`);
     }
     await end();
   })();
-  await ending.catch((error) => {
-    count.failed++;
-    console.log("FAIL", error);
-  });
-  console.log(`${count.passed} passed, ${count.failed} failed`);
-  process.exit(count.failed > 0 ? 1 : 0);
+  await ending.catch(fail);
+  process.exit(tell());
 }
 
 await lockOut(Number(flags.port) + LOCK_PORT).catch(({ message }) => {

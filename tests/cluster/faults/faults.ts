@@ -11,7 +11,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { Agent } from "undici";
 import { seconds } from "../binaries.ts";
 import { type Cluster, down, up } from "../cluster.ts";
 import { runToTheEnd } from "../ending.ts";
@@ -62,7 +61,7 @@ async function main(): Promise<number> {
   );
   const began = Date.now();
   const outcomes = await runAll(ground, rows, runtimes);
-  await Promise.all([ground.upstream.destroy(), ground.admin.close()]);
+  await ground.admin.close();
 
   say(drawTable(outcomes));
   mkdirSync("out", { recursive: true });
@@ -80,12 +79,10 @@ async function prepare(cluster: Cluster): Promise<Ground> {
   const work = join(dir, "faults");
   mkdirSync(work);
   const admin = createAdmin(cluster);
-  const upstream = new Agent({ allowH2: false, connect: { ca: admin.readCa() } });
   return {
     cluster,
     admin,
     keys: await admin.get("/openid/v1/jwks"),
-    upstream,
     network: await createNetwork(),
     work,
   };

@@ -1,14 +1,12 @@
-/** The tools of the fault matrix, on the embedded API server. */
+/** The tools of the fault matrix. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { createServer } from "node:http";
 import { once } from "node:events";
 import type { AddressInfo } from "node:net";
 import { after, describe, test } from "node:test";
 import { Agent, request } from "undici";
-import { startApiServer } from "../../fake/apiserver.ts";
 import { identityOf, pathOf, secretOf, standingOf } from "../objects.ts";
 import { peakRise, total } from "./observe.ts";
-import { startProxy } from "./api_proxy.ts";
 import { tabulate } from "./matrix.ts";
 import type { Row } from "./rows.ts";
 import type { Outcome } from "./outcome.ts";
@@ -17,18 +15,7 @@ import { parseMetrics } from "../../support/metrics.ts";
 import { DATA_KEY } from "../../support/names.ts";
 import { base64, configOf, makeJwt } from "../../support/secrets.ts";
 
-const api = await startApiServer({});
-const upstream = new Agent();
-const proxy = await startProxy({ url: api.url, upstream });
-api.createNamespace("team");
-const secrets = `${proxy.url}/api/v1/namespaces/team/secrets`;
 const identity = identityOf("acme");
-
-after(async () => {
-  await proxy.close();
-  await upstream.close();
-  await api.close();
-});
 
 async function ask(url: string, options: Parameters<typeof request>[1] = {}) {
   // No connection is kept, so that each test makes its own.
@@ -38,39 +25,6 @@ async function ask(url: string, options: Parameters<typeof request>[1] = {}) {
   await dispatcher.close();
   return { status: statusCode, text };
 }
-
-const json = (body: object) => ({
-  body: JSON.stringify(body),
-  headers: { "content-type": "application/json" },
-});
-
-describe("the proxy", () => {
-  test("hands on requests, answers and failures as they are", async () => {
-    const made = await ask(secrets, {
-      method: "POST",
-      ...json(secretOf("run", "team", "one", identity)),
-    });
-    assertEquals(made.status, 201);
-    assertEquals(JSON.parse((await ask(`${secrets}/one`)).text).metadata.name, "one");
-    const missing = await ask(`${secrets}/none`);
-    assertEquals([missing.status, JSON.parse(missing.text).reason], [404, "NotFound"]);
-    assertEquals(proxy.requests.map(({ verb }) => verb).slice(-3), ["create", "get", "get"]);
-  });
-
-  test("hands on a watch line by line, and ends it with the API server's", async () => {
-    const { text } = await ask(`${secrets}?watch=1&resourceVersion=0&timeoutSeconds=1`);
-    const [first = ""] = text.split("\n");
-    assertEquals(JSON.parse(first).object.metadata.name, "one");
-  });
-
-  test("fails a request as its fault says, and only while it is there", async () => {
-    const fault = proxy.faults.add({ verb: "list", status: 503, times: Infinity });
-    assertEquals((await ask(secrets)).status, 503);
-    assertEquals((await ask(`${secrets}/one`)).status, 200);
-    fault.remove();
-    assertEquals((await ask(secrets)).status, 200);
-  });
-});
 
 describe("a wire", async () => {
   const server = createServer((_, response) => void response.end("here")).listen(0, "127.0.0.1");

@@ -179,9 +179,6 @@ function findUntold({ row, log, warnings, events, metrics }: Outcome): string[] 
     ...warnings > (row.maxWarnings ?? Infinity)
       ? [`${warnings} warnings in the log, over ${row.maxWarnings}: ${log}`]
       : [],
-    ...row.maxWarnings === 0 && metrics.some((series) => /watch_restarts/.test(series))
-      ? [`counters of trouble rose: ${metrics}`]
-      : [],
     ...row.event && missing(events, row.event) ? [`no Warning event is like ${row.event}`] : [],
     ...row.suffers === "none" && events.length > 0 ? [`there are Warning events: ${events}`] : [],
   ];
@@ -228,11 +225,10 @@ function findExpired(looks: Look[], log: LogRecord[]): Map<string, number> {
 /** The Secrets that had no valid token where they must have one, each once. */
 function findUnwell(looks: Look[], trial: Trial, suffers: Row["suffers"], times: Times) {
   const { injectedAt, backAt = Infinity } = times;
-  const { victim, loner, identities } = trial;
+  const { victim, identities } = trial;
   const sufferers: Record<Row["suffers"], string[]> = {
     all: [...identities.keys()],
     victim: [victim],
-    loner: [loner],
     none: [],
   };
   const unwell = new Map<string, string>();

@@ -2,7 +2,6 @@
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { JSONWebKeySet } from "jose";
-import type { Agent } from "undici";
 import type { Cluster } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
 import { type Program, type Runtime, startProgram } from "../../support/program.ts";
@@ -12,7 +11,6 @@ import type { Admin } from "../admin.ts";
 import type { Network } from "./network.ts";
 import { createNamespace, createTenant, identityOf, secretOf, TENANT } from "../objects.ts";
 import { watchProgram, watchSecrets } from "./observe.ts";
-import { startProxy } from "./api_proxy.ts";
 import { startWire } from "./wire.ts";
 import { ACCOUNT, SERVICE_ACCOUNT } from "../../support/names.ts";
 import { findPort } from "../../support/ports.ts";
@@ -30,24 +28,18 @@ export interface Ground {
   admin: Admin;
   /** Public keys of the cluster's service-account tokens. */
   keys: JSONWebKeySet;
-  /** The proxies' connections to the API server. */
-  upstream: Agent;
   network: Network;
   /** A folder for files. */
   work: string;
 }
 
 export interface Conditions {
-  /** The program reaches the API server itself, without the proxy. */
-  isDirect?: boolean;
   /** The program runs in the network namespace, and knows both servers by their names. */
   isApart?: boolean;
   /** Seconds that tokens live, where {@linkcode LIFE_S} are too few. */
   lifeS?: number;
   /** It is told to look after one more namespace, which there is not: the API server answers 403. */
   hasGone?: boolean;
-  /** Each watch is cut after so many seconds. */
-  cutsWatchesS?: number;
 }
 
 export type Trial = Awaited<ReturnType<typeof startTrial>>;
@@ -64,7 +56,7 @@ export async function startTrial(
   for (const { identity, namespace, account } of tenants.bindings) {
     ways.issuer.bind(identity, CLUSTER_ISSUER, namespace, account);
   }
-  const files = await writeFiles(ground, run, tenants.home, ways, conditions);
+  const files = await writeFiles(ground, run, tenants.home, ways);
   const port = await findPort();
   const settings = {
     ...files.settings,
@@ -98,7 +90,7 @@ export async function startTrial(
       program.kill("SIGTERM");
       const status = await program.exited;
       await Promise.all([ways.apiWire.refuse(), ways.issuerWire.refuse()]);
-      await Promise.all([ways.proxy.close(), ways.issuer.close()]);
+      await ways.issuer.close();
       rmSync(files.dir, { recursive: true });
       return status;
     },
@@ -131,7 +123,7 @@ async function createTenants(admin: Admin, run: string) {
       await addSecret(tenancy, `s${index}`, index % 2 === 0 ? first! : second!);
     }
   }
-  const loner = await addSecret(namespace, "loner", own!);
+  await addSecret(namespace, "loner", own!);
   await addSecret(other, "tenant", tenant!, { [SERVICE_ACCOUNT]: TENANT });
 
   return {
@@ -144,9 +136,6 @@ async function createTenants(admin: Admin, run: string) {
     identities,
     /** A Secret that shares its identity with others. */
     victim: `${namespace}/s1`,
-    /** The one Secret of its identity. */
-    loner,
-    ownIdentity: own!,
     bindings: [
       ...[first!, second!, own!].map((identity) => ({
         identity,
@@ -160,21 +149,12 @@ async function createTenants(admin: Admin, run: string) {
   };
 }
 
-/** Program → wire → proxy → API server, and program → wire → issuer. */
-async function openWays(
-  { cluster, keys, upstream, network }: Ground,
-  { isDirect, isApart, lifeS, cutsWatchesS }: Conditions,
-) {
+/** Program → wire → API server, and program → wire → issuer. */
+async function openWays({ cluster, keys, network }: Ground, { isApart, lifeS }: Conditions) {
   const address = isApart ? network.here : "127.0.0.1";
   const [apiName, issuerName] = isApart ? [API_NAME, ISSUER_NAME] : [address, address];
   const authority = makeAuthority();
-  const certificate = authority.issue([apiName, issuerName]);
-  const proxy = await startProxy({
-    certificate,
-    url: cluster.server,
-    upstream,
-    ...cutsWatchesS && { cutWatchesMs: cutsWatchesS * 1000 },
-  });
+  const certificate = authority.issue([issuerName]);
   const issuer = await startIssuer({
     certificate,
     keys,
@@ -182,12 +162,11 @@ async function openWays(
     issuer: `https://${issuerName}`,
   });
   const portOf = (url: string) => Number(new URL(url).port);
-  const apiWire = await startWire(address, portOf(isDirect ? cluster.server : proxy.url));
+  const apiWire = await startWire(address, portOf(cluster.server));
   const issuerWire = await startWire(address, portOf(issuer.url));
   return {
     authority,
     certificate,
-    proxy,
     issuer,
     apiWire,
     issuerWire,
@@ -201,7 +180,6 @@ async function writeFiles(
   run: string,
   home: string,
   { authority, issuer }: Awaited<ReturnType<typeof openWays>>,
-  { isDirect }: Conditions,
 ) {
   const dir = join(work, run);
   mkdirSync(dir);
@@ -220,7 +198,7 @@ async function writeFiles(
     write("hosts", `127.0.0.1 localhost\n${network.here} ${names.join(" ")}\n`);
   const giveToken = () => writeToken("token");
   const giveSubjectToken = () => writeToken("subject-token", issuer.audience);
-  const giveCa = () => write("ca.crt", isDirect ? admin.readCa() : authority.certificate);
+  const giveCa = () => write("ca.crt", admin.readCa());
   await giveToken();
   giveCa();
   write("namespace", home);
