@@ -1,6 +1,6 @@
 // A whole Kubernetes cluster on this machine, made of its ordinary programs. From the command line:
 //
-//   node tests/cluster/cluster.ts up|down|status|stop|start [flags]     (--help lists them)
+//   node tests/cluster/cluster.ts up|down [flags]     (--help lists them)
 //
 // and as a library, for tests:
 //
@@ -47,12 +47,10 @@ import {
 import {
   isInstalled,
   killAll,
-  logFile,
   logTail,
   PATH,
   pidOf,
   processesOf,
-  residentMB,
   run,
   start,
   stop,
@@ -260,8 +258,7 @@ export async function up(given: Partial<Options> = {}, say: Say = SILENT): Promi
     const dead = cluster.components.filter((component) => cluster.pid(component) === undefined);
     if (dead.length > 0) {
       throw new Error(
-        `a cluster is in ${dir}, without ${dead.join(", ")}: end it first (down --dir ${dir}), ` +
-          `or start what is missing (start ${dead[0]} --dir ${dir})`,
+        `a cluster is in ${dir}, without ${dead.join(", ")}: end it first (down --dir ${dir})`,
       );
     }
     say(`already up: ${dir}`);
@@ -275,7 +272,7 @@ export async function up(given: Partial<Options> = {}, say: Say = SILENT): Promi
   const started = Date.now();
   claim(options);
   writeConfiguration(options, cniFolder() ?? "");
-  await makeCertificates(options);
+  makeCertificates(options);
   if (options.node) {
     addCgroups(options);
     await addNetwork(options);
@@ -340,14 +337,6 @@ export async function down(given: Partial<Options> = {}, say: Say = SILENT): Pro
   say(`down after ${seconds(began)}`);
 }
 
-/** The cluster in a state folder, to look at it or to stop and start parts of it. */
-export function attach(given: Partial<Options> = {}): Cluster {
-  const { dir } = checked(given);
-  const state = readState(dir);
-  if (state === undefined) throw new Error(`no cluster is in ${dir}: up first`);
-  return new Cluster(state.options);
-}
-
 function checked(given: Partial<Options>): Options {
   const options = { ...DEFAULTS, ...given };
   const { dir, port, bridge, podCIDR, registries } = options;
@@ -375,7 +364,7 @@ function checked(given: Partial<Options>): Options {
 /** Says all that is missing, with the one line that brings it. */
 function checkInstalled(options: Options): void {
   // Each program, and Debian's package that has it.
-  const needed: [program: string, debianPackage: string][] = [["openssl", "openssl"]];
+  const needed: [program: string, debianPackage: string][] = [];
   if (!isBuilt(options.node)) {
     needed.push(["tar", "tar"], ["flock", "util-linux"], ["nice", "coreutils"]);
   }
@@ -433,9 +422,6 @@ const HELP = `A Kubernetes cluster on this machine, built from source and kept i
 
   cluster.ts up [flags]                start it; prints the lines to source into a shell
   cluster.ts down [--dir DIR]          end it and remove all that it made, also after a crash
-  cluster.ts status [--dir DIR]        what runs; exit status 1 unless all of it does
-  cluster.ts stop COMPONENT [--dir DIR] [--signal SIGTERM]
-  cluster.ts start COMPONENT [--dir DIR]
 
 A control plane (etcd, kube-apiserver, kube-controller-manager) needs no root; with --node there are
 kube-scheduler, containerd and kubelet too, and Pods run: that needs root.
@@ -457,83 +443,36 @@ async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
-      node: { type: "boolean" },
-      dir: { type: "string" },
-      port: { type: "string" },
-      bridge: { type: "string" },
-      "pod-cidr": { type: "string" },
-      registry: { type: "string", multiple: true },
-      audit: { type: "boolean" },
-      signal: { type: "string" },
+      node: { type: "boolean", default: DEFAULTS.node },
+      dir: { type: "string", default: DEFAULTS.dir },
+      port: { type: "string", default: `${DEFAULTS.port}` },
+      bridge: { type: "string", default: DEFAULTS.bridge },
+      "pod-cidr": { type: "string", default: DEFAULTS.podCIDR },
+      registry: { type: "string", multiple: true, default: [] },
+      audit: { type: "boolean", default: DEFAULTS.audit },
       help: { type: "boolean" },
     },
   });
-  const [command, name, ...rest] = positionals;
-  const given: Partial<Options> = {};
-  if (values.dir !== undefined) given.dir = values.dir;
-  if (values.node !== undefined) given.node = values.node;
-  if (values.port !== undefined) given.port = Number(values.port);
-  if (values.bridge !== undefined) given.bridge = values.bridge;
-  if (values["pod-cidr"] !== undefined) given.podCIDR = values["pod-cidr"];
-  if (values.audit !== undefined) given.audit = values.audit;
-  if (values.registry !== undefined) {
-    given.registries = Object.fromEntries(values.registry.map((each) => {
-      const [host, ...url] = each.split("=");
-      return [host, url.join("=")];
-    }));
-  }
+  const { node, dir, port, bridge, "pod-cidr": podCIDR, registry, audit, help } = values;
+  const registries = Object.fromEntries(registry.map((each) => {
+    const [host, ...url] = each.split("=");
+    return [host, url.join("=")];
+  }));
+  const given = { node, dir, port: Number(port), bridge, podCIDR, registries, audit };
   const say = (line: string) => console.error(line);
 
-  if (values.help || command === undefined || rest.length > 0) {
-    (values.help ? console.log : console.error)(HELP);
-    return values.help ? 0 : 2;
+  if (`${positionals}` === "up" && !help) printExports(await up(given, say));
+  else if (`${positionals}` === "down" && !help) await down({ dir }, say);
+  else {
+    (help ? console.log : console.error)(HELP);
+    return help ? 0 : 2;
   }
-  switch (command) {
-    case "up": {
-      const cluster = await up(given, say);
-      printExports(cluster);
-      return 0;
-    }
-    case "down":
-      await down(given, say);
-      return 0;
-    case "status":
-      return printStatus(attach(given));
-    case "stop":
-    case "start": {
-      const cluster = attach(given);
-      const component = cluster.components.find((each) => each === name);
-      if (component === undefined) {
-        throw new Error(`${command} what? One of ${cluster.components.join(", ")}`);
-      }
-      if (command === "start") await cluster.start(component);
-      else await cluster.stop(component, (values.signal ?? "SIGTERM") as NodeJS.Signals);
-      return 0;
-    }
-    default:
-      console.error(HELP);
-      return 2;
-  }
+  return 0;
 }
 
-function printStatus(cluster: Cluster): number {
-  let all = true;
-  for (const component of cluster.components) {
-    const pid = cluster.pid(component);
-    all &&= pid !== undefined;
-    const state = pid === undefined
-      ? `not running, see ${logFile(cluster.options.dir, component)}`
-      : `PID ${pid}, ${residentMB(pid)} MB`;
-    console.log(`${component.padEnd(24)} ${state}`);
-  }
-  printExports(cluster);
-  return all ? 0 : 1;
-}
-
-function printExports(cluster: Cluster): void {
-  const { KUBECONFIG, KUBECACHEDIR } = cluster.environment;
+function printExports({ bin, environment: { KUBECONFIG, KUBECACHEDIR } }: Cluster): void {
   console.log(`export KUBECONFIG=${KUBECONFIG} KUBECACHEDIR=${KUBECACHEDIR}`);
-  console.log(`export PATH=${cluster.bin}:$PATH`);
+  console.log(`export PATH=${bin}:$PATH`);
 }
 
 if (process.argv[1] !== undefined && fs.realpathSync(process.argv[1]) === import.meta.filename) {

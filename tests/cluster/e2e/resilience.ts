@@ -209,7 +209,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
         at.serviceAccountPublicKey,
         publicKey.export({ type: "spki", format: "pem" }),
       );
-      await makeCertificates(cluster.options);
+      makeCertificates(cluster.options);
       await cluster.start("kube-apiserver");
       await cluster.apiServerReady();
       await refused(old(["get", "secrets", "-n", NS]), /Unauthorized|must be logged in/);

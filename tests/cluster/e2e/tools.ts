@@ -1,7 +1,8 @@
 /** What people look with: events, `--status`, metrics, memory. */
 import { join } from "node:path";
 import { podProcesses } from "../node.ts";
-import { readIfThere, residentMB, run, start } from "../../support/processes.ts";
+import { readIfThere, run, start } from "../../support/processes.ts";
+import { memoryOf } from "../../support/usage.ts";
 import { type Context, expect } from "./context.ts";
 import { controllerPods } from "./deploy.ts";
 import { runCommands } from "./blocks.ts";
@@ -60,8 +61,8 @@ export async function tools(context: Context): Promise<void> {
     const pods = await controllerPods(context);
     expect(pods.every(({ ready, restarts }) => ready && restarts === 0), JSON.stringify(pods));
     return controllerProcesses(context).map((pid) => {
-      const [, anonymous] = /^RssAnon:\s+(\d+) kB$/m.exec(readIfThere(`/proc/${pid}/status`)) ?? [];
-      return `RSS ${residentMB(pid)} MiB, of it anonymous ${Math.round(Number(anonymous) / 1024)}`;
+      const { residentMiB, anonymousMiB } = memoryOf(pid);
+      return `RSS ${Math.round(residentMiB)} MiB, of it anonymous ${Math.round(anonymousMiB)}`;
     }).join("; ");
   });
 }

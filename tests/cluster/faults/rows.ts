@@ -291,7 +291,7 @@ const ofControlPlane: Row[] = ([
     fault: "API server: certificate and CA replaced; the program's ca.crt follows later",
     inject: async (trials, { cluster }) => {
       await cluster.stop("kube-apiserver");
-      await makeCertificates(cluster.options);
+      makeCertificates(cluster.options);
       await cluster.start("kube-apiserver");
       await cluster.apiServerReady();
       return () => trials.forEach(({ giveCa }) => giveCa());
