@@ -6,13 +6,17 @@ import { run } from "../../support/processes.ts";
 import type { Issuer } from "../../fake/issuer.ts";
 import type { Registry } from "./registry.ts";
 import type { Json } from "../../support/json.ts";
+import { tokenIn } from "../../support/secrets.ts";
 
 export type Kubectl = (args: string[], input?: string) => Promise<string>;
+
+/** The one that the README has. */
+export const README_IDENTITY = "1234567890abcdef1234567890abcdef12345678/0123456789abcdef";
 
 /** For what has failed: it is tried again after a minute at the latest; some more for the work itself. */
 export const RETRIED_MS = 75_000;
 
-export interface Context {
+export interface Context extends ReturnType<typeof createHands> {
   cluster: Cluster;
   issuer: Issuer;
   registry: Registry;
@@ -26,10 +30,10 @@ export interface Context {
   caFile: string;
   /** The issuer of the cluster's service-account tokens. */
   clusterIssuer: string;
+  /** Lets a service account, or the controller's, take an identity. */
+  bind(identity: string, namespace?: string, account?: string): void;
   /** Lets the tokens of an identity live so many seconds; the others' live 150. */
   setLife(identity: string, seconds: number): void;
-  /** As the administrator. */
-  kubectl: Kubectl;
   /** As whoever has this bearer token. For a user that needs none: `kubectl(["--as", "alice", …])`. */
   as(token: string): Kubectl;
   /** Runs a step and tells how it went, with the text that it returns; a failure is counted, and the run goes on. */
@@ -88,12 +92,26 @@ export function kubectlAs(cluster: Cluster, token: string): Kubectl {
     run(join(cluster.bin, "kubectl"), [...flags, `--token=${token}`, ...args], { input, env });
 }
 
-/** An object, or all of a kind, as the API server has it. */
-export async function getJson(
-  { kubectl }: Pick<Context, "kubectl">,
-  ...args: string[]
-): Promise<Json> {
-  return JSON.parse(await kubectl(["get", ...args, "-o", "json"]));
+/** What is done with kubectl over and over. */
+export function createHands(kubectl: Kubectl) {
+  /** An object, or all of a kind, as the API server has it. */
+  const get = async (...args: string[]): Promise<Json> =>
+    JSON.parse(await kubectl(["get", ...args, "-o", "json"]));
+  return {
+    kubectl,
+    get,
+    create: (...items: object[]) =>
+      kubectl(["create", "-f", "-"], JSON.stringify({ apiVersion: "v1", kind: "List", items })),
+    createNamespace: (name: string) => kubectl(["create", "namespace", name]),
+    /** The token that a Secret holds, if it holds one. */
+    tokenIn: async (namespace: string, name: string) =>
+      tokenIn(await get("secret", "-n", namespace, name)),
+    /** At once, so that its Secrets are gone when others count them. */
+    async remove(...namespaces: string[]): Promise<void> {
+      for (const name of namespaces) await kubectl(["delete", "secret", "--all", "-n", name]);
+      await kubectl(["delete", "namespace", ...namespaces, "--wait=false"]);
+    },
+  };
 }
 
 export function expect(condition: unknown, message: string): asserts condition {

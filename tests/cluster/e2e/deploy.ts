@@ -1,7 +1,7 @@
 /** The program's image and its manifest, installed as users do it. */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson } from "./context.ts";
+import { type Context, expect } from "./context.ts";
 import { type Bases, buildBases, buildProgram } from "./images.ts";
 import { patchedManifest } from "./patch.ts";
 import { NAMESPACE } from "../../support/names.ts";
@@ -36,14 +36,8 @@ export async function deploy(context: Context): Promise<Bases> {
   await applyTwice(context, manifest);
 
   await need("both Pods are ready, under Pod Security restricted", async () => {
-    const pods = await until(async () => {
-      const pods = await controllerPods(context);
-      const ready = pods.filter(({ ready }) => ready);
-      return pods.length === REPLICAS && ready.length === REPLICAS && pods;
-    }, "both Pods are ready");
-    const restarts = pods.reduce((sum, { restarts }) => sum + restarts, 0);
-    expect(restarts === 0, `${restarts} restarts`);
-    const namespace = await getJson(context, "namespace", NAMESPACE);
+    await readyPods(context);
+    const namespace = await context.get("namespace", NAMESPACE);
     expect(
       namespace.metadata.labels["pod-security.kubernetes.io/enforce"] === "restricted",
       "it is not enforced",
@@ -106,9 +100,8 @@ export interface ControllerPod {
 }
 
 /** The controller's Pods that are not about to end. */
-export async function controllerPods(context: Pick<Context, "kubectl">): Promise<ControllerPod[]> {
-  const { items } = await getJson(
-    context,
+export async function controllerPods({ get }: Pick<Context, "get">): Promise<ControllerPod[]> {
+  const { items } = await get(
     "pods",
     "-n",
     NAMESPACE,
@@ -123,6 +116,24 @@ export async function controllerPods(context: Pick<Context, "kubectl">): Promise
     ready: status.containerStatuses?.[0]?.ready === true,
     restarts: status.containerStatuses?.[0]?.restartCount ?? 0,
   }));
+}
+
+/** Waits until there are as many as there are to be, all ready; and none may have been restarted. */
+export async function readyPods(context: Context): Promise<void> {
+  const pods = await until(async () => {
+    const pods = await controllerPods(context);
+    return pods.length === REPLICAS && pods.every(({ ready }) => ready) && pods;
+  }, "the Pods are ready, and no others there");
+  expect(pods.every(({ restarts }) => restarts === 0), JSON.stringify(pods));
+}
+
+/** No Pod warns of anything, and each has listed the Secrets. */
+export async function expectQuiet(context: Context): Promise<void> {
+  for (const { name } of await controllerPods(context)) {
+    const said = await context.kubectl(["logs", "-n", NAMESPACE, name]);
+    const isQuiet = /"msg":"listed"/.test(said) && !/"level":"(warn|error)"/.test(said);
+    expect(isQuiet, `the log of ${name}:\n${said}`);
+  }
 }
 
 /** Waits until all Pods are of the Deployment's latest form, and ready. */

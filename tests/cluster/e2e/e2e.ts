@@ -15,10 +15,18 @@ import { parseArgs } from "node:util";
 import { type Cluster, DEFAULTS, down, type Options, up } from "../cluster.ts";
 import { bridgeAddress } from "../components.ts";
 import { helpIfAsked } from "../../support/help.ts";
+import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 import { isInstalled } from "../../support/processes.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
-import { Abort, type Context, createSteps, type Kubectl, kubectlAs } from "./context.ts";
+import {
+  Abort,
+  type Context,
+  createHands,
+  createSteps,
+  type Kubectl,
+  kubectlAs,
+} from "./context.ts";
 import { deploy } from "./deploy.ts";
 import { gitops } from "./gitops.ts";
 import { laptop } from "./laptop.ts";
@@ -142,8 +150,8 @@ async function surround(
   closing.push(() => registry.close());
   const clusterIssuer =
     JSON.parse(await kubectl(["get", "--raw", "/.well-known/openid-configuration"])).issuer;
-  const as = (token: string) => kubectlAs(cluster, token);
-  const found = {
+  return {
+    ...createHands(kubectl),
     cluster,
     issuer,
     registry,
@@ -152,8 +160,13 @@ async function surround(
     ca: authority.certificate,
     caFile,
     clusterIssuer,
+    bind: (identity, namespace = NAMESPACE, account = ACCOUNT) =>
+      issuer.bind(identity, clusterIssuer, namespace, account),
+    setLife,
+    as: (token) => kubectlAs(cluster, token),
+    step,
+    need,
   };
-  return { ...found, setLife, kubectl, as, step, need };
 }
 
 async function main(): Promise<void> {

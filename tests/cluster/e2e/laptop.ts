@@ -3,7 +3,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson } from "./context.ts";
+import { type Context, expect, README_IDENTITY as UID } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
@@ -12,7 +12,6 @@ import { until } from "../../support/until.ts";
 
 /** As the README has them. */
 const SECRET = "pull-secret";
-const UID = "1234567890abcdef1234567890abcdef12345678/0123456789abcdef";
 const ISSUER_HOST = "issuer.enforce.dev";
 /** From the cluster's --port on: the README's 8001 and 8080 may be taken. */
 const PROXY_PORT = 6;
@@ -21,8 +20,8 @@ const PROGRAM_PORT = 8;
 const CHAINCTL = `#!/bin/sh\nprintf '%s\\n' "$@"\n`;
 
 export async function laptop(context: Context): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, need, step, work } = context;
-  const secret = () => getJson(context, "secret", "-n", "default", SECRET);
+  const { clusterIssuer, kubectl, need, step, work } = context;
+  const secret = () => context.get("secret", "-n", "default", SECRET);
   const filledAnew = async (before: string | undefined) => {
     const token = tokenIn(await secret())?.token;
     return token !== undefined && token !== before;
@@ -59,7 +58,7 @@ export async function laptop(context: Context): Promise<void> {
         expect(flags.get("--identity-issuer") === clusterIssuer, "another issuer");
       }
       expect(JSON.parse(keyed.get("--issuer-keys") ?? "{}").keys?.length > 0, "no keys");
-      issuer.bind(UID, clusterIssuer, NAMESPACE, ACCOUNT);
+      context.bind(UID);
     },
   );
 

@@ -12,7 +12,7 @@ import { down as endCluster, up as startCluster } from "../cluster.ts";
 import { ROOT } from "../../support/paths.ts";
 import { isInstalled, pidOf, run as runProgram } from "../../support/processes.ts";
 import { usageOf } from "../../support/usage.ts";
-import { type Context, createSteps, expect, getJson, kubectlAs } from "./context.ts";
+import { type Context, createHands, createSteps, expect, kubectlAs } from "./context.ts";
 import { applyTwice } from "./deploy.ts";
 import { flags } from "./manifest.ts";
 import {
@@ -77,7 +77,9 @@ import {
   withoutPolicies,
 } from "./policies_stage.ts";
 
-type Given = Pick<Context, "cluster" | "kubectl" | "as" | "need" | "step" | "work">;
+type Given =
+  & ReturnType<typeof createHands>
+  & Pick<Context, "cluster" | "as" | "need" | "step" | "work">;
 
 const FIELD_MANAGER = "pull-secret-updater";
 const AUDIENCE = "issuer.enforce.dev";
@@ -121,7 +123,7 @@ async function controllerSide(context: Given, check: Check): Promise<void> {
   const annotateByAdmin = (name: string, ...notes: string[]) =>
     kubectl(["annotate", "secret", name, "-n", TEAM, "--overwrite", ...notes]);
   const metaOf = async (name: string): Promise<Json> =>
-    (await getJson(context, "secret", name, "-n", TEAM, "--show-managed-fields")).metadata;
+    (await context.get("secret", name, "-n", TEAM, "--show-managed-fields")).metadata;
 
   await step("the controller lists, watches, reads and writes labelled pull Secrets", async () => {
     const listed: string[] = [];
@@ -406,7 +408,7 @@ async function controllerSide(context: Given, check: Check): Promise<void> {
     }),
   );
 
-  const plain = await getJson(context, "secret", "plain", "-n", TEAM);
+  const plain = await context.get("secret", "plain", "-n", TEAM);
   await check(
     "the controller cannot create, replace or delete a Secret",
     denied(controller, SAYS.noRight, {
@@ -532,7 +534,7 @@ function mutatingPolicy(name: string): string {
 
 /** Name and resource version of each Secret. */
 async function versions(context: Given): Promise<string> {
-  const { items } = await getJson(context, "secrets", "-n", TEAM);
+  const { items } = await context.get("secrets", "-n", TEAM);
   return items.map(({ metadata }: Json) => `${metadata.name} ${metadata.resourceVersion}`)
     .join("\n");
 }
@@ -945,7 +947,7 @@ async function alone(file: string): Promise<number> {
     const cluster = await startCluster(place);
     const context: Given = {
       cluster,
-      kubectl: (args, input) => cluster.kubectl(args, input),
+      ...createHands((args, input) => cluster.kubectl(args, input)),
       as: (token) => kubectlAs(cluster, token),
       need,
       step,

@@ -41,8 +41,8 @@ export interface Registry {
   /** May push and pull everything, with a password that does not run out. */
   publisher: { user: string; password: string };
   push(archive: string, repository: string): Promise<void>;
-  /** Runs a program for which cgr.dev is this registry, over TLS. */
-  runWithName(program: string, args: string[]): Promise<string>;
+  /** Asks cgr.dev, over TLS, for an image's digest, with a docker config or without; fails where it may not be pulled. */
+  digestOf(image: string, config?: string): Promise<string>;
   close(): void;
 }
 
@@ -135,35 +135,23 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
     requests,
     publisher,
     push: async (archive, repository) => {
-      const credentials = [
-        "--dest-creds",
-        `${publisher.user}:${publisher.password}`,
-        "--dest-tls-verify=false",
-      ];
       await run("skopeo", [
-        "copy",
-        "--quiet",
-        ...credentials,
-        `docker-archive:${archive}`,
-        `docker://${host}:${port}/${repository}`,
+        ...["copy", "--quiet", "--dest-tls-verify=false"],
+        ...["--dest-creds", `${publisher.user}:${publisher.password}`],
+        ...[`docker-archive:${archive}`, `docker://${host}:${port}/${repository}`],
       ]);
     },
-    runWithName: (program, args) => {
+    digestOf: (image, config) => {
+      const file = join(work, `${randomUUID()}.json`);
+      fs.writeFileSync(file, config ?? "", { mode: 0o600 });
+      // A name space of mounts, in which cgr.dev is this registry.
       const script = `mount --bind "$0" /etc/hosts && exec "$@"`;
-      const env = { SSL_CERT_FILE: join(work, "ca.crt"), NO_PROXY: "*" };
       return run("unshare", [
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-ec",
-        script,
-        hosts,
-        program,
-        ...args,
-      ], {
-        env,
-      });
+        ...["--mount", "--propagation", "private", "sh", "-ec", script, hosts],
+        ...["skopeo", "inspect", "--format", "{{.Digest}}", `docker://${SERVICE}/${image}`],
+        ...config === undefined ? ["--no-creds"] : ["--authfile", file],
+      ], { env: { SSL_CERT_FILE: join(work, "ca.crt"), NO_PROXY: "*" } })
+        .finally(() => fs.rmSync(file));
     },
     close: () => {
       tokenServer.close().closeAllConnections();

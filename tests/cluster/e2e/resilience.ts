@@ -2,13 +2,13 @@
 import { generateKeyPairSync } from "node:crypto";
 import * as fs from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Agent, request } from "undici";
+import { createAdmin } from "../admin.ts";
 import type { Cluster } from "../cluster.ts";
 import { makeCertificates, paths } from "../components.ts";
-import { type Context, expect, getJson, refused, RETRIED_MS } from "./context.ts";
+import { type Context, expect, refused, RETRIED_MS } from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { controllerProcesses } from "./tools.ts";
-import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX } from "../../support/names.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE, REFRESH } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { pullSecret, type Token, tokenIn } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
@@ -41,17 +41,12 @@ export interface Watcher {
 
 /** Fills some Secrets, and looks twice a second whether any labelled one holds an expired token. */
 export async function watchSecrets(context: Context): Promise<Watcher> {
-  const { cluster, clusterIssuer, issuer, kubectl } = context;
+  const { cluster } = context;
   for (const identity of [IDENTITY_UID, LATE_IDENTITY]) {
-    issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
+    context.bind(identity);
   }
-  await kubectl(["create", "namespace", NS]);
-  const list = {
-    apiVersion: "v1",
-    kind: "List",
-    items: SECRETS.map((name) => pullSecret(NS, name, IDENTITY_UID)),
-  };
-  await kubectl(["create", "-f", "-"], JSON.stringify(list));
+  await context.createNamespace(NS);
+  await context.create(...SECRETS.map((name) => pullSecret(NS, name, IDENTITY_UID)));
 
   const watcher: Watcher = {
     namespaces: new Set([NS]),
@@ -83,27 +78,22 @@ export function lookAtSecrets(
   everyMs: number,
   see: (secrets: Json[]) => void,
 ): () => void {
-  const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
-  const url = `${cluster.server}/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
-  const headers = { authorization: `Bearer ${token}` };
-  const timeouts = { headersTimeout: LOOK_MS, bodyTimeout: LOOK_MS };
-  const look = async () => {
-    // A new connection each time, as the API server's certificate changes.
-    const dispatcher = new Agent({ connect: { ca: fs.readFileSync(cluster.ca, "utf8") } });
-    const answer = await request(url, { headers, dispatcher, ...timeouts });
-    const { items = [] } = await answer.body.json() as Json;
-    see(items);
-    await dispatcher.close();
+  const admin = createAdmin(cluster);
+  const path = `/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
+  const timer = setInterval(() => {
+    admin.get(path).then(({ items }) => see(items), () => {});
+  }, everyMs);
+  return () => {
+    clearInterval(timer);
+    void admin.close();
   };
-  const timer = setInterval(() => void look().catch(() => {}), everyMs);
-  return () => clearInterval(timer);
 }
 
 export async function resilience(context: Context, watcher: Watcher): Promise<void> {
   const { cluster, issuer, kubectl, step } = context;
   const tokens = (names = SECRETS) =>
     Promise.all(
-      names.map(async (name) => tokenIn(await getJson(context, "secret", "-n", NS, name))),
+      names.map((name) => context.tokenIn(NS, name)),
     );
   /** Waits until Secrets hold tokens that were issued after this instant. */
   const refreshedSince = async (time: number, names = SECRETS) => {
@@ -114,16 +104,10 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
       RETRIED_MS,
     );
   };
-  const askForRefresh = () =>
-    kubectl([
-      "annotate",
-      "secrets",
-      "-n",
-      NS,
-      "--all",
-      "--overwrite",
-      `${PREFIX}refresh=${Date.now()}`,
-    ]);
+  const askForRefresh = () => {
+    const flags = ["-n", NS, "--all", "--overwrite", `${REFRESH}=${Date.now()}`];
+    return kubectl(["annotate", "secrets", ...flags]);
+  };
 
   /** How long it is until the first of the tokens is about to be refreshed. */
   const untilOutage = async () => {
@@ -153,9 +137,9 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
     await cluster.start("etcd");
     await cluster.ready();
     const back = Date.now();
-    await kubectl(["create", "-f", "-"], JSON.stringify(pullSecret(NS, "late", LATE_IDENTITY)));
+    await context.create(pullSecret(NS, "late", LATE_IDENTITY));
     await until(
-      async () => tokenIn(await getJson(context, "secret", "-n", NS, "late")),
+      () => context.tokenIn(NS, "late"),
       "it is filled",
     );
     return `${Date.now() - back} ms after etcd and the API server were ready`;
@@ -193,16 +177,10 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
       const old = context.as((await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim());
       await old(["get", "secrets", "-n", NS]);
       const pods = await controllerPods(context);
-      for (
-        const component of [
-          "kubelet",
-          "kube-scheduler",
-          "kube-controller-manager",
-          "kube-apiserver",
-        ] as const
-      ) {
-        await cluster.stop(component);
-      }
+      await cluster.stop("kubelet");
+      await cluster.stop("kube-scheduler");
+      await cluster.stop("kube-controller-manager");
+      await cluster.stop("kube-apiserver");
       const { privateKey, publicKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
       fs.writeFileSync(at.serviceAccountKey, privateKey.export({ type: "pkcs1", format: "pem" }));
       fs.writeFileSync(
@@ -218,7 +196,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
       await cluster.start("kube-controller-manager");
       const ca = fs.readFileSync(cluster.ca, "utf8");
       await until(async () => {
-        const { data } = await getJson(context, "configmap", "-n", NAMESPACE, "kube-root-ca.crt");
+        const { data } = await context.get("configmap", "-n", NAMESPACE, "kube-root-ca.crt");
         return data["ca.crt"].trim() === ca.trim();
       }, "the new CA is published");
       // Its cache of tokens is in memory: it asks for new ones, the subject token for one.

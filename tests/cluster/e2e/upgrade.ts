@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { run } from "../../support/processes.ts";
 import { defaultImage } from "../../../scripts/manifest.ts";
 import { objectsOf } from "../../support/yaml.ts";
-import { type Context, expect, getJson, type Kubectl, refused } from "./context.ts";
+import { type Context, expect, type Kubectl, refused } from "./context.ts";
 import { rolledOut } from "./deploy.ts";
 import type { Bases } from "./images.ts";
 import { provide } from "./manifest.ts";
@@ -13,7 +13,7 @@ import { aliasPatch, authorityOf, trustOfTheIssuer } from "./patch.ts";
 import { runCommands } from "./blocks.ts";
 import { lookAtSecrets } from "./resilience.ts";
 import { ROOT } from "../../support/paths.ts";
-import { ACCOUNT, NAMESPACE, REFRESH, REFRESHED } from "../../support/names.ts";
+import { NAMESPACE, REFRESH, REFRESHED } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { pullSecret, tokenIn } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
@@ -55,7 +55,7 @@ const GITOPS: Way = {
 };
 
 export async function upgrade(context: Context, { BASE }: Bases): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, need, setLife, step } = context;
+  const { kubectl, need, setLife, step } = context;
   const [before, now] = await need("0.1.0's manifest is made of its commit", async () => {
     await provide(context, "deno", BASE);
     const install = fs.readFileSync(join(ROOT, "install.yaml"), "utf8");
@@ -64,10 +64,10 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
       { name: "this version", objects: forThisCluster(context, install) },
     ];
   }) as [Version, Version];
-  await kubectl(["create", "namespace", NS]);
+  await context.createNamespace(NS);
   const secrets = Object.entries(LIVES).map(([name, life], i) => {
     const identity = `${"3".repeat(40)}/${`${i}`.repeat(16)}`;
-    issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
+    context.bind(identity);
     setLife(identity, life);
     return pullSecret(NS, name, identity);
   });
@@ -78,10 +78,7 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
       await takeAway(context);
       await apply(kubectl, way, before.objects);
       await rolledOut(context);
-      await kubectl(
-        ["create", "-f", "-"],
-        JSON.stringify({ apiVersion: "v1", kind: "List", items: secrets }),
-      );
+      await context.create({ apiVersion: "v1", kind: "List", items: secrets });
       await until(async () => (await held(context)).every((token) => token), "all are filled");
       watch.begin();
     });
@@ -165,7 +162,7 @@ async function move(
   const asked = `${way.isPruned}-${count}`;
   await kubectl(["annotate", "secret", ASKED, "-n", NS, "--overwrite", `${REFRESH}=${asked}`]);
   await until(async () => {
-    const { items } = await getJson(context, "events.events.k8s.io", "-n", NS);
+    const { items } = await context.get("events.events.k8s.io", "-n", NS);
     return items.some(({ regarding, note, eventTime }: Json) =>
       regarding.name === ASKED && DENIED.test(note) && Date.parse(eventTime) > began
     );
@@ -178,7 +175,7 @@ async function move(
   const pruned = way.isPruned ? await prune(kubectl, from, to) : [];
   await rolledOut(context);
   await until(async () => {
-    const { annotations } = (await getJson(context, "secret", "-n", NS, ASKED)).metadata;
+    const { annotations } = (await context.get("secret", "-n", NS, ASKED)).metadata;
     return annotations[REFRESH] === undefined || annotations[REFRESHED] === asked;
   }, "the refresh is served");
   const served = Date.now();
@@ -214,7 +211,7 @@ async function takeAway(context: Context): Promise<void> {
 
 const held = (context: Context, names = Object.keys(LIVES)) =>
   Promise.all(
-    names.map(async (name) => tokenIn(await getJson(context, "secret", "-n", NS, name))),
+    names.map((name) => context.tokenIn(NS, name)),
   );
 
 const secondsLeft = ({ exp }: { exp: number }) => exp - Date.now() / 1000;
