@@ -1,21 +1,16 @@
 /** What a process holds, and how busy the machine is, out of /proc. */
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { loadavg } from "node:os";
 import { memoryOf } from "../../support/usage.ts";
 import type { Usage } from "./requirements.ts";
 
-/** Returns nothing of a process that is gone. */
-export function usageOf(pid: number): Usage | undefined {
-  try {
-    const { anonymousMiB: rssAnonMB, residentMiB: rssMB } = memoryOf(pid);
-    const files = readdirSync(`/proc/${pid}/fd`);
-    const sockets = files.filter((file) => isSocket(`/proc/${pid}/fd/${file}`));
-    return Number.isNaN(rssMB)
-      ? undefined
-      : { rssAnonMB, rssMB, files: files.length, sockets: sockets.length };
-  } catch {
-    return undefined;
-  }
+/** Fails if the process has ended. */
+export function holdingsOf(pid: number): Usage {
+  const { anonymousMiB: rssAnonMB, residentMiB: rssMB } = memoryOf(pid);
+  if (Number.isNaN(rssMB)) throw new Error(`process ${pid} has ended, and nobody killed it`);
+  const files = readdirSync(`/proc/${pid}/fd`);
+  const sockets = files.filter((file) => isSocket(`/proc/${pid}/fd/${file}`));
+  return { rssAnonMB, rssMB, files: files.length, sockets: sockets.length };
 }
 
 function isSocket(path: string): boolean {
@@ -26,19 +21,12 @@ function isSocket(path: string): boolean {
   }
 }
 
+const PRESSURE = "/proc/pressure/cpu";
+
 /** The load of the last minute, and the share (%) of the last 10 s in which something waited for a CPU. */
 export function machineLoad(): { load: number; cpuPressure: number } {
-  return {
-    load: loadavg()[0]!,
-    cpuPressure: Number(/^some avg10=([\d.]+)/.exec(readPressure())?.[1] ?? NaN),
-  };
-}
-
-/** Not every kernel tells. */
-function readPressure(): string {
-  try {
-    return readFileSync("/proc/pressure/cpu", "utf8");
-  } catch {
-    return "";
-  }
+  // Not every kernel tells.
+  const pressure = existsSync(PRESSURE) ? readFileSync(PRESSURE, "utf8") : "";
+  const cpuPressure = Number(/^some avg10=([\d.]+)/.exec(pressure)?.[1] ?? NaN);
+  return { load: loadavg()[0]!, cpuPressure };
 }

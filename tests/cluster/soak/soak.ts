@@ -14,6 +14,7 @@ import { parseArgs } from "node:util";
 import { type Cluster, down, up } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
 import { runToTheEnd } from "../ending.ts";
+import { mountAccount } from "../account.ts";
 import { type Admin, createAdmin } from "../admin.ts";
 import {
   createNamespace,
@@ -26,7 +27,7 @@ import {
 import { helpIfAsked } from "../../support/help.ts";
 import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { type Issuer, startIssuer } from "../../fake/issuer.ts";
-import { machineLoad, usageOf } from "./load.ts";
+import { holdingsOf, machineLoad } from "./load.ts";
 import { drawExpired, drawFigures, drawMinute } from "./summary.ts";
 import {
   API_SERVER,
@@ -133,24 +134,9 @@ type Replicas = Awaited<ReturnType<typeof createReplicas>>;
 
 /** One replica on each runtime. */
 async function createReplicas({ server, options }: Cluster, admin: Admin, issuer: Issuer) {
-  const files = join(options.dir, RUN);
-  mkdirSync(files);
-  const write = (name: string, text: string) => {
-    writeFileSync(join(files, name), text);
-    return join(files, name);
-  };
-  write("token", await admin.token(NAMESPACE, ACCOUNT));
-  write("ca.crt", admin.readCa());
-  write("namespace", NAMESPACE);
-  const settings = {
-    KUBERNETES_API: server,
-    SERVICE_ACCOUNT_DIR: files,
-    ISSUER_URL: issuer.url,
-    SUBJECT_TOKEN_FILE: write(
-      "subject-token",
-      await admin.token(NAMESPACE, ACCOUNT, issuer.audience),
-    ),
-  };
+  const dir = join(options.dir, RUN);
+  const account = await mountAccount(admin, dir, NAMESPACE, ACCOUNT, issuer.audience);
+  const settings = { ...account.settings, KUBERNETES_API: server, ISSUER_URL: issuer.url };
   const warnings: Record<string, number> = {};
   let isTokenLogged = false;
 
@@ -164,8 +150,7 @@ async function createReplicas({ server, options }: Cluster, admin: Admin, issuer
     }
   };
   const start = async (runtime: Runtime) => {
-    const port = `${await findPort()}`;
-    const own = { ...settings, PORT: port };
+    const own = { ...settings, PORT: `${await findPort()}` };
     replicas.set(runtime, await startProgram(runtime, own, [], { shipped: true }));
   };
   await start("node");
@@ -208,21 +193,15 @@ async function soak(total: number, scene: Scene): Promise<Figures> {
   for (let minute = 1; minute <= total; minute++) {
     const victim = minute <= total / 2 ? "deno" : "node";
     const steady = victim === "deno" ? "node" : "deno";
-    const pids = {
-      [steady]: replicas.pid(steady),
-      [API_SERVER]: cluster.pid(API_SERVER)!,
-    } as Record<
-      Steadfast,
-      number
-    >;
-    const names = Object.keys(pids) as Steadfast[];
+    const names: Steadfast[] = [steady, API_SERVER];
+    const pids = [replicas.pid(steady), cluster.pid(API_SERVER)!];
     const restarted = killAndStart(replicas, victim, watcher);
     let looks = 0;
     let unanswered = 0;
     while (Date.now() < began + minute * MINUTE_MS) {
       const next = sleep(LOOK_MS);
       await watcher.look().then(() => looks++, () => unanswered++);
-      for (const name of names) usages[name].push(usageOf(pids[name]) ?? ended(name));
+      names.forEach((name, index) => usages[name].push(holdingsOf(pids[index]!)));
       await next;
     }
     await restarted;
@@ -244,10 +223,6 @@ async function soak(total: number, scene: Scene): Promise<Figures> {
     steady,
     ...replicas.told(),
   };
-}
-
-function ended(name: string): never {
-  throw new Error(`${name} has ended, and nobody killed it`);
 }
 
 async function killAndStart(replicas: Replicas, runtime: Runtime, watcher: Watcher): Promise<void> {
@@ -306,13 +281,11 @@ async function countPatches(admin: Admin): Promise<Patches> {
   return counts;
 }
 
-function rise(before: Patches, now: Patches): Patches {
-  return {
-    patches: now.patches - before.patches,
-    conflicts: now.conflicts - before.conflicts,
-    failures: now.failures - before.failures,
-  };
-}
+const rise = (before: Patches, now: Patches): Patches => ({
+  patches: now.patches - before.patches,
+  conflicts: now.conflicts - before.conflicts,
+  failures: now.failures - before.failures,
+});
 
 /** The beginning and the end of the time in which a process was not killed, without its very first minute. */
 function compare(name: Steadfast, all: Usage[]): Steady {
