@@ -8,7 +8,6 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { down } from "../tests/cluster/cluster.ts";
-import { run } from "../tests/support/processes.ts";
 import type { Figure } from "./figures.ts";
 import { FILL, IDENTITIES, MANY } from "./filling.ts";
 import { end, prepare } from "./ground.ts";
@@ -73,8 +72,7 @@ async function main(): Promise<number> {
   if (rows.length === 0) {
     throw new Error(`--only: one of ${ROWS.map(({ name }) => name).join(", ")}`);
   }
-  await run(process.execPath, ["scripts/bundle.ts"]);
-  if (!isShort) await installSdk((program, args, cwd) => run(program, args, { cwd }));
+  if (!isShort) await installSdk();
   const { peer, "peer-published": publishedPeer } = flags;
   const withPeer = peer !== undefined || publishedPeer !== undefined;
   if (!withPeer) say("no --peer: nothing is compared with the Go controller");

@@ -25,8 +25,8 @@ export class ObjectStorage {
   readonly store: Store;
   #snapshots = new Map<string, KubeObject[]>();
 
-  constructor(historyLength: number) {
-    this.store = new Store(historyLength);
+  constructor() {
+    this.store = new Store();
     for (const name of ["default", "kube-system", "kube-public", "kube-node-lease"]) {
       this.create(NAMESPACES, "", { metadata: { name } });
     }
