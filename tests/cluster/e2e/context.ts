@@ -43,7 +43,7 @@ export interface Context extends ReturnType<typeof createHands> {
 }
 
 /** Ends a run; the step that failed has been told. */
-export class Abort extends Error {}
+class Abort extends Error {}
 
 /** Runs steps, tells how each went, and counts; `keep` keeps what is needed to understand a failure, by its number. */
 export function createSteps(keep: (failure: number) => Promise<unknown> = () => Promise.resolve()) {
@@ -67,7 +67,9 @@ export function createSteps(keep: (failure: number) => Promise<unknown> = () => 
   return {
     need,
     step: (title: string, run: () => Promise<unknown>) => need(title, run).then(() => {}, () => {}),
+    /** Counts what has ended a run, and tells it unless it was a step that failed. */
     fail(why: unknown): void {
+      if (why instanceof Abort) return;
       count.failed++;
       console.log("FAIL", why);
     },

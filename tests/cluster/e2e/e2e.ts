@@ -14,19 +14,13 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { type Cluster, DEFAULTS, down, type Options, up } from "../cluster.ts";
 import { bridgeAddress } from "../components.ts";
+import { runToTheEnd } from "../ending.ts";
 import { helpIfAsked } from "../../support/help.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 import { isInstalled } from "../../support/processes.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
-import {
-  Abort,
-  type Context,
-  createHands,
-  createSteps,
-  type Kubectl,
-  kubectlAs,
-} from "./context.ts";
+import { type Context, createHands, createSteps, type Kubectl, kubectlAs } from "./context.ts";
 import { deploy } from "./deploy.ts";
 import { gitops } from "./gitops.ts";
 import { laptop } from "./laptop.ts";
@@ -115,31 +109,15 @@ async function surround(
 
   const keys = JSON.parse(await kubectl(["get", "--raw", "/openid/v1/jwks"]));
   const certificate = authority.issue([ISSUER_HOST, address]);
-  const url = `https://${ISSUER_HOST}`;
   const issuer = await startIssuer({
     host: address,
     port: 443,
     certificate,
     keys,
     life: LIFE_S,
-    issuer: url,
+    issuer: `https://${ISSUER_HOST}`,
   });
   closing.push(() => issuer.close());
-  const setLife = (identity: string, seconds: number) => {
-    const form = new URLSearchParams({ identity }).toString();
-    const claims = {
-      get exp() {
-        return Math.floor(Date.now() / 1000) + seconds;
-      },
-    };
-    issuer.faults.add({
-      verb: "exchange",
-      times: Infinity,
-      match: ({ body }) => body.includes(form),
-      claims,
-    });
-  };
-
   const registry = await startRegistry({
     dir,
     work,
@@ -162,7 +140,16 @@ async function surround(
     clusterIssuer,
     bind: (identity, namespace = NAMESPACE, account = ACCOUNT) =>
       issuer.bind(identity, clusterIssuer, namespace, account),
-    setLife,
+    setLife: (identity, seconds) => {
+      const form = new URLSearchParams({ identity }).toString();
+      const claims = {
+        get exp() {
+          return Math.floor(Date.now() / 1000) + seconds;
+        },
+      };
+      const match = ({ body }: { body: string }) => body.includes(form);
+      issuer.faults.add({ verb: "exchange", times: Infinity, match, claims });
+    },
     as: (token) => kubectlAs(cluster, token),
     step,
     need,
@@ -207,27 +194,15 @@ async function main(): Promise<void> {
   }
 }
 
-/** Takes everything down; whatever fails in it, the rest is done. */
-async function end(): Promise<void> {
+async function takeDown(): Promise<void> {
+  if (hasFailed() && cluster) {
+    await collectLogs(cluster, logs, "end.txt").catch(console.error);
+    console.log(`what was said is in ${logs}`);
+  }
   for (const close of closing.reverse()) await Promise.try(close).catch(console.error);
   if (flags.keep) {
     console.log(`kept: ${flags.dir}; end it with: npm run cluster down -- --dir ${flags.dir}`);
   } else await down({ dir: flags.dir });
-}
-
-/** Runs once, however the run ends. */
-let ending: Promise<void> | undefined;
-async function finish(why?: unknown): Promise<never> {
-  ending ??= (async () => {
-    if (why !== undefined && !(why instanceof Abort)) fail(why);
-    if (hasFailed() && cluster) {
-      await collectLogs(cluster, logs, "end.txt").catch(console.error);
-      console.log(`what was said is in ${logs}`);
-    }
-    await end();
-  })();
-  await ending.catch(fail);
-  process.exit(tell());
 }
 
 await lockOut(Number(flags.port) + LOCK_PORT).catch(({ message }) => {
@@ -235,8 +210,4 @@ await lockOut(Number(flags.port) + LOCK_PORT).catch(({ message }) => {
   process.exit(1);
 });
 fs.rmSync(logs, { recursive: true, force: true });
-for (const signal of ["SIGINT", "SIGTERM"]) {
-  process.on(signal, () => void finish(new Error(signal)));
-}
-process.on("uncaughtException", (error) => void finish(error));
-main().then(() => finish(), finish);
+runToTheEnd(() => main().catch(fail).then(tell), takeDown);

@@ -21,32 +21,23 @@ const OURS = "pull-secret-updater";
 
 interface Tool {
   name: string;
-  args: string[];
   /** How it stands in managedFields. */
   manager: string;
+  /** How it applies. Default: by force, from the server's side. */
+  args?: string[];
   /** What becomes of a manifest with data, once there is a token. */
   withData: "empties the Secret" | "meets a conflict";
 }
 
-const serverSide = (manager: string) => [
-  "--server-side",
-  "--force-conflicts",
-  `--field-manager=${manager}`,
-];
+const ARGO_CD: Tool = {
+  name: "argocd",
+  manager: "argocd-controller",
+  withData: "empties the Secret",
+};
 const TOOLS: Tool[] = [
-  { name: "helm", manager: "helm", args: serverSide("helm"), withData: "empties the Secret" },
-  {
-    name: "argocd",
-    manager: "argocd-controller",
-    args: serverSide("argocd-controller"),
-    withData: "empties the Secret",
-  },
-  {
-    name: "flux",
-    manager: "kustomize-controller",
-    args: serverSide("kustomize-controller"),
-    withData: "empties the Secret",
-  },
+  { name: "helm", manager: "helm", withData: "empties the Secret" },
+  ARGO_CD,
+  { name: "flux", manager: "kustomize-controller", withData: "empties the Secret" },
   {
     name: "kubectl",
     manager: "kubectl-client-side-apply",
@@ -168,25 +159,25 @@ async function withData(context: Context, tool: Tool): Promise<string | void> {
 /** What Argo CD applies where it ignores the difference, and respects that: the Secret's own data. */
 async function ignored(context: Context): Promise<void> {
   const { kubectl } = context;
-  const [tool] = TOOLS.filter(({ name }) => name === "argocd") as [Tool];
   const name = "ignored";
-  await apply(context, tool, manifest(name, 1, EMPTY));
+  await apply(context, ARGO_CD, manifest(name, 1, EMPTY));
   const token = await filled(context, name);
   for (const round of [2, 3]) {
     const { data } = await context.get("secret", "-n", NS, name);
-    await apply(context, tool, manifest(name, round, data));
-    await check(context, tool, name, round, token, [tool.manager, OURS]);
+    await apply(context, ARGO_CD, manifest(name, round, data));
+    await check(context, ARGO_CD, name, round, token, [ARGO_CD.manager, OURS]);
   }
   await kubectl(["annotate", "secret", name, "-n", NS, `${PREFIX}refresh=now`]);
   const renewed = await until(async () => {
     const found = await filled(context, name);
     return found !== token && found;
   }, "it has another token");
-  await check(context, tool, name, 3, renewed);
+  await check(context, ARGO_CD, name, 3, renewed);
 }
 
-function apply({ kubectl }: Context, { args }: Tool, object: Json): Promise<string> {
-  return kubectl(["apply", ...args, "-f", "-"], JSON.stringify(object));
+function apply({ kubectl }: Context, { manager, args }: Tool, object: Json): Promise<string> {
+  const byForce = ["--server-side", "--force-conflicts", `--field-manager=${manager}`];
+  return kubectl(["apply", ...args ?? byForce, "-f", "-"], JSON.stringify(object));
 }
 
 /** Waits for a token, and gives it. */

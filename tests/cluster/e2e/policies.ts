@@ -714,7 +714,7 @@ async function userSide({ kubectl, step }: Given, check: Check): Promise<void> {
   );
   await step(
     "`service-account` can be taken off by whoever may use the identity",
-    () => setAccount("of-account", null)(bob),
+    () => inTurn(setAccount("of-account", null))(bob),
   );
 
   /** Applies a Secret without it, with it, and with an identity instead. */
