@@ -17,10 +17,10 @@ import { BESIDE, MEMORY } from "./memory.ts";
 import { drawReport, publish, type Report } from "./publish.ts";
 import { installSdk, sdk } from "./sides.ts";
 import { findBroken } from "./table.ts";
-import { DAY, IDLE, LATENCY, RESTART, START, STEADY } from "./time.ts";
+import { IDLE, LATENCY, RESTART, START, STEADY } from "./time.ts";
 
 /** Each begins with about as many Secrets as the one before ended with. */
-const ROWS = [START, LATENCY, BESIDE, MEMORY, FILL, IDENTITIES, RESTART, IDLE, STEADY, DAY, MANY];
+const ROWS = [START, LATENCY, BESIDE, MEMORY, FILL, IDENTITIES, RESTART, IDLE, STEADY, MANY];
 /** Enough for a median and a spread. */
 const RUNS = 5;
 

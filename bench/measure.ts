@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Runtime } from "../tests/support/program.ts";
 import { type Figure, median, type Unit } from "./figures.ts";
-import { giveTokens, type Ground, LIFE_S } from "./ground.ts";
+import { giveTokens, type Ground } from "./ground.ts";
 import type { Usage } from "../tests/support/usage.ts";
 import { arrange, type Arrangement, countFilled } from "./arrangement.ts";
 import { peer, type Running, type Side, startSide } from "./sides.ts";
@@ -173,20 +173,6 @@ export async function together(
     return new Map(running.map(({ side, usage }) => [side.name, usage()]));
   } finally {
     await Promise.all(running.map((each) => each.stop()));
-  }
-}
-
-/** Has tokens live so many seconds, for as long as something is done. */
-export async function withLife<T>(
-  { issuer }: Ground,
-  seconds: number,
-  act: () => Promise<T>,
-): Promise<T> {
-  issuer.life = seconds;
-  try {
-    return await act();
-  } finally {
-    issuer.life = LIFE_S;
   }
 }
 

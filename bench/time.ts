@@ -17,12 +17,11 @@ import {
   RUNTIMES,
   settle,
   SHORT_SECRETS,
-  withLife,
   withSide,
 } from "./measure.ts";
-import { arrange, countFilled, mint } from "./arrangement.ts";
+import { arrange, mint } from "./arrangement.ts";
 import { bare, bundle, limit, type Running, source, startSide } from "./sides.ts";
-import { ACCOUNT, IDENTITY, METRIC_PREFIX, NAMESPACE } from "../tests/support/names.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE } from "../tests/support/names.ts";
 import { pullSecret } from "../tests/support/secrets.ts";
 
 /** A start varies more than all else, and takes little. */
@@ -238,57 +237,6 @@ async function otherRequests(running: Running): Promise<number | undefined> {
   return others.reduce((sum, [, value]) => sum + value, 0);
 }
 
-/** A day of tokens of an hour, in tokens of less: two replicas, one on each runtime. */
-async function dayRow({ ground, isShort }: Bench): Promise<Figure[]> {
-  const secrets = isShort ? 500 : 10_000;
-  // What is written to all of them within seconds has to be done before the token before it ends.
-  const lifeS = isShort ? 20 : 40;
-  const lives = isShort ? 3 : Math.ceil(24 / REFRESH_FRACTION);
-  const { add, all, demand } = gather("day");
-  await arrange(ground, { secrets });
-  await withLife(
-    ground,
-    lifeS,
-    () =>
-      withSide(
-        ground,
-        bundle("node"),
-        (first) =>
-          withSide(ground, bundle("deno"), async (second) => {
-            const replicas = [first, second];
-            const startedAt = performance.now();
-            while (first.written() + second.written() < secrets) await sleep(PROBE_MS);
-            await sleep(lives * REFRESH_FRACTION * lifeS * 1000);
-            add("Secrets without a valid token", "both", "", secrets - await countFilled(ground));
-            for (const replica of replicas) {
-              const { name } = replica.side;
-              const metrics = await metricsOf(replica);
-              add(
-                "exchanges",
-                name,
-                "",
-                metrics.get(`${METRIC_PREFIX}exchange_duration_seconds_count`) ?? 0,
-              );
-              add(
-                "conflicts",
-                name,
-                "",
-                metrics.get(`${METRIC_PREFIX}refreshes_total{result="conflict"}`) ?? 0,
-              );
-              // The first life, and one for each that has passed; a token is issued in whole seconds, and so lives less.
-              const passed = (performance.now() - startedAt) / 1000 /
-                (REFRESH_FRACTION * (lifeS - 1));
-              const began = Math.floor(passed) + 1;
-              add("lives that began", name, "", began);
-              demand("exchanges", name, { must: { atMost: began }, guard: { atMost: began } });
-            }
-          }),
-      ),
-  );
-  demand("Secrets without a valid token", "both", { must: { atMost: 0 }, guard: { atMost: 0 } });
-  return all();
-}
-
 /** With tokens of an hour that were issued together, and are written over six minutes. */
 async function steadyRow({ ground }: Bench): Promise<Figure[]> {
   const { add, compare, all } = gather("steady");
@@ -359,11 +307,6 @@ export const IDLE: Row = {
   about: "CPU and requests with 10,000 valid Secrets, for 5 minutes",
   maxRuns: 2,
   run: idleRow,
-};
-export const DAY: Row = {
-  name: "day",
-  about: "exchanges in a day of tokens, compressed",
-  run: dayRow,
 };
 export const STEADY: Row = {
   name: "steady",
