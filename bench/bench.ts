@@ -33,7 +33,7 @@ const HELP = `Usage: node bench/bench.ts [flags]
   --peer-published FILE  the same as published
   --json FILE            writes the figures there too
   --with FILE            takes the figures of all other rows from there: of a run before, here and with the same versions
-  --publish              writes figures, table and pictures to docs/bench
+  --publish              writes figures and tables to docs/bench
   --dir DIR --port PORT  of the cluster that it brings up and takes down
 
 ${

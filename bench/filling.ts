@@ -52,7 +52,7 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
   const others = isShort ? [] : [...RUNTIMES.map(source), ...sdks];
 
   const time = (side: string, size: number, { writingS, totalS, cpuS }: Filling) => {
-    add(`from start to last, ${size}`, side, "s", totalS, size);
+    add(`from start to last, ${size}`, side, "s", totalS);
     if (size !== secrets) return;
     add("Secrets a second", side, "a second", (size - 1) / writingS);
     add("CPU time", side, "s", cpuS);
@@ -67,7 +67,7 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
       },
     });
     time(side.name, size, filling);
-    add(`peak, ${size}`, side.name, "MiB", filling.peakMiB, size);
+    add(`peak, ${size}`, side.name, "MiB", filling.peakMiB);
     if (size !== secrets) return;
     add("exchanges", side.name, "", filling.counts.exchanges);
     add("patches", side.name, "", filling.counts.secrets.get("PATCH") ?? 0);
@@ -88,7 +88,7 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
       }
       for (const side of [...own, ...others]) await fillWith(side, size);
       if (bench.peer !== undefined) {
-        add(`peak, ${size}`, MENDED, "MiB", await peerPeak(ground, bench.peer, size), size);
+        add(`peak, ${size}`, MENDED, "MiB", await peerPeak(ground, bench.peer, size));
       }
     }
   }
@@ -184,12 +184,12 @@ async function manyRow(bench: Bench): Promise<Figure[]> {
         const { writingS, totalS, peakMiB } = await fill(ground, side, { secrets }, {
           async then({ usage }) {
             await settle(bench);
-            add(`anonymous at rest, ${secrets}`, side.name, "MiB", usage().anonymousMiB, secrets);
+            add(`anonymous at rest, ${secrets}`, side.name, "MiB", usage().anonymousMiB);
           },
         });
         add(`per 10,000 Secrets, ${secrets}`, side.name, "s", writingS / secrets * 10_000);
-        add(`from start to last, ${secrets}`, side.name, "s", totalS, secrets);
-        add(`peak, ${secrets}`, side.name, "MiB", peakMiB, secrets);
+        add(`from start to last, ${secrets}`, side.name, "s", totalS);
+        add(`peak, ${secrets}`, side.name, "MiB", peakMiB);
       }
     }
   }

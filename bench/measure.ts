@@ -186,9 +186,8 @@ export function gather(row: string) {
   const figures = new Map<string, Figure>();
   const find = (what: string, side: string) => figures.get(`${what}\n${side}`);
   return {
-    add(what: string, side: string, unit: Unit, value: number, secrets?: number): void {
-      const figure = find(what, side) ??
-        { row, what, side, unit, values: [], ...secrets !== undefined && { secrets } };
+    add(what: string, side: string, unit: Unit, value: number): void {
+      const figure = find(what, side) ?? { row, what, side, unit, values: [] };
       figure.values.push(value);
       figures.set(`${what}\n${side}`, figure);
     },

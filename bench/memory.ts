@@ -32,9 +32,9 @@ async function memoryRow(bench: Bench): Promise<Figure[]> {
     const resting = secrets === 0 ? [...RUNTIMES.map(bare), ...sides] : sides;
     for (let run = 0; run < runs; run++) {
       for (const [side, usage] of await together(bench, resting, secrets)) {
-        add(`peak of a start, ${secrets}`, side, "MiB", usage.peakMiB, secrets);
-        add(`resident at rest, ${secrets}`, side, "MiB", usage.residentMiB, secrets);
-        add(`anonymous at rest, ${secrets}`, side, "MiB", usage.anonymousMiB, secrets);
+        add(`peak of a start, ${secrets}`, side, "MiB", usage.peakMiB);
+        add(`resident at rest, ${secrets}`, side, "MiB", usage.residentMiB);
+        add(`anonymous at rest, ${secrets}`, side, "MiB", usage.anonymousMiB);
       }
     }
   }
