@@ -6,13 +6,11 @@
  */
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readdirSync, rmdirSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import process from "node:process";
 import { helpIfAsked } from "../support/help.ts";
-import { until } from "../support/until.ts";
-import { memoryHierarchy, RUN_VARIABLE } from "./pod.ts";
 
 const TOOLS = ["unshare", "ip", "iptables", "ip6tables", "mount", "chroot"];
 
@@ -34,7 +32,6 @@ async function main(): Promise<number> {
     return 2;
   }
   const work = mkdtempSync(join(tmpdir(), "psu-environment-"));
-  const run = basename(work);
   const matrix = join(import.meta.dirname!, "matrix.ts");
   const child = spawn(
     "unshare",
@@ -44,7 +41,7 @@ async function main(): Promise<number> {
       ...["sh", "-ec", `${NETWORK} exec "$@"`, "sh", process.execPath, matrix],
       ...process.argv.slice(2),
     ],
-    { stdio: "inherit", env: { ...process.env, TMPDIR: work, [RUN_VARIABLE]: run } },
+    { stdio: "inherit", env: { ...process.env, TMPDIR: work } },
   );
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.on(signal, () => child.kill("SIGKILL"));
@@ -53,20 +50,7 @@ async function main(): Promise<number> {
   const [code] = await once(child, "exit");
   // Killed, they take a moment to be gone.
   rmSync(work, { recursive: true, maxRetries: 10 });
-  const { folder } = memoryHierarchy() ?? {};
-  for (const name of folder ? readdirSync(folder) : []) {
-    if (name.startsWith(`${run}-`)) await until(() => remove(join(folder!, name)), "no process");
-  }
   return code ?? 1;
-}
-
-function remove(folder: string): boolean {
-  try {
-    rmdirSync(folder);
-  } catch {
-    return false;
-  }
-  return true;
 }
 
 process.exitCode = await main();

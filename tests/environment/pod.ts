@@ -5,14 +5,7 @@
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import {
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  realpathSync,
-  rmdirSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, readFileSync, realpathSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -28,9 +21,6 @@ const ROOT_FOLDER = "/mnt";
 /** Bound into the Pod's root, as far as the machine has them. */
 const LIBRARIES = ["/usr/lib", "/usr/lib64"];
 const DEVICES = ["null", "zero", "random", "urandom"];
-const MIB = 1024 * 1024;
-/** Names the run in what the machine keeps: control groups. */
-export const RUN_VARIABLE = "PSU_ENVIRONMENT_RUN";
 const run = promisify(execFile);
 
 export interface Network {
@@ -57,7 +47,6 @@ export interface PodOptions {
   mounts: Record<string, string>;
   network: Network;
   user: { uid: number; gid: number };
-  memoryMiB?: number;
 }
 
 export type Pod = Awaited<ReturnType<typeof startPod>>;
@@ -104,7 +93,6 @@ export async function startPod(options: PodOptions) {
     });
   }
   await ready.promise;
-  const cgroup = options.memoryMiB ? limitMemory(slot, child.pid!, options.memoryMiB) : undefined;
   await connect(slot, child.pid!);
   child.stdin.on("error", () => {}).end("go\n");
   return {
@@ -113,11 +101,9 @@ export async function startPod(options: PodOptions) {
     isAlive: () => child.exitCode === null && child.signalCode === null,
     /** The exit status, or the signal. */
     exited,
-    async end(signal: NodeJS.Signals): Promise<number | string> {
+    end(signal: NodeJS.Signals): Promise<number | string> {
       if (child.exitCode === null && child.signalCode === null) process.kill(child.pid!, signal);
-      const status = await exited;
-      if (cgroup && existsSync(cgroup)) rmdirSync(cgroup);
-      return status;
+      return exited;
     },
   };
 }
@@ -180,26 +166,3 @@ function rootScript({ program, runtime, resolvConf, mounts }: PodOptions): strin
 }
 
 const quote = (text: string) => `'${text.replaceAll("'", "'\\''")}'`;
-
-/** The hierarchy that limits memory, and its file for that: version 2, or 1 where that has the memory. */
-export function memoryHierarchy(): { folder: string; file: string } | undefined {
-  const candidates = [
-    { folder: "/sys/fs/cgroup", file: "memory.max" },
-    { folder: "/sys/fs/cgroup/memory", file: "memory.limit_in_bytes" },
-  ];
-  const controllers = "/sys/fs/cgroup/cgroup.subtree_control";
-  const isUnified = existsSync(controllers) &&
-    readFileSync(controllers, "utf8").split(/\s/).includes("memory");
-  return isUnified
-    ? candidates[0]
-    : candidates.slice(1).find(({ folder, file }) => existsSync(join(folder, file)));
-}
-
-function limitMemory(slot: number, pid: number, mib: number): string {
-  const { folder, file } = memoryHierarchy()!;
-  const own = join(folder, `${process.env[RUN_VARIABLE]}-${slot}`);
-  mkdirSync(own);
-  writeFileSync(join(own, file), `${mib * MIB}`);
-  writeFileSync(join(own, "cgroup.procs"), `${pid}`);
-  return own;
-}

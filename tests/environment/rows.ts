@@ -44,7 +44,7 @@ interface Conditions {
   rotates?: Server;
   network?: Network;
   dns?: "node" | "cluster" | "first dead" | "dead" | "failing";
-  pod?: { uid?: number; gid?: number; hasNoHome?: boolean; memoryMiB?: number };
+  pod?: { uid?: number; gid?: number; hasNoHome?: boolean };
 }
 
 interface Authority {
@@ -382,7 +382,6 @@ const pods = rowsOf("The Pod", [
     node: works,
     deno: { ...fails("Could not resolve global Deno cache directory"), exits: 1 },
   }, { pod: { hasNoHome: true } }],
-  ["256 MiB of memory (control group)", works, { pod: { memoryMiB: 256 } }],
 ]);
 
 export const ROWS: Row[] = [

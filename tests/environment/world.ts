@@ -171,7 +171,7 @@ export async function makeWorld(
     api.createSecret(pullSecret("team", `pull-${index}`, identityOf(index)));
   };
   create(1);
-  const { uid = 65532, gid = 65532, hasNoHome, memoryMiB } = row.pod ?? {};
+  const { uid = 65532, gid = 65532, hasNoHome } = row.pod ?? {};
   const pod = await startPod({
     slot,
     runtime,
@@ -191,7 +191,6 @@ export async function makeWorld(
     },
     network: row.network ?? {},
     user: { uid, gid },
-    memoryMiB,
   });
   toEnd.push(() => pod.end("SIGKILL"));
 
