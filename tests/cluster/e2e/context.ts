@@ -6,7 +6,8 @@ import { run } from "../../support/processes.ts";
 import type { Issuer } from "../../fake/issuer.ts";
 import type { Registry } from "./registry.ts";
 import type { Json } from "../../support/json.ts";
-import { tokenIn } from "../../support/secrets.ts";
+import { type Token, tokenIn } from "../../support/secrets.ts";
+import { until } from "../../support/until.ts";
 
 export type Kubectl = (args: string[], input?: string) => Promise<string>;
 
@@ -99,6 +100,10 @@ export function createHands(kubectl: Kubectl) {
   /** An object, or all of a kind, as the API server has it. */
   const get = async (...args: string[]): Promise<Json> =>
     JSON.parse(await kubectl(["get", ...args, "-o", "json"]));
+  const token = async (namespace: string, name: string): Promise<Token | undefined> =>
+    tokenIn(await get("secret", "-n", namespace, name));
+  const tokens = (namespace: string, names: string[]) =>
+    Promise.all(names.map((name) => token(namespace, name)));
   return {
     kubectl,
     get,
@@ -106,8 +111,18 @@ export function createHands(kubectl: Kubectl) {
       kubectl(["create", "-f", "-"], JSON.stringify({ apiVersion: "v1", kind: "List", items })),
     createNamespace: (name: string) => kubectl(["create", "namespace", name]),
     /** The token that a Secret holds, if it holds one. */
-    tokenIn: async (namespace: string, name: string) =>
-      tokenIn(await get("secret", "-n", namespace, name)),
+    tokenIn: token,
+    tokens,
+    /** Waits until Secrets hold tokens that were issued after this instant. */
+    async issuedSince(ms: number, namespace: string, names: string[]): Promise<void> {
+      const wholeSecond = Math.floor(ms / 1000); // as `iat` is
+      await until(
+        async () =>
+          (await tokens(namespace, names)).every((token) => token && token.iat >= wholeSecond),
+        "the Secrets have new tokens",
+        RETRIED_MS,
+      );
+    },
     /** At once, so that its Secrets are gone when others count them. */
     async remove(...namespaces: string[]): Promise<void> {
       for (const name of namespaces) await kubectl(["delete", "secret", "--all", "-n", name]);

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { createAdmin } from "../admin.ts";
 import type { Cluster } from "../cluster.ts";
 import { makeCertificates, paths } from "../components.ts";
-import { type Context, expect, refused, RETRIED_MS } from "./context.ts";
+import { type Context, expect, refused } from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { controllerProcesses } from "./tools.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE, REFRESH } from "../../support/names.ts";
@@ -42,9 +42,8 @@ export interface Watcher {
 /** Fills some Secrets, and looks twice a second whether any labelled one holds an expired token. */
 export async function watchSecrets(context: Context): Promise<Watcher> {
   const { cluster } = context;
-  for (const identity of [IDENTITY_UID, LATE_IDENTITY]) {
-    context.bind(identity);
-  }
+  context.bind(IDENTITY_UID);
+  context.bind(LATE_IDENTITY);
   await context.createNamespace(NS);
   await context.create(...SECRETS.map((name) => pullSecret(NS, name, IDENTITY_UID)));
 
@@ -53,8 +52,7 @@ export async function watchSecrets(context: Context): Promise<Watcher> {
     looks: 0,
     tokens: new Set(),
     expired: [],
-    stop: lookAtSecrets(cluster, LOOK_MS, (secrets) => {
-      const now = Date.now();
+    stop: lookAtSecrets(cluster, LOOK_MS, (secrets, now) => {
       watcher.looks++;
       const watched = secrets.filter(({ metadata }) => watcher.namespaces.has(metadata.namespace));
       for (const secret of watched) {
@@ -72,16 +70,20 @@ export async function watchSecrets(context: Context): Promise<Watcher> {
   return watcher;
 }
 
-/** Lists all labelled Secrets again and again, until what it returns is called. */
+/**
+ * Lists all labelled Secrets again and again, until what it returns is called. What had expired when a list was asked for
+ * was still held when it was read.
+ */
 export function lookAtSecrets(
   cluster: Cluster,
   everyMs: number,
-  see: (secrets: Json[]) => void,
+  see: (secrets: Json[], at: number) => void,
 ): () => void {
   const admin = createAdmin(cluster);
   const path = `/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
   const timer = setInterval(() => {
-    admin.get(path).then(({ items }) => see(items), () => {});
+    const at = Date.now();
+    admin.get(path).then(({ items }) => see(items, at), () => {});
   }, everyMs);
   return () => {
     clearInterval(timer);
@@ -91,19 +93,7 @@ export function lookAtSecrets(
 
 export async function resilience(context: Context, watcher: Watcher): Promise<void> {
   const { cluster, issuer, kubectl, step } = context;
-  const tokens = (names = SECRETS) =>
-    Promise.all(
-      names.map((name) => context.tokenIn(NS, name)),
-    );
-  /** Waits until Secrets hold tokens that were issued after this instant. */
-  const refreshedSince = async (time: number, names = SECRETS) => {
-    const wholeSecond = Math.floor(time / 1000); // as `iat` is
-    await until(
-      async () => (await tokens(names)).every((token) => token && token.iat >= wholeSecond),
-      "the Secrets are refreshed",
-      RETRIED_MS,
-    );
-  };
+  const refreshedSince = (ms: number, names = SECRETS) => context.issuedSince(ms, NS, names);
   const askForRefresh = () => {
     const flags = ["-n", NS, "--all", "--overwrite", `${REFRESH}=${Date.now()}`];
     return kubectl(["annotate", "secrets", ...flags]);
@@ -111,7 +101,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
 
   /** How long it is until the first of the tokens is about to be refreshed. */
   const untilOutage = async () => {
-    const held = await tokens();
+    const held = await context.tokens(NS, SECRETS);
     expect(held.every((token) => token !== undefined), "no token");
     return Math.min(...held.map((token) => atShare(token, OUTAGE_AT))) - Date.now();
   };
@@ -154,7 +144,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
         await refreshedSince(asked);
       }
       await sleep(await untilOutage());
-      const held = await tokens();
+      const held = await context.tokens(NS, SECRETS);
       const stopped = Date.now();
       await cluster.stop("kube-apiserver");
       await sleep(OUTAGE_MS);

@@ -109,7 +109,7 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
     await runCommands(context, "while read -r namespace name");
     expect((await held(context)).every((token) => !token), "there is a token left");
   });
-  await kubectl(["delete", "namespace", NS, "--wait=false"]);
+  await context.remove(NS);
 }
 
 /** As its own README had it: from a clone of that commit. */
@@ -168,7 +168,7 @@ async function move(
     );
   }, "the old program is refused");
   const [first = ""] = Object.keys(RENEWED);
-  await renewedSince(context, began, [first]);
+  await context.issuedSince(began, NS, [first]);
 
   const rolling = Date.now();
   await apply(kubectl, way, to.objects);
@@ -179,7 +179,7 @@ async function move(
     return annotations[REFRESH] === undefined || annotations[REFRESHED] === asked;
   }, "the refresh is served");
   const served = Date.now();
-  await renewedSince(context, rolling, Object.keys(RENEWED));
+  await context.issuedSince(rolling, NS, Object.keys(RENEWED));
   const refusedFor = Math.round((served - began) / 1000);
   return `the refresh waited ${refusedFor} s, ${Math.round((served - rolling) / 1000)} s of them ` +
     `for the Pods${pruned.length > 0 ? `; deleted: ${pruned.join(", ")}` : ""}`;
@@ -209,20 +209,9 @@ async function takeAway(context: Context): Promise<void> {
   await refused(context.kubectl(["get", "namespace", NAMESPACE]), /not found/);
 }
 
-const held = (context: Context, names = Object.keys(LIVES)) =>
-  Promise.all(
-    names.map((name) => context.tokenIn(NS, name)),
-  );
+const held = (context: Context) => context.tokens(NS, Object.keys(LIVES));
 
-const secondsLeft = ({ exp }: { exp: number }) => exp - Date.now() / 1000;
-
-async function renewedSince(context: Context, time: number, names: string[]): Promise<void> {
-  const wholeSecond = Math.floor(time / 1000); // as `iat` is
-  await until(async () => {
-    const tokens = await held(context, names);
-    return tokens.every((token) => token && token.iat >= wholeSecond);
-  }, "the tokens are renewed");
-}
+const secondsLeft = ({ exp }: { exp: number }, at = Date.now()) => exp - at / 1000;
 
 /** Looks five times a second whether each Secret has a token that is valid. */
 function watchTokens({ cluster }: Context) {
@@ -230,14 +219,14 @@ function watchTokens({ cluster }: Context) {
   let looks = 0;
   let least = Infinity;
   const without: string[] = [];
-  const see = (secrets: Json[]) => {
+  const see = (secrets: Json[], at: number) => {
     looks++;
     for (const name of Object.keys(LIVES)) {
       const secret = secrets.find(({ metadata }) =>
         metadata.namespace === NS && metadata.name === name
       );
       const token = secret && tokenIn(secret);
-      const left = token ? secondsLeft(token) : 0;
+      const left = token ? secondsLeft(token, at) : 0;
       least = Math.min(least, left);
       if (left <= 0) without.push(name);
     }
