@@ -14,7 +14,6 @@ import {
   KIB_PER_MIB,
   MENDED,
   peersOf,
-  type Row,
   RUNTIMES,
   settle,
   SHORT_SECRETS,
@@ -43,7 +42,7 @@ async function bareLoop(
   return limit(runtime, mode, file);
 }
 
-async function fillRow(bench: Bench): Promise<Figure[]> {
+export async function fillRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs, isShort, sdks } = bench;
   const sizes = isShort ? [SHORT_SECRETS] : [1_000, 10_000];
   const secrets = sizes.at(-1)!;
@@ -140,7 +139,7 @@ function peerPeak(ground: Ground, file: string, secrets: number): Promise<number
   });
 }
 
-async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]> {
+export async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]> {
   const arrangement = isShort
     ? { secrets: SHORT_SECRETS, identities: 250 }
     : { secrets: 10_000, identities: 500 };
@@ -174,7 +173,7 @@ async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]
 }
 
 /** Two sizes, so that it shows whether time and memory grow with the number of Secrets and no faster. */
-async function manyRow(bench: Bench): Promise<Figure[]> {
+export async function manyRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs } = bench;
   const { add, demand, find, all } = gather("many");
   const [few, many] = [10_000, 50_000] as const;
@@ -209,21 +208,3 @@ async function manyRow(bench: Bench): Promise<Figure[]> {
   }
   return all();
 }
-
-export const FILL: Row = {
-  name: "fill",
-  about: "filling 10,000 Secrets of one identity",
-  run: fillRow,
-};
-export const IDENTITIES: Row = {
-  name: "identities",
-  about: "filling 10,000 Secrets of 500 identities, the issuer taking 50 ms",
-  run: identitiesRow,
-};
-export const MANY: Row = {
-  name: "many",
-  about: "50,000 Secrets",
-  isLong: true,
-  maxRuns: 1,
-  run: manyRow,
-};

@@ -6,7 +6,6 @@ import {
   gather,
   KIB_PER_MIB,
   MENDED,
-  type Row,
   RUNTIMES,
   SHORT_SECRETS,
   together,
@@ -22,7 +21,7 @@ function sidesOf({ sdks, peer: file }: Bench): Side[] {
   ];
 }
 
-async function memoryRow(bench: Bench): Promise<Figure[]> {
+export async function memoryRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs, isShort } = bench;
   const sizes = isShort ? [0, SHORT_SECRETS] : [0, 1_000, 10_000];
   const { add, compare, demand, find, all } = gather("memory");
@@ -55,7 +54,7 @@ async function memoryRow(bench: Bench): Promise<Figure[]> {
   return all();
 }
 
-async function besideRow(bench: Bench): Promise<Figure[]> {
+export async function besideRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs } = bench;
   const { add, find, all } = gather("beside");
   const secrets = 1_000;
@@ -100,17 +99,3 @@ async function removeOthers({ admin }: Ground): Promise<void> {
     await admin.delete(`/api/v1/namespaces/default/secrets/release-${index}`);
   }
 }
-
-export const MEMORY: Row = {
-  name: "memory",
-  about: "memory at rest, with 0, 1,000 and 10,000 Secrets",
-  maxRuns: 2,
-  run: memoryRow,
-};
-export const BESIDE: Row = {
-  name: "beside",
-  about: "memory with 100 MB of other Secrets beside",
-  isLong: true,
-  maxRuns: 2,
-  run: besideRow,
-};

@@ -102,7 +102,6 @@ export async function startSide(ground: Ground, side: Side, settings: Record<str
   return {
     side,
     port,
-    exited,
     usage: (): Usage => usageOf(child.pid!),
     /** How many it has written. */
     written: () => written,

@@ -13,7 +13,6 @@ import {
   gather,
   metricsOf,
   peersOf,
-  type Row,
   RUNTIMES,
   settle,
   SHORT_SECRETS,
@@ -47,7 +46,7 @@ const IDLE_PROBE_MS = 30_000;
 /** What answering for the metrics took is over by then. */
 const AFTER_METRICS_MS = 1_000;
 
-async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
+export async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
   const { add, compare, all } = gather("start");
   const what = "start → /readyz";
   await arrange(ground, { secrets: 0 });
@@ -77,7 +76,7 @@ async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
   return all();
 }
 
-async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figure[]> {
+export async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figure[]> {
   const { add, compare, demand, all } = gather("restart");
   const secrets = isShort ? SHORT_SECRETS : 10_000;
   const what = "start → /readyz";
@@ -109,7 +108,7 @@ async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figur
   return all();
 }
 
-async function latencyRow(bench: Bench): Promise<Figure[]> {
+export async function latencyRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs, isShort, sdks } = bench;
   const { add, compare, all } = gather("latency");
   const file = join(ground.work, "registry-token");
@@ -191,7 +190,7 @@ async function watchFillings({ admin, cluster }: Ground, namespace: string) {
   };
 }
 
-async function idleRow(bench: Bench): Promise<Figure[]> {
+export async function idleRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs, isShort, sdks } = bench;
   const { add, demand, all } = gather("idle");
   const secrets = isShort ? SHORT_SECRETS : 10_000;
@@ -238,7 +237,7 @@ async function otherRequests(running: Running): Promise<number | undefined> {
 }
 
 /** With tokens of an hour that were issued together, and are written over six minutes. */
-async function steadyRow({ ground }: Bench): Promise<Figure[]> {
+export async function steadyRow({ ground }: Bench): Promise<Figure[]> {
   const { add, compare, all } = gather("steady");
   const secrets = 10_000;
   const what = "probing GET, p99";
@@ -286,31 +285,3 @@ function startProbe({ admin }: Ground) {
     },
   };
 }
-
-export const START: Row = {
-  name: "start",
-  about: "from the start to /readyz, with no Secret",
-  run: startRow,
-};
-export const RESTART: Row = {
-  name: "restart",
-  about: "start with 10,000 valid Secrets",
-  run: restartRow,
-};
-export const LATENCY: Row = {
-  name: "latency",
-  about: "from the creation of a Secret to its token",
-  run: latencyRow,
-};
-export const IDLE: Row = {
-  name: "idle",
-  about: "CPU and requests with 10,000 valid Secrets, for 5 minutes",
-  maxRuns: 2,
-  run: idleRow,
-};
-export const STEADY: Row = {
-  name: "steady",
-  about: "what other clients notice while 10,000 tokens fall due",
-  isLong: true,
-  run: steadyRow,
-};
