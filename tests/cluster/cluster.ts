@@ -339,7 +339,7 @@ export async function down(given: Partial<Options> = {}, say: Say = SILENT): Pro
 
 function checked(given: Partial<Options>): Options {
   const options = { ...DEFAULTS, ...given };
-  const { dir, port, bridge, podCIDR, registries } = options;
+  const { dir, port, bridge, podCIDR } = options;
   options.dir = resolve(dir);
   if (options.dir.length > DIR_LENGTH || /\s/.test(options.dir)) {
     throw new Error(`dir ${dir}: at most ${DIR_LENGTH} characters, without spaces`);
@@ -352,11 +352,6 @@ function checked(given: Partial<Options>): Options {
   }
   if (!POD_CIDR_PATTERN.test(podCIDR)) {
     throw new Error(`podCIDR ${podCIDR}: 256 addresses, such as ${DEFAULTS.podCIDR}`);
-  }
-  for (const [host, url] of Object.entries(registries)) {
-    if (!/^[\w.-]+(:\d+)?$/.test(host) || !URL.canParse(url)) {
-      throw new Error(`registry ${host}=${url}: such as cgr.dev=http://127.0.0.1:5000`);
-    }
   }
   return options;
 }
@@ -431,8 +426,6 @@ kube-scheduler, containerd and kubelet too, and Pods run: that needs root.
   --port PORT            kube-apiserver's; the next three are etcd's two and the kubelet's  [${DEFAULTS.port}]
   --bridge NAME          the Pods' bridge, also the name of their cgroup            [${DEFAULTS.bridge}]
   --pod-cidr CIDR        256 addresses for Pods, the first one the bridge's  [${DEFAULTS.podCIDR}]
-  --registry HOST=URL    pull images of HOST from URL, as in cgr.dev=http://127.0.0.1:5000 (repeatable)
-  --audit                kube-apiserver writes DIR/logs/audit.log, without bodies
   --help
 
 Clusters with different --dir and --port (and --bridge and --pod-cidr) run side by side.
@@ -448,17 +441,11 @@ async function main(): Promise<number> {
       port: { type: "string", default: `${DEFAULTS.port}` },
       bridge: { type: "string", default: DEFAULTS.bridge },
       "pod-cidr": { type: "string", default: DEFAULTS.podCIDR },
-      registry: { type: "string", multiple: true, default: [] },
-      audit: { type: "boolean", default: DEFAULTS.audit },
       help: { type: "boolean" },
     },
   });
-  const { node, dir, port, bridge, "pod-cidr": podCIDR, registry, audit, help } = values;
-  const registries = Object.fromEntries(registry.map((each) => {
-    const [host, ...url] = each.split("=");
-    return [host, url.join("=")];
-  }));
-  const given = { node, dir, port: Number(port), bridge, podCIDR, registries, audit };
+  const { node, dir, port, bridge, "pod-cidr": podCIDR, help } = values;
+  const given = { node, dir, port: Number(port), bridge, podCIDR };
   const say = (line: string) => console.error(line);
 
   if (`${positionals}` === "up" && !help) printExports(await up(given, say));

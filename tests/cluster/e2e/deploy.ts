@@ -32,7 +32,8 @@ export async function deploy(context: Context): Promise<Bases> {
     step("the contract suite, on this kube-apiserver", () => contract(context)),
   ]);
 
-  const manifest = await patchedManifest(context, IMAGE);
+  const deploy = fs.readFileSync(join(ROOT, "deploy.yaml"), "utf8");
+  const manifest = await patchedManifest(context, deploy, IMAGE);
   await applyTwice(context, manifest);
 
   await need("both Pods are ready, under Pod Security restricted", async () => {

@@ -9,7 +9,7 @@ import { type Context, expect, type Kubectl, refused } from "./context.ts";
 import { rolledOut } from "./deploy.ts";
 import type { Bases } from "./images.ts";
 import { provide } from "./manifest.ts";
-import { aliasPatch, authorityOf, trustOfTheIssuer } from "./patch.ts";
+import { patchedManifest } from "./patch.ts";
 import { runCommands } from "./blocks.ts";
 import { lookAtSecrets } from "./resilience.ts";
 import { ROOT } from "../../support/paths.ts";
@@ -60,8 +60,8 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
     await provide(context, "deno", BASE);
     const install = fs.readFileSync(join(ROOT, "install.yaml"), "utf8");
     return [
-      { name: "0.1.0", objects: forThisCluster(context, await oldManifest(context)) },
-      { name: "this version", objects: forThisCluster(context, install) },
+      { name: "0.1.0", objects: await forThisCluster(context, await oldManifest(context)) },
+      { name: "this version", objects: await forThisCluster(context, install) },
     ];
   }) as [Version, Version];
   await context.createNamespace(NS);
@@ -128,16 +128,8 @@ async function oldManifest({ work }: Context): Promise<string> {
 }
 
 /** The objects of a manifest, with what the issuer of this cluster takes. */
-function forThisCluster(context: Context, manifest: string): Json[] {
-  const objects = objectsOf(manifest);
-  const { spec } = objects.find(({ kind }) => kind === "Deployment").spec.template;
-  const { containers: [{ env, volumeMounts }], volumes } = trustOfTheIssuer() as Json;
-  Object.assign(spec, aliasPatch(context).spec.template.spec);
-  spec.volumes.push(...volumes);
-  spec.containers[0].env.push(...env);
-  spec.containers[0].volumeMounts.push(...volumeMounts);
-  return [...objects, authorityOf(context)];
-}
+const forThisCluster = async (context: Context, manifest: string): Promise<Json[]> =>
+  objectsOf(await patchedManifest(context, manifest));
 
 async function apply(kubectl: Kubectl, { args }: Way, items: Json[]): Promise<void> {
   const list = { apiVersion: "v1", kind: "List", items };
