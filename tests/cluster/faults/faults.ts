@@ -19,9 +19,9 @@ import type { Runtime } from "../../support/program.ts";
 import { createAdmin } from "../admin.ts";
 import { createNetwork, removeNetwork } from "./network.ts";
 import { drawOutcomes, writeMarkdown } from "./matrix.ts";
-import { FAULT_S, type Row, ROWS } from "./rows.ts";
+import { type Row, ROWS } from "./rows.ts";
 import { type Outcome, runRow } from "./outcome.ts";
-import { type Ground, LIFE_S } from "./trial.ts";
+import type { Ground } from "./trial.ts";
 
 /** Programs at the same time: they mostly wait. On a machine that has other work it has to be fewer. */
 const AT_ONCE = "20";
@@ -88,22 +88,19 @@ async function prepare(cluster: Cluster): Promise<Ground> {
   };
 }
 
-/** First those that can go on side by side, the longest first; then those that the whole control plane is needed for. */
+/** First those that can go on side by side, then those that the whole control plane is needed for. */
 async function runAll(ground: Ground, rows: Row[], runtimes: Runtime[]): Promise<Outcome[]> {
   const outcomes: Outcome[] = [];
   const carryOut = async (row: Row, on: Runtime[]) => {
     const results = await runRow(ground, row, on);
     for (const { runtime, broken } of results) {
-      say(
-        [`${broken.length === 0 ? "ok  " : "FAIL"} ${runtime} ${row.fault}`, ...broken].join(
-          "\n       ",
-        ),
-      );
+      const verdict = broken.length === 0 ? "ok  " : "FAIL";
+      say([`${verdict} ${runtime} ${row.fault}`, ...broken].join("\n       "));
     }
     outcomes.push(...results);
   };
   const alone = rows.filter(({ isAlone }) => isAlone);
-  const others = rows.filter(({ isAlone }) => !isAlone).sort((a, b) => lengthOf(b) - lengthOf(a));
+  const others = rows.filter(({ isAlone }) => !isAlone);
   const queue = others.flatMap((row) => runtimes.map((runtime) => ({ row, runtime })));
   const worker = async () => {
     for (let next = queue.shift(); next; next = queue.shift()) {
@@ -114,11 +111,6 @@ async function runAll(ground: Ground, rows: Row[], runtimes: Runtime[]): Promise
   for (const row of alone) await carryOut(row, runtimes);
   const rank = ({ row, runtime }: Outcome) => rows.indexOf(row) * 2 + (runtime === "node" ? 0 : 1);
   return outcomes.sort((a, b) => rank(a) - rank(b));
-}
-
-/** At the most, in seconds. */
-function lengthOf({ lastsS = FAULT_S, backS, conditions }: Row): number {
-  return lastsS + backS + (conditions?.lifeS ?? LIFE_S);
 }
 
 runToTheEnd(main, async () => {

@@ -5,7 +5,7 @@ import { once } from "node:events";
 import type { AddressInfo } from "node:net";
 import { after, describe, test } from "node:test";
 import { Agent, request } from "undici";
-import { identityOf, pathOf, secretOf, standingOf } from "../objects.ts";
+import { identityOf, secretOf, standingOf } from "../objects.ts";
 import { peakRise, total } from "./observe.ts";
 import { tabulate } from "./matrix.ts";
 import type { Row } from "./rows.ts";
@@ -64,10 +64,6 @@ test("a Secret's standing goes by its token alone", () => {
   assertEquals(stateAt(holding(claims), 1_014_999), "valid");
   assertEquals(stateAt(holding(claims), 1_015_000), "expired");
   assertEquals(stateAt(holding({ ...claims, sub: identityOf("another") }), 1_000_000), "another's");
-});
-
-test("the path of a Secret is made of its namespace and name", () => {
-  assertEquals(pathOf("team/one"), "/api/v1/namespaces/team/secrets/one");
 });
 
 test("a peak is the greatest rise within any window, and not beyond it", () => {
