@@ -11,11 +11,10 @@
 //   await down({ dir });
 
 import * as fs from "node:fs";
-import * as https from "node:https";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
+import { Agent, request } from "undici";
 import { binFolder, build, isBuilt, seconds } from "./binaries.ts";
 import {
   apiServerAddress,
@@ -44,6 +43,7 @@ import {
   removeNetwork,
   writeSysctls,
 } from "./node.ts";
+import { until } from "../support/until.ts";
 import {
   isInstalled,
   killAll,
@@ -71,7 +71,6 @@ export const DEFAULTS: Options = {
 
 /** Two idle cores have the API server ready in 3 s and the node in 4; a busy machine may take its time. */
 const READY_TIMEOUT_MS = 120_000;
-const READY_POLL_MS = 200;
 /** One look at /readyz; the API server answers it within milliseconds, or hangs. */
 const READYZ_TIMEOUT_MS = 2_000;
 
@@ -196,8 +195,8 @@ export class Cluster {
   }
 
   /**
-   * Repeats a check until it holds; one that throws does not hold yet. Fails as soon as one of the
-   * needed components does not run, and when it takes too long, with the log of the last of them.
+   * Repeats a check until it holds. Fails as soon as one of the needed components does not run, and when it takes too
+   * long, with the log of the last of them.
    */
   async waitFor(
     what: string,
@@ -205,37 +204,22 @@ export class Cluster {
     check: () => boolean | Promise<boolean>,
   ): Promise<void> {
     const { dir } = this.options;
-    const deadline = Date.now() + READY_TIMEOUT_MS;
-    let failure = "";
-    for (;;) {
-      const dead = needed.find((component) => pidOf(dir, component) === undefined);
-      if (dead !== undefined) {
-        throw new Error(`${dead} does not run\n${logTail(dir, dead)}\n${WHAT_NEXT} ${dir}`);
-      }
-      try {
-        if (await check()) return;
-      } catch (error) {
-        failure = `: ${(error as Error).message}`;
-      }
-      if (Date.now() > deadline) {
-        throw new Error(
-          `${what}: not there after ${READY_TIMEOUT_MS / 1000} s${failure}\n` +
-            `${logTail(dir, needed.at(-1) ?? "")}\n${WHAT_NEXT} ${dir}`,
-        );
-      }
-      await sleep(READY_POLL_MS);
-    }
+    const findDead = () => needed.find((component) => pidOf(dir, component) === undefined);
+    const fail = (why: string, component = needed.at(-1) ?? "") => {
+      throw new Error(`${why}\n${logTail(dir, component)}\n${WHAT_NEXT} ${dir}`);
+    };
+    await until(async () => findDead() !== undefined || await check(), what, READY_TIMEOUT_MS)
+      .catch(({ message }) => fail(message));
+    const dead = findDead();
+    if (dead !== undefined) fail(`${dead} does not run`, dead);
   }
 
-  private answersReadyz(): Promise<boolean> {
-    return new Promise((resolve) => {
-      const signal = AbortSignal.timeout(READYZ_TIMEOUT_MS);
-      const ca = fs.readFileSync(this.ca);
-      https.get(`${this.server}/readyz`, { ca, signal, agent: false }, (response) => {
-        response.on("error", () => {}).resume();
-        resolve(response.statusCode === 200);
-      }).on("error", () => resolve(false));
-    });
+  private async answersReadyz(): Promise<boolean> {
+    const dispatcher = new Agent({ connect: { ca: fs.readFileSync(this.ca, "utf8") } });
+    const signal = AbortSignal.timeout(READYZ_TIMEOUT_MS);
+    const { statusCode } = await request(`${this.server}/readyz`, { dispatcher, signal })
+      .finally(() => dispatcher.destroy());
+    return statusCode === 200;
   }
 }
 
