@@ -1,8 +1,6 @@
 /** What the steps of the end-to-end run share: the cluster and all around it, and how a step is run and told. */
-import { join } from "node:path";
 import { seconds } from "../binaries.ts";
 import type { Cluster } from "../cluster.ts";
-import { run } from "../../support/processes.ts";
 import type { Issuer } from "../../fake/issuer.ts";
 import type { Registry } from "./registry.ts";
 import type { Json } from "../../support/json.ts";
@@ -81,18 +79,6 @@ export function createSteps(keep: (failure: number) => Promise<unknown> = () => 
       return count.failed > 0 ? 1 : 0;
     },
   };
-}
-
-/** kubectl with the cluster's address and CA but with another token. */
-export function kubectlAs(cluster: Cluster, token: string): Kubectl {
-  const flags = [
-    "--kubeconfig=/dev/null",
-    `--server=${cluster.server}`,
-    `--certificate-authority=${cluster.ca}`,
-  ];
-  const env = { ...cluster.environment, NO_PROXY: "*" };
-  return (args, input) =>
-    run(join(cluster.bin, "kubectl"), [...flags, `--token=${token}`, ...args], { input, env });
 }
 
 /** What is done with kubectl over and over. */

@@ -20,7 +20,7 @@ import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 import { isInstalled } from "../../support/processes.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
-import { type Context, createHands, createSteps, type Kubectl, kubectlAs } from "./context.ts";
+import { type Context, createHands, createSteps, type Kubectl } from "./context.ts";
 import { deploy } from "./deploy.ts";
 import { gitops } from "./gitops.ts";
 import { laptop } from "./laptop.ts";
@@ -150,7 +150,7 @@ async function surround(
       const match = ({ body }: { body: string }) => body.includes(form);
       issuer.faults.add({ verb: "exchange", times: Infinity, match, claims });
     },
-    as: (token) => kubectlAs(cluster, token),
+    as: (token) => (args, input) => cluster.kubectl(args, input, token),
     step,
     need,
   };

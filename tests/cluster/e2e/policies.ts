@@ -12,7 +12,7 @@ import { down as endCluster, up as startCluster } from "../cluster.ts";
 import { ROOT } from "../../support/paths.ts";
 import { isInstalled, pidOf, run as runProgram } from "../../support/processes.ts";
 import { usageOf } from "../../support/usage.ts";
-import { type Context, createHands, createSteps, expect, kubectlAs } from "./context.ts";
+import { type Context, createHands, createSteps, expect } from "./context.ts";
 import { applyTwice } from "./deploy.ts";
 import { flags } from "./manifest.ts";
 import {
@@ -930,7 +930,7 @@ async function alone(file: string): Promise<number> {
     const context: Given = {
       cluster,
       ...createHands((args, input) => cluster.kubectl(args, input)),
-      as: (token) => kubectlAs(cluster, token),
+      as: (token) => (args, input) => cluster.kubectl(args, input, token),
       need,
       step,
       work,
