@@ -21,6 +21,7 @@ import {
 import { arrange, mint } from "./arrangement.ts";
 import { bare, bundle, limit, type Running, source, startSide } from "./sides.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE } from "../tests/support/names.ts";
+import { repeat, timed } from "../tests/support/until.ts";
 import { pullSecret } from "../tests/support/secrets.ts";
 
 /** A start varies more than all else, and takes little. */
@@ -267,21 +268,8 @@ export async function steadyRow({ ground }: Bench): Promise<Figure[]> {
 /** Asks for one object every so often, as another client of the API server would. */
 function startProbe({ admin }: Ground) {
   const times: number[] = [];
-  let isOver = false;
-  const work = async () => {
-    while (!isOver) {
-      const startedAt = performance.now();
-      await admin.get("/api/v1/namespaces/default/configmaps/kube-root-ca.crt");
-      times.push(performance.now() - startedAt);
-      await sleep(Math.max(0, PROBE_MS - (performance.now() - startedAt)));
-    }
-    return times;
-  };
-  const worked = work();
-  return {
-    end(): Promise<number[]> {
-      isOver = true;
-      return worked;
-    },
-  };
+  const stop = repeat(PROBE_MS, async () => {
+    times.push(await timed(admin.get("/api/v1/namespaces/default/configmaps/kube-root-ca.crt")));
+  });
+  return { end: () => stop().then(() => times) };
 }

@@ -11,7 +11,7 @@ import { controllerProcesses } from "./tools.ts";
 import { ACCOUNT, IDENTITY, NAMESPACE, REFRESH } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { pullSecret, type Token, tokenIn } from "../../support/secrets.ts";
-import { until } from "../../support/until.ts";
+import { repeat, until } from "../../support/until.ts";
 
 const NS = "resilience";
 const SECRETS = ["first", "second", "third"];
@@ -81,14 +81,11 @@ export function lookAtSecrets(
 ): () => void {
   const admin = createAdmin(cluster);
   const path = `/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
-  const timer = setInterval(() => {
+  const stop = repeat(everyMs, async () => {
     const at = Date.now();
-    admin.get(path).then(({ items }) => see(items, at), () => {});
-  }, everyMs);
-  return () => {
-    clearInterval(timer);
-    void admin.close();
-  };
+    see((await admin.get(path)).items, at);
+  });
+  return () => void stop().then(admin.close);
 }
 
 export async function resilience(context: Context, watcher: Watcher): Promise<void> {

@@ -3,8 +3,8 @@
  * API server and of the network. What an answer does that is wrong, late or lost: k8s_test.ts and sts_test.ts, and the
  * controller's rules in virtual time.
  */
-import { setTimeout as sleep } from "node:timers/promises";
 import { makeCertificates } from "../components.ts";
+import { repeat } from "../../support/until.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { backUpEtcd, fillEtcd } from "./etcd.ts";
 import { bindRole, forbidWatch, pathOf, unbindRole } from "../objects.ts";
@@ -71,21 +71,10 @@ async function dropConnections(wire: Wire): Promise<void> {
 export const nothing: Row["inject"] = () => Promise.resolve(() => {});
 
 /** Does something to one Secret again and again. */
-function keepPatching(everyMs: number, patch: () => object): Row["inject"] {
-  return each(({ ground: { admin }, victim }) => {
-    let isOver = false;
-    const loop = async () => {
-      for (; !isOver; await sleep(everyMs)) {
-        await admin.patch(pathOf(victim), patch());
-      }
-    };
-    const ended = loop();
-    return () => {
-      isOver = true;
-      return ended;
-    };
-  });
-}
+const keepPatching = (everyMs: number, patch: () => object): Row["inject"] =>
+  each(({ ground: { admin }, victim }) =>
+    repeat(everyMs, () => admin.patch(pathOf(victim), patch()))
+  );
 
 const ofApiServer: Row[] = [
   {
