@@ -70,11 +70,19 @@ async function dropConnections(wire: Wire): Promise<void> {
 /** For a fault that is there from the start. */
 export const nothing: Row["inject"] = () => Promise.resolve(() => {});
 
-/** Does something to one Secret again and again. */
+/** Does something to one Secret again and again; none of it may fail. */
 const keepPatching = (everyMs: number, patch: () => object): Row["inject"] =>
-  each(({ ground: { admin }, victim }) =>
-    repeat(everyMs, () => admin.patch(pathOf(victim), patch()))
-  );
+  each(({ ground: { admin }, victim }) => {
+    let failure: Error | undefined;
+    const stop = repeat(
+      everyMs,
+      () => admin.patch(pathOf(victim), patch()).catch((error) => failure = error),
+    );
+    return async () => {
+      await stop();
+      if (failure) throw failure;
+    };
+  });
 
 const ofApiServer: Row[] = [
   {
