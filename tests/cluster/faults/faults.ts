@@ -18,7 +18,7 @@ import { helpIfAsked } from "../../support/help.ts";
 import type { Runtime } from "../../support/program.ts";
 import { createAdmin } from "../admin.ts";
 import { createNetwork, removeNetwork } from "./network.ts";
-import { drawOutcomes, writeMarkdown } from "./matrix.ts";
+import { writeMarkdown } from "./matrix.ts";
 import { type Row, ROWS } from "./rows.ts";
 import { type Outcome, runRow } from "./outcome.ts";
 import type { Ground } from "./trial.ts";
@@ -63,9 +63,10 @@ async function main(): Promise<number> {
   const outcomes = await runAll(ground, rows, runtimes);
   await ground.admin.close();
 
-  say(drawOutcomes(outcomes));
+  const list = writeMarkdown(outcomes);
+  say(list);
   mkdirSync("out", { recursive: true });
-  writeFileSync(MARKDOWN, writeMarkdown(outcomes));
+  writeFileSync(MARKDOWN, list);
   const broken = outcomes.filter((outcome) => outcome.broken.length > 0);
   say(
     `${outcomes.length - broken.length} of ${outcomes.length} as expected, after ${

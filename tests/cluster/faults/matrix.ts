@@ -1,39 +1,21 @@
-/** All rows: a table for the terminal, a list for docs/reliability.md. */
-import { drawTable } from "../../support/table.ts";
+/** All rows as a list, for docs/reliability.md. */
 import type { Outcome } from "./outcome.ts";
 
-const COLUMNS = ["fault", "what a user sees", "tokens expired, for up to", "back to normal within"];
-/** Widest column on the terminal; the list has all of it. */
-const MAX_WIDTH = 70;
 /** Enough of a message to know it again. */
 const MAX_QUOTE = 110;
 
-/** A row for each fault, with the figures of the runtime that fared worse. */
-export function tabulate(outcomes: Outcome[]): string[][] {
+/** An item for each fault, with the figures of the runtime that fared worse. */
+export function writeMarkdown(outcomes: Outcome[]): string {
   const rows = Map.groupBy(outcomes, ({ row }) => row);
-  return [...rows].map(([row, ofRow]) => {
+  return [...rows].map(([{ fault }, ofRow]) => {
     const worst = (figure: (outcome: Outcome) => number) => Math.max(...ofRow.map(figure));
     const [expired, secrets] = [worst(({ expired }) => expired), worst(({ secrets }) => secrets)];
-    const expiredFor = inSeconds(worst(({ expiredMs }) => expiredMs));
-    return [
-      row.fault,
-      describe(ofRow),
-      expired === 0 ? "none" : `${expired} of ${secrets}, ${expiredFor}`,
-      inSeconds(worst(({ backMs = Infinity }) => backMs)),
-    ];
-  });
-}
-
-export const drawOutcomes = (outcomes: Outcome[]): string =>
-  drawTable(
-    [COLUMNS, ...tabulate(outcomes)].map((row) => row.map((cell) => cell.slice(0, MAX_WIDTH))),
-  );
-
-export function writeMarkdown(outcomes: Outcome[]): string {
-  return tabulate(outcomes).map(([fault, seen, expired = "", back]) => {
-    const [count, seconds] = expired.split(", ");
-    const tokens = seconds ? `${count} tokens expired, for up to ${seconds}` : "No token expired";
-    return `- **${fault}**: ${seen}. ${tokens}; back to normal within ${back}.\n`;
+    const tokens = expired === 0
+      ? "No token expired"
+      : `${expired} of ${secrets} tokens expired, for up to ` +
+        inSeconds(worst(({ expiredMs }) => expiredMs));
+    const back = inSeconds(worst(({ backMs = Infinity }) => backMs));
+    return `- **${fault}**: ${describe(ofRow)}. ${tokens}; back to normal within ${back}.\n`;
   }).join("");
 }
 
