@@ -144,7 +144,7 @@ export async function identitiesRow({ ground, runs, isShort }: Bench): Promise<F
     ? { secrets: SHORT_SECRETS, identities: 250 }
     : { secrets: 10_000, identities: 500 };
   const { secrets, identities } = arrangement;
-  const { add, find, all } = gather("identities");
+  const { add, compare, demand, all } = gather("identities");
   const what = `${secrets} Secrets of ${identities} identities`;
   const exchangingS = identities / EXCHANGES_AT_ONCE * ISSUER_DELAY_MS / 1000;
   for (let run = 0; run < runs; run++) {
@@ -162,12 +162,11 @@ export async function identitiesRow({ ground, runs, isShort }: Bench): Promise<F
       add("exchanges", bundle(runtime).name, "", filling.counts.exchanges);
     }
   }
+  const bounds = { atMost: identities };
   for (const runtime of RUNTIMES) {
-    const own = find(what, bundle(runtime).name)!;
-    own.base = { side: `${runtime} limit`, value: median(find(what, `${runtime} limit`)!.values) };
-    Object.assign(own, { must: { atMost: 1.15 } });
-    const bounds = { atMost: identities };
-    Object.assign(find("exchanges", bundle(runtime).name)!, { must: bounds, guard: bounds });
+    const { name } = bundle(runtime);
+    compare(what, name, `${runtime} limit`, { must: { atMost: 1.15 } });
+    demand("exchanges", name, { must: bounds, guard: bounds });
   }
   return all();
 }
@@ -197,7 +196,7 @@ export async function manyRow(bench: Bench): Promise<Figure[]> {
       side: `${name}, ${few}`,
       value: median(find(`per 10,000 Secrets, ${few}`, name)!.values),
     };
-    Object.assign(find(`per 10,000 Secrets, ${many}`, name)!, { base, must: { atMost: 1.2 } });
+    demand(`per 10,000 Secrets, ${many}`, name, { base, must: { atMost: 1.2 } });
     const [before, after] = [few, many].map((secrets) =>
       find(`anonymous at rest, ${secrets}`, name)!.values
     );

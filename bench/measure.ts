@@ -205,8 +205,8 @@ export function gather(row: string) {
       const key = `${what}\n${side}${own.base ? `\n${base}` : ""}`;
       figures.set(key, { ...plain, base: { side: base, value: median(other.values) }, ...bounds });
     },
-    /** Says what a figure must be. */
-    demand(what: string, side: string, bounds: Pick<Figure, "must" | "guard">): void {
+    /** Says what a figure must be, or its ratio to something else. */
+    demand(what: string, side: string, bounds: Pick<Figure, "must" | "guard" | "base">): void {
       const own = find(what, side);
       if (own) Object.assign(own, bounds);
     },

@@ -20,10 +20,9 @@ export async function deploy(context: Context): Promise<Bases> {
   const image = need("the image, from the Containerfile", async () => {
     const archive = join(work, "program.tar");
     const bases = await buildBases(work);
-    const size = await buildProgram(bases, IMAGE, archive);
+    await buildProgram(bases, IMAGE, archive);
     await cluster.ctr(["image", "import", archive]);
     fs.rmSync(archive);
-    console.log(`     ${size}`);
     return bases;
   });
   // Before the admission policies are there: it writes Secrets of all kinds.

@@ -56,17 +56,14 @@ export async function buildBases(work: string): Promise<Bases> {
   };
 }
 
-/** Builds the program's image, and gives its size; `archive` is for `ctr image import`. */
+/** Builds the program's image; `archive` is for `ctr image import`. */
 export async function buildProgram(
   { BASE, BUILD }: Bases,
   image: string,
   archive: string,
-): Promise<string> {
+): Promise<void> {
   await buildImage(image, "--build-arg", `BASE=${BASE}`, "--build-arg", `BUILD=${BUILD}`, ".");
   await save(image, archive);
-  const bytes = fs.statSync(archive).size;
-  const gzipped = Number(await run("sh", ["-c", `gzip -1 <"$1" | wc -c`, "sh", archive]));
-  return `${megabytes(bytes)}, gzipped ${megabytes(gzipped)}`;
 }
 
 /** Writes an image into a file for `ctr image import`. */
@@ -161,4 +158,3 @@ function copy(from: string, to: string): void {
 }
 
 const require = (file: string) => join(ROOT, "node_modules", file);
-const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
