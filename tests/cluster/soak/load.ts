@@ -23,10 +23,10 @@ function isSocket(path: string): boolean {
 
 const PRESSURE = "/proc/pressure/cpu";
 
-/** The load of the last minute, and the share (%) of the last 10 s in which something waited for a CPU. */
-export function machineLoad(): { load: number; cpuPressure: number } {
+/** The load of the last minute, and the share of the last 10 s in which something waited for a CPU. */
+export function describeLoad(): string {
   // Not every kernel tells.
   const pressure = existsSync(PRESSURE) ? readFileSync(PRESSURE, "utf8") : "";
-  const cpuPressure = Number(/^some avg10=([\d.]+)/.exec(pressure)?.[1] ?? NaN);
-  return { load: loadavg()[0]!, cpuPressure };
+  const [, waiting = "?"] = /^some avg10=([\d.]+)/.exec(pressure) ?? [];
+  return `load ${loadavg()[0]!.toFixed(1)}, waiting for a CPU ${waiting} %`;
 }

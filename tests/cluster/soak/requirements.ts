@@ -31,25 +31,13 @@ export interface Steady {
   last: Usage;
 }
 
-/** A Secret that was seen with a token that had expired. */
-export interface Expired {
-  secret: string;
-  time: string;
-  lateMs: number;
-  /** How long ago a replica was killed. */
-  sinceKillMs: number;
-  /** The machine's load, and the share of the last 10 s in which something waited for a CPU. */
-  load: number;
-  cpuPressure: number;
-}
-
 export interface Minute {
   minute: number;
   looks: number;
   /** Looks that the API server did not answer. */
   unanswered: number;
-  load: number;
-  cpuPressure: number;
+  /** How busy the machine was at its end. */
+  machine: string;
 }
 
 export interface Figures {
@@ -58,7 +46,8 @@ export interface Figures {
   exchanges: number;
   /** Patches of Secrets, by the status that they were answered with. */
   patches: Record<string, number>;
-  expired: Expired[];
+  /** Secrets that were seen with a token that had expired. */
+  expired: string[];
   /** Secrets that were seen without a token of their identity. */
   unfilled: string[];
   steady: Steady[];

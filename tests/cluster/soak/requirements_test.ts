@@ -15,8 +15,7 @@ const minute: Minute = {
   minute: 1,
   looks: 60,
   unanswered: 0,
-  load: 1,
-  cpuPressure: 0,
+  machine: "",
 };
 
 function figures(changes: Partial<Figures> = {}): Figures {
@@ -39,12 +38,11 @@ test("a run in which all is well has nothing broken", () => {
   assertEquals(findBroken(figures()), []);
 });
 
-const expired = { secret: "a/b", time: "", lateMs: 1, sinceKillMs: 1, load: 1, cpuPressure: 0 };
 const grown = (
   last: Partial<Usage>,
 ) => [{ name: "node", minutes: 10, first: usage, last: { ...usage, ...last } }];
 const broken: [title: string, changes: Partial<Figures>, says: string][] = [
-  ["one expired token", { expired: [expired] }, "expired token"],
+  ["one expired token", { expired: ["a/b"] }, "expired token"],
   ["a Secret without a token", { unfilled: ["a/b"] }, "no token of its identity"],
   ["a minute without a look", { minutes: [minute, { ...minute, looks: 0 }] }, "0 looks"],
   ["memory that grew", { steady: grown({ rssAnonMB: 60 }) }, "40.0 MB grew to 60.0"],

@@ -27,11 +27,10 @@ import {
 import { helpIfAsked } from "../../support/help.ts";
 import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { type Issuer, startIssuer } from "../../fake/issuer.ts";
-import { holdingsOf, machineLoad } from "./load.ts";
-import { drawExpired, drawFigures, drawMinute } from "./summary.ts";
+import { describeLoad, holdingsOf } from "./load.ts";
+import { drawFigures, drawMinute } from "./summary.ts";
 import {
   API_SERVER,
-  type Expired,
   type Figures,
   findBroken,
   IDENTITIES,
@@ -206,7 +205,7 @@ async function soak(total: number, scene: Scene): Promise<Figures> {
     await restarted;
     exchanges += issuer.exchanges.splice(0).length;
     issuer.requests.length = 0;
-    minutes.push({ minute, looks, unanswered, ...machineLoad() });
+    minutes.push({ minute, looks, unanswered, machine: describeLoad() });
     const held = names.map((name) => ({ name, usage: usages[name].at(-1)! }));
     say(drawMinute(minutes.at(-1)!, watcher.expired.length, held));
   }
@@ -235,7 +234,7 @@ type Watcher = ReturnType<typeof createWatcher>;
 
 function createWatcher({ admin, identities }: Scene) {
   const watcher = {
-    expired: [] as Expired[],
+    expired: [] as string[],
     unfilled: [] as string[],
     killedAt: NaN,
     /** Judges each Secret at the instant at which the list was asked for; returns whether all were well. */
@@ -243,7 +242,7 @@ function createWatcher({ admin, identities }: Scene) {
       const at = Date.now();
       const { items } = await admin.get(`/api/v1/secrets?labelSelector=${RUN_LABEL}=${RUN}`);
       const time = new Date(at).toISOString();
-      const late: Expired[] = [];
+      const late: string[] = [];
       let wellCount = 0;
       for (const secret of items as Json[]) {
         const key = `${secret.metadata.namespace}/${secret.metadata.name}`;
@@ -251,14 +250,14 @@ function createWatcher({ admin, identities }: Scene) {
         if (state === "valid") {
           wellCount++;
         } else if (state === "expired") {
-          const sinceKillMs = at - watcher.killedAt;
-          late.push({ secret: key, time, lateMs: at - expiresAt, sinceKillMs, ...machineLoad() });
+          const sinceKill = `${at - watcher.killedAt} ms after a kill`;
+          late.push(`${time} ${key}: ${at - expiresAt} ms late, ${sinceKill}; ${describeLoad()}`);
         } else {
           watcher.unfilled.push(`${time} ${key}: ${state}`);
         }
       }
       watcher.expired.push(...late);
-      if (late.length > 0) say(drawExpired(late));
+      if (late.length > 0) say(`EXPIRED: ${late.length} Secrets, one of them ${late[0]}`);
       return wellCount === identities.size;
     },
   };

@@ -1,9 +1,6 @@
 /** The lines and the table of a long run. */
 import { drawTable } from "../../support/table.ts";
-import { type Expired, type Figures, type Minute, SECRETS, type Usage } from "./requirements.ts";
-
-const busyness = ({ load, cpuPressure }: Pick<Minute, "load" | "cpuPressure">) =>
-  `load ${load.toFixed(1)}, waiting for a CPU ${cpuPressure} %`;
+import { type Figures, type Minute, SECRETS, type Usage } from "./requirements.ts";
 
 export function drawMinute(
   minute: Minute,
@@ -16,17 +13,8 @@ export function drawMinute(
     ...usages.map(({ name, usage: { rssAnonMB, sockets } }) =>
       `${name} ${rssAnonMB.toFixed(0)} MB ${sockets} sockets`
     ),
-    busyness(minute),
+    minute.machine,
   ].join("; ");
-}
-
-/** Those of one look. */
-export function drawExpired(expired: Expired[]): string {
-  const [first] = expired;
-  const lates = expired.map(({ lateMs }) => lateMs);
-  return `EXPIRED at ${first!.time}: ${expired.length} Secrets, ${Math.min(...lates)} to ` +
-    `${Math.max(...lates)} ms late, ${first!.secret} one of them; ` +
-    `${first!.sinceKillMs} ms after a kill; ${busyness(first!)}`;
 }
 
 export function drawFigures(figures: Figures): string {
