@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { Agent, request } from "undici";
 import { identityOf, standingOf } from "../tests/cluster/objects.ts";
 import { type Ground, ISSUER_HOST, namespaceOf } from "./ground.ts";
-import { DATA_KEY, IDENTITY, PREFIX } from "../tests/support/names.ts";
+import { DATA_KEY, IDENTITY, TOKEN_EXPIRES, TOKEN_IDENTITY } from "../tests/support/names.ts";
 import type { Json } from "../tests/support/json.ts";
 import { base64, configOf, pullSecret } from "../tests/support/secrets.ts";
 
@@ -58,7 +58,7 @@ export async function arrange(
 
 /** A merge patch to the state of a Secret that is new, or filled. */
 function stateOf(identity: string, token: string | undefined): object {
-  const none = { [`${PREFIX}token-identity`]: null, [`${PREFIX}token-expires`]: null };
+  const none = { [TOKEN_IDENTITY]: null, [TOKEN_EXPIRES]: null };
   const metadata = {
     labels: { [IDENTITY]: identity.replaceAll("/", ".") },
     annotations: { [IDENTITY]: identity, ...none },

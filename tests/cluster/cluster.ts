@@ -346,7 +346,15 @@ function checked(given: Partial<Options>): Options {
   return options;
 }
 
-/** Says all that is missing, with the one line that brings it. */
+/** Says which programs are missing, with the one line that brings their Debian packages. */
+export function describeMissing(missing: [program: string, debianPackage: string][]): string[] {
+  if (missing.length === 0) return [];
+  const programs = missing.map(([program]) => program).join(", ");
+  const packages = [...new Set(missing.map(([, name]) => name))].join(" ");
+  return [`missing: ${programs}\n  apt-get install --no-install-recommends ${packages}`];
+}
+
+/** Says all that is missing. */
 function checkInstalled(options: Options): void {
   // Each program, and Debian's package that has it.
   const needed: [program: string, debianPackage: string][] = [];
@@ -361,12 +369,7 @@ function checkInstalled(options: Options): void {
   if (options.node && cniFolder() === undefined) {
     missing.push([`the CNI plug-ins ${CNI_PLUGINS.join(", ")}`, "containernetworking-plugins"]);
   }
-  const lines: string[] = [];
-  if (missing.length > 0) {
-    const programs = missing.map(([program]) => program).join(", ");
-    const packages = [...new Set(missing.map(([, name]) => name))].join(" ");
-    lines.push(`missing: ${programs}\n  apt-get install --no-install-recommends ${packages}`);
-  }
+  const lines = describeMissing(missing);
   if (!isBuilt(options.node) && !isInstalled("go")) {
     lines.push(
       "missing: go, in the version of tests/cluster/*/go.mod or later, to build the cluster",

@@ -12,7 +12,7 @@ import * as net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { type Cluster, DEFAULTS, down, type Options, up } from "../cluster.ts";
+import { type Cluster, DEFAULTS, describeMissing, down, type Options, up } from "../cluster.ts";
 import { bridgeAddress } from "../components.ts";
 import { runToTheEnd } from "../ending.ts";
 import { helpIfAsked } from "../../support/help.ts";
@@ -69,14 +69,6 @@ const { need, step, fail, hasFailed, tell } = createSteps((failure) =>
   cluster ? collectLogs(cluster, logs, `failure-${failure}.txt`) : Promise.resolve()
 );
 
-function checkPrograms(): void {
-  const missing = Object.entries(PROGRAMS).filter(([program]) => !isInstalled(program));
-  if (missing.length === 0) return;
-  const packages = missing.map(([, name]) => name).join(" ");
-  const programs = missing.map(([program]) => program).join(", ");
-  throw new Error(`missing: ${programs}\n  apt-get install --no-install-recommends ${packages}`);
-}
-
 /** Sees to it that no other run uses the same folder and ports: a port is free again however its process ends. */
 function lockOut(port: number): Promise<void> {
   return new Promise((done, failed) => {
@@ -88,7 +80,10 @@ function lockOut(port: number): Promise<void> {
 }
 
 async function startCluster(options: Options): Promise<Cluster> {
-  checkPrograms();
+  const [missing] = describeMissing(
+    Object.entries(PROGRAMS).filter(([program]) => !isInstalled(program)),
+  );
+  if (missing) throw new Error(missing);
   await down({ dir: flags.dir }); // what a run that was killed has left
   return await up(options, (line) => line.startsWith("build") && console.log(line));
 }

@@ -11,11 +11,6 @@ export async function tools(context: Context): Promise<void> {
   const { kubectl, step } = context;
   const [pod] = await controllerPods(context);
 
-  await step("kubectl events tells of the Secret", async () => {
-    const said = await kubectl(["events", "-n", "resilience", "--for", "secret/first"]);
-    expect(/Normal\s+TokenIssued\s+Secret\/first/.test(said), said);
-  });
-
   await step("--status by kubectl exec in a Pod", async () => {
     const said = await runCommands(context, "kubectl exec");
     expect(/^resilience +first +\S+ +valid +\d+s$/m.test(said), said);
