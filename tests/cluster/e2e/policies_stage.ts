@@ -134,26 +134,15 @@ export const inTurn = (...acts: Act[]): Act => async (who) => {
 export const refuses = (act: Act, words: Words): Act => (who) =>
   refused(act(who), typeof words === "function" ? words(who.name) : words);
 
-/** What is tried by whom; without words it must be allowed, else it must be refused in these words. */
-interface Attempt {
-  what: string;
-  who: Who;
-  act: Act;
-  words?: Words;
-}
-
-const attempts = (who: Who, acts: Record<string, Act>, words?: Words): Attempt[] =>
-  Object.entries(acts).map(([what, act]) => ({ what, who, act, words }));
-
-export const allowed = (who: Who, acts: Record<string, Act>) => attempts(who, acts);
+/** What somebody may do, and what is refused in these words. */
+export const allowed = (who: Who, acts: Record<string, Act>) =>
+  Object.entries(acts).map(([what, act]) => ({ what, attempt: () => act(who) }));
 export const denied = (who: Who, words: Words, acts: Record<string, Act>) =>
-  attempts(who, acts, words);
+  Object.entries(acts).map(([what, act]) => ({ what, attempt: () => refuses(act, words)(who) }));
 
 /** Tries all at once, and tells all that is not as it should be. */
-export async function each(all: Attempt[]): Promise<string> {
-  const outcomes = await Promise.allSettled(
-    all.map(({ who, act, words }) => (words ? refuses(act, words) : act)(who)),
-  );
+export async function each(all: ReturnType<typeof allowed>): Promise<string> {
+  const outcomes = await Promise.allSettled(all.map(({ attempt }) => attempt()));
   const failures = outcomes.flatMap((outcome, index) =>
     outcome.status === "rejected" ? [`${all[index]!.what}: ${outcome.reason.message}`] : []
   );
