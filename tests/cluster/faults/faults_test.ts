@@ -92,23 +92,20 @@ test("an item of the list has the worse runtime's figures, and what a user sees 
     suffers: "all",
     backS: 1,
   };
-  const none = {
+  const node: Outcome = {
+    row,
+    runtime: "node",
+    secrets: 3,
+    expired: 1,
+    expiredMs: 900,
+    backMs: 50,
     requests: 0,
     exchanges: 0,
+    events: [],
     warnings: 1,
     log: ["exchange failed: 500"],
     metrics: [],
     broken: [],
-  };
-  const node: Outcome = {
-    ...none,
-    row,
-    runtime: "node",
-    expired: 1,
-    expiredMs: 900,
-    secrets: 3,
-    events: [],
-    backMs: 50,
   };
   const event = `ExchangeFailed: ${identity} at 127.0.0.1:80`;
   const deno: Outcome = { ...node, runtime: "deno", expired: 2, expiredMs: 1100, events: [event] };
