@@ -6,7 +6,7 @@ import type { Cluster } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
 import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
-import { startIssuer } from "../../fake/issuer.ts";
+import { type Issuer, startIssuer } from "../../fake/issuer.ts";
 import { mountAccount } from "../account.ts";
 import type { Admin } from "../admin.ts";
 import type { Network } from "./network.ts";
@@ -52,11 +52,8 @@ export async function startTrial(
   conditions: Conditions,
 ) {
   const run = `${name}-${runtime}`;
-  const tenants = await createTenants(ground.admin, run);
   const ways = await openWays(ground, conditions);
-  for (const { identity, namespace, account } of tenants.bindings) {
-    ways.issuer.bind(identity, CLUSTER_ISSUER, namespace, account);
-  }
+  const tenants = await createTenants(ground.admin, ways.issuer, run);
   const files = await writeFiles(ground, run, tenants.home, ways);
   const port = await findPort();
   const settings = {
@@ -99,11 +96,15 @@ export async function startTrial(
 }
 
 /** Two namespaces with their Secrets: most share two identities, one has its own, one an account of its namespace. */
-async function createTenants(admin: Admin, run: string) {
+async function createTenants(admin: Admin, issuer: Issuer, run: string) {
   const [home, namespace, other] = [run, `${run}-a`, `${run}-b`];
-  const [first, second, own, tenant] = ["first", "second", "own", "tenant"].map((name) =>
-    identityOf(`${run} ${name}`)
-  );
+  const bind = (name: string, namespace = home, account = ACCOUNT) => {
+    const identity = identityOf(`${run} ${name}`);
+    issuer.bind(identity, CLUSTER_ISSUER, namespace, account);
+    return identity;
+  };
+  const [first, second, own] = [bind("first"), bind("second"), bind("own")];
+  const tenant = bind("tenant", other, TENANT);
   const identities = new Map<string, string>();
 
   async function addSecret(
@@ -111,21 +112,20 @@ async function createTenants(admin: Admin, run: string) {
     name: string,
     identity: string,
     annotations = {},
-  ): Promise<string> {
+  ): Promise<void> {
     const secret = secretOf(run, namespace, name, identity, annotations);
     identities.set(`${namespace}/${name}`, identity);
     await admin.create(`/api/v1/namespaces/${namespace}/secrets`, secret);
-    return `${namespace}/${name}`;
   }
   await createNamespace(admin, home, ACCOUNT);
   for (const tenancy of [namespace, other]) {
     await createTenant(admin, tenancy, home);
     for (let index = 1; index < SECRETS_OF_NAMESPACE; index++) {
-      await addSecret(tenancy, `s${index}`, index % 2 === 0 ? first! : second!);
+      await addSecret(tenancy, `s${index}`, index % 2 === 0 ? first : second);
     }
   }
-  await addSecret(namespace, "loner", own!);
-  await addSecret(other, "tenant", tenant!, { [SERVICE_ACCOUNT]: TENANT });
+  await addSecret(namespace, "loner", own);
+  await addSecret(other, "tenant", tenant, { [SERVICE_ACCOUNT]: TENANT });
 
   return {
     run,
@@ -137,16 +137,8 @@ async function createTenants(admin: Admin, run: string) {
     identities,
     /** A Secret that shares its identity with others. */
     victim: `${namespace}/s1`,
-    bindings: [
-      ...[first!, second!, own!].map((identity) => ({
-        identity,
-        namespace: home,
-        account: ACCOUNT,
-      })),
-      { identity: tenant!, namespace: other, account: TENANT },
-    ],
     /** Adds one more, of an identity that others have. */
-    addSecret: (name: string) => addSecret(other, name, first!),
+    addSecret: (name: string) => addSecret(other, name, first),
   };
 }
 
