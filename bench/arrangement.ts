@@ -3,9 +3,9 @@ import { readFileSync } from "node:fs";
 import { Agent, request } from "undici";
 import { identityOf, standingOf } from "../tests/cluster/objects.ts";
 import { type Ground, ISSUER_HOST, namespaceOf } from "./ground.ts";
-import { DATA_KEY, IDENTITY, PREFIX } from "../tests/support/names.ts";
+import { DATA_KEY, IDENTITY, TOKEN_EXPIRES, TOKEN_IDENTITY } from "../tests/support/names.ts";
 import type { Json } from "../tests/support/json.ts";
-import { pullSecret } from "../tests/support/secrets.ts";
+import { base64, configOf, pullSecret } from "../tests/support/secrets.ts";
 
 /** More would only queue in the API server, on two cores. */
 const AT_ONCE = 24;
@@ -58,20 +58,15 @@ export async function arrange(
 
 /** A merge patch to the state of a Secret that is new, or filled. */
 function stateOf(identity: string, token: string | undefined): object {
-  const none = { [`${PREFIX}token-identity`]: null, [`${PREFIX}token-expires`]: null };
+  const none = { [TOKEN_IDENTITY]: null, [TOKEN_EXPIRES]: null };
   const metadata = {
     labels: { [IDENTITY]: identity.replaceAll("/", ".") },
     annotations: { [IDENTITY]: identity, ...none },
   };
-  return { metadata, data: { [DATA_KEY]: Buffer.from(dockerConfig(token)).toString("base64") } };
+  return { metadata, data: { [DATA_KEY]: base64(dockerConfig(token)) } };
 }
 
-const dockerConfig = (token: string | undefined) =>
-  token
-    ? JSON.stringify({
-      auths: { "cgr.dev": { auth: Buffer.from(`_token:${token}`).toString("base64") } },
-    })
-    : EMPTY;
+const dockerConfig = (token: string | undefined) => token ? configOf(token) : EMPTY;
 
 /** How many hold a token of their own identity that has not expired. */
 export async function countFilled({ admin }: Ground): Promise<number> {
@@ -95,7 +90,7 @@ export async function countFilled({ admin }: Ground): Promise<number> {
 
 /** A token of the issuer, got as any other. */
 export async function mint(
-  { issuer, subjectTokenFile, issuerCaFile }: Ground,
+  { issuer, account, issuerCaFile }: Ground,
   identity: string,
 ): Promise<string> {
   const dispatcher = new Agent({
@@ -107,7 +102,7 @@ export async function mint(
     dispatcher,
     headers: {
       host: ISSUER_HOST,
-      authorization: `Bearer ${readFileSync(subjectTokenFile, "utf8")}`,
+      authorization: `Bearer ${readFileSync(account.settings.SUBJECT_TOKEN_FILE, "utf8")}`,
       "content-type": "application/x-www-form-urlencoded",
     },
     body: new URLSearchParams({ aud: "cgr.dev", identity }).toString(),

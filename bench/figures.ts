@@ -11,8 +11,6 @@ export interface Figure {
   unit: Unit;
   /** One of each run. */
   values: number[];
-  /** How many Secrets there were, where the figure is one of several numbers of them. */
-  secrets?: number;
   /** What it is compared with: a figure of the same bench. */
   base?: { side: string; value: number };
   /** What it is meant to be. */

@@ -1,8 +1,7 @@
 /** How figures are summed up, and which of them are a regression. */
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals } from "@std/assert";
 import { describe, test } from "node:test";
 import { type Figure, isWithin, median, percentile, ratioOf, slope } from "./figures.ts";
-import { draw } from "./plot.ts";
 import { findBroken, rounded } from "./table.ts";
 
 const figure = (fields: Partial<Figure>): Figure => ({
@@ -61,31 +60,5 @@ describe("figures", () => {
       "1235",
       "10000",
     ]);
-  });
-});
-
-describe("pictures", () => {
-  const lines = ["one", "two & more"].map((label, index) => ({
-    label,
-    colour: "#808080",
-    points: [{ x: 1000, y: 10 + index }, { x: 10_000, y: 100 + index }],
-  }));
-  const chart = { title: "T", xLabel: "x", yLabel: "y", note: "note", lines };
-
-  test("labels stand apart though their lines end at the same height", () => {
-    const svg = draw(chart);
-    const heights = ["one", "two &amp; more"].map((label) => {
-      return Number(new RegExp(`y="([\\d.]+)" text-anchor="start">${label}<`).exec(svg)?.[1]);
-    });
-    assert(Math.abs(heights[0]! - heights[1]!) >= 16, `${heights}`);
-  });
-
-  test("powers of ten are equally far apart on a logarithmic axis", () => {
-    const svg = draw({ ...chart, isLogarithmic: true });
-    const places = ["10", "100", "1,000"].map((tick) => {
-      return Number(new RegExp(`y="([\\d.]+)" text-anchor="end">${tick}<`).exec(svg)?.[1]);
-    });
-    assertEquals(Math.round(places[0]! - places[1]!), Math.round(places[1]! - places[2]!));
-    assert(places[0]! > places[1]!);
   });
 });

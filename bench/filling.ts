@@ -14,7 +14,6 @@ import {
   KIB_PER_MIB,
   MENDED,
   peersOf,
-  type Row,
   RUNTIMES,
   settle,
   SHORT_SECRETS,
@@ -43,7 +42,7 @@ async function bareLoop(
   return limit(runtime, mode, file);
 }
 
-async function fillRow(bench: Bench): Promise<Figure[]> {
+export async function fillRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs, isShort, sdks } = bench;
   const sizes = isShort ? [SHORT_SECRETS] : [1_000, 10_000];
   const secrets = sizes.at(-1)!;
@@ -52,7 +51,7 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
   const others = isShort ? [] : [...RUNTIMES.map(source), ...sdks];
 
   const time = (side: string, size: number, { writingS, totalS, cpuS }: Filling) => {
-    add(`from start to last, ${size}`, side, "s", totalS, size);
+    add(`from start to last, ${size}`, side, "s", totalS);
     if (size !== secrets) return;
     add("Secrets a second", side, "a second", (size - 1) / writingS);
     add("CPU time", side, "s", cpuS);
@@ -67,7 +66,7 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
       },
     });
     time(side.name, size, filling);
-    add(`peak, ${size}`, side.name, "MiB", filling.peakMiB, size);
+    add(`peak, ${size}`, side.name, "MiB", filling.peakMiB);
     if (size !== secrets) return;
     add("exchanges", side.name, "", filling.counts.exchanges);
     add("patches", side.name, "", filling.counts.secrets.get("PATCH") ?? 0);
@@ -88,7 +87,7 @@ async function fillRow(bench: Bench): Promise<Figure[]> {
       }
       for (const side of [...own, ...others]) await fillWith(side, size);
       if (bench.peer !== undefined) {
-        add(`peak, ${size}`, MENDED, "MiB", await peerPeak(ground, bench.peer, size), size);
+        add(`peak, ${size}`, MENDED, "MiB", await peerPeak(ground, bench.peer, size));
       }
     }
   }
@@ -140,12 +139,12 @@ function peerPeak(ground: Ground, file: string, secrets: number): Promise<number
   });
 }
 
-async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]> {
+export async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]> {
   const arrangement = isShort
     ? { secrets: SHORT_SECRETS, identities: 250 }
     : { secrets: 10_000, identities: 500 };
   const { secrets, identities } = arrangement;
-  const { add, find, all } = gather("identities");
+  const { add, compare, demand, all } = gather("identities");
   const what = `${secrets} Secrets of ${identities} identities`;
   const exchangingS = identities / EXCHANGES_AT_ONCE * ISSUER_DELAY_MS / 1000;
   for (let run = 0; run < runs; run++) {
@@ -163,18 +162,17 @@ async function identitiesRow({ ground, runs, isShort }: Bench): Promise<Figure[]
       add("exchanges", bundle(runtime).name, "", filling.counts.exchanges);
     }
   }
+  const bounds = { atMost: identities };
   for (const runtime of RUNTIMES) {
-    const own = find(what, bundle(runtime).name)!;
-    own.base = { side: `${runtime} limit`, value: median(find(what, `${runtime} limit`)!.values) };
-    Object.assign(own, { must: { atMost: 1.15 } });
-    const bounds = { atMost: identities };
-    Object.assign(find("exchanges", bundle(runtime).name)!, { must: bounds, guard: bounds });
+    const { name } = bundle(runtime);
+    compare(what, name, `${runtime} limit`, { must: { atMost: 1.15 } });
+    demand("exchanges", name, { must: bounds, guard: bounds });
   }
   return all();
 }
 
 /** Two sizes, so that it shows whether time and memory grow with the number of Secrets and no faster. */
-async function manyRow(bench: Bench): Promise<Figure[]> {
+export async function manyRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs } = bench;
   const { add, demand, find, all } = gather("many");
   const [few, many] = [10_000, 50_000] as const;
@@ -184,12 +182,12 @@ async function manyRow(bench: Bench): Promise<Figure[]> {
         const { writingS, totalS, peakMiB } = await fill(ground, side, { secrets }, {
           async then({ usage }) {
             await settle(bench);
-            add(`anonymous at rest, ${secrets}`, side.name, "MiB", usage().anonymousMiB, secrets);
+            add(`anonymous at rest, ${secrets}`, side.name, "MiB", usage().anonymousMiB);
           },
         });
         add(`per 10,000 Secrets, ${secrets}`, side.name, "s", writingS / secrets * 10_000);
-        add(`from start to last, ${secrets}`, side.name, "s", totalS, secrets);
-        add(`peak, ${secrets}`, side.name, "MiB", peakMiB, secrets);
+        add(`from start to last, ${secrets}`, side.name, "s", totalS);
+        add(`peak, ${secrets}`, side.name, "MiB", peakMiB);
       }
     }
   }
@@ -198,7 +196,7 @@ async function manyRow(bench: Bench): Promise<Figure[]> {
       side: `${name}, ${few}`,
       value: median(find(`per 10,000 Secrets, ${few}`, name)!.values),
     };
-    Object.assign(find(`per 10,000 Secrets, ${many}`, name)!, { base, must: { atMost: 1.2 } });
+    demand(`per 10,000 Secrets, ${many}`, name, { base, must: { atMost: 1.2 } });
     const [before, after] = [few, many].map((secrets) =>
       find(`anonymous at rest, ${secrets}`, name)!.values
     );
@@ -209,21 +207,3 @@ async function manyRow(bench: Bench): Promise<Figure[]> {
   }
   return all();
 }
-
-export const FILL: Row = {
-  name: "fill",
-  about: "filling 10,000 Secrets of one identity",
-  run: fillRow,
-};
-export const IDENTITIES: Row = {
-  name: "identities",
-  about: "filling 10,000 Secrets of 500 identities, the issuer taking 50 ms",
-  run: identitiesRow,
-};
-export const MANY: Row = {
-  name: "many",
-  about: "50,000 Secrets",
-  isLong: true,
-  maxRuns: 1,
-  run: manyRow,
-};

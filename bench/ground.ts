@@ -1,8 +1,8 @@
 /** What all that is measured stands on: a real control plane, an issuer, a service account and its files. */
-import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Cluster, down, up } from "../tests/cluster/cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../tests/cluster/components.ts";
+import { type Account, mountAccount } from "../tests/cluster/account.ts";
 import { type Admin, createAdmin } from "../tests/cluster/admin.ts";
 import { createNamespace, grantCluster, identityOf } from "../tests/cluster/objects.ts";
 import { makeAuthority } from "../tests/fake/certificates.ts";
@@ -26,9 +26,8 @@ export interface Ground {
   cluster: Cluster;
   admin: Admin;
   issuer: Issuer;
-  /** A folder as `/var/run/secrets/kubernetes.io/serviceaccount`: token, ca.crt, namespace. */
-  accountDir: string;
-  subjectTokenFile: string;
+  /** The service account that all have. */
+  account: Account;
   /** The issuer's CA. */
   issuerCaFile: string;
   kubeconfig: string;
@@ -37,7 +36,7 @@ export interface Ground {
   say: (line: string) => void;
 }
 
-export interface GroundOptions {
+interface GroundOptions {
   dir: string;
   port: number;
   /** The peer is measured too, which takes port 443 of a loopback address, and root. */
@@ -59,30 +58,25 @@ export async function prepare({ dir, port, withPeer, say }: GroundOptions): Prom
     life: LIFE_S,
     issuer: `https://${ISSUER_HOST}`,
   });
-  const work = join(dir, "bench");
-  const accountDir = join(work, "account");
-  mkdirSync(accountDir, { recursive: true });
   await createObjects(admin);
   if (withPeer) await createPeerSettings(admin);
   for (let index = 0; index < IDENTITIES; index++) {
     issuer.bind(identityOf(`bench ${index}`), CLUSTER_ISSUER, NAMESPACE, ACCOUNT);
   }
-  const ground: Ground = {
+  const work = join(dir, "bench");
+  // The name that the peer knows, and the address that the others are given.
+  const audiences = [ISSUER_HOST, new URL(issuer.url).hostname];
+  const account = await mountAccount(admin, work, NAMESPACE, ACCOUNT, ...audiences);
+  return {
     cluster,
     admin,
     issuer,
-    accountDir,
-    subjectTokenFile: join(work, "oidc-token"),
-    issuerCaFile: join(work, "issuer-ca.crt"),
+    account,
+    issuerCaFile: account.write("issuer-ca.crt", authority.certificate),
     kubeconfig: join(work, "kubeconfig"),
     work,
     say,
   };
-  writeFileSync(join(accountDir, "ca.crt"), admin.readCa());
-  writeFileSync(join(accountDir, "namespace"), NAMESPACE);
-  writeFileSync(ground.issuerCaFile, authority.certificate);
-  await giveTokens(ground);
-  return ground;
 }
 
 export async function end({ cluster, admin, issuer, say }: Ground): Promise<void> {
@@ -92,12 +86,10 @@ export async function end({ cluster, admin, issuer, say }: Ground): Promise<void
 }
 
 /** What the kubelet does in a Pod; they live two hours, and a whole bench may take longer. */
-export async function giveTokens({ cluster, admin, ...ground }: Ground): Promise<void> {
-  const token = await admin.token(NAMESPACE, ACCOUNT);
-  writeFileSync(join(ground.accountDir, "token"), token);
-  // The name that the peer knows, and the address that the others are given.
-  const audiences = [ISSUER_HOST, new URL(ground.issuer.url).hostname];
-  writeFileSync(ground.subjectTokenFile, await admin.token(NAMESPACE, ACCOUNT, ...audiences));
+export async function giveTokens({ cluster, account }: Ground): Promise<void> {
+  await account.giveSubjectToken();
+  await account.giveToken();
+  const token = account.given.at(-1);
   const kubeconfig = {
     apiVersion: "v1",
     kind: "Config",
@@ -109,7 +101,7 @@ export async function giveTokens({ cluster, admin, ...ground }: Ground): Promise
     contexts: [{ name: "bench", context: { cluster: "bench", user: "bench" } }],
     "current-context": "bench",
   };
-  writeFileSync(ground.kubeconfig, JSON.stringify(kubeconfig));
+  account.write("kubeconfig", JSON.stringify(kubeconfig));
 }
 
 /** One account for all, with what any of them needs: the cost of a right that is checked is the same for all. */

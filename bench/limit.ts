@@ -11,7 +11,8 @@ import { createServer } from "node:http";
 import { join } from "node:path";
 import process from "node:process";
 import { Agent, request } from "undici";
-import { PREFIX } from "../tests/support/names.ts";
+import { DATA_KEY, IDENTITY, TOKEN_EXPIRES, TOKEN_IDENTITY } from "../tests/support/names.ts";
+import { base64, configOf } from "../tests/support/secrets.ts";
 
 /** As the controller. */
 const MAX_PATCHES = 16;
@@ -40,19 +41,17 @@ const ca = readFileSync(join(SERVICE_ACCOUNT_DIR, "ca.crt"), "utf8");
 const bearer = readFileSync(join(SERVICE_ACCOUNT_DIR, "token"), "utf8");
 const dispatcher = new Agent({ allowH2: false, connect: { ca } });
 const headers = { authorization: `Bearer ${bearer}`, accept: "application/json" };
-const selector = new URLSearchParams({ labelSelector: `${PREFIX}identity` });
+const selector = new URLSearchParams({ labelSelector: IDENTITY });
 
 /** The part of a patch that is the same for all. */
 function content(token: string) {
   const { sub, exp } = JSON.parse(Buffer.from(token.split(".")[1]!, "base64url").toString());
-  const auth = Buffer.from(`_token:${token}`).toString("base64");
-  const config = JSON.stringify({ auths: { "cgr.dev": { auth } } });
   return {
     annotations: {
-      [`${PREFIX}token-identity`]: sub,
-      [`${PREFIX}token-expires`]: new Date(exp * 1000).toISOString(),
+      [TOKEN_IDENTITY]: sub,
+      [TOKEN_EXPIRES]: new Date(exp * 1000).toISOString(),
     },
-    data: { ".dockerconfigjson": Buffer.from(config).toString("base64") },
+    data: { [DATA_KEY]: base64(configOf(token)) },
   };
 }
 

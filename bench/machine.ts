@@ -3,8 +3,7 @@ import { readFileSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { run } from "../tests/support/processes.ts";
-import type { Runtime } from "../tests/support/program.ts";
-import { binary } from "./sides.ts";
+import { commandFor, type Runtime } from "../tests/support/program.ts";
 import { ROOT } from "../tests/support/paths.ts";
 
 export type Machine = Awaited<ReturnType<typeof describeMachine>>;
@@ -13,7 +12,7 @@ export async function describeMachine() {
   const goMod = readFileSync(join(ROOT, "tests", "cluster", "kubernetes", "go.mod"), "utf8");
   const required = (module: string) => new RegExp(`\\t${module} v(\\S+)`).exec(goMod)?.[1];
   const version = async (runtime: Runtime) =>
-    /\d+\.\d+\.\d+/.exec(await run(binary(runtime), ["--version"]))?.[0];
+    /\d+\.\d+\.\d+/.exec(await run(commandFor(runtime), ["--version"]))?.[0];
   return {
     date: new Date().toISOString().slice(0, 10),
     machine: `${cpus().length} × ${cpus()[0]?.model}, ${

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Runtime } from "../tests/support/program.ts";
 import { type Figure, median, type Unit } from "./figures.ts";
-import { giveTokens, type Ground, LIFE_S } from "./ground.ts";
+import { giveTokens, type Ground } from "./ground.ts";
 import type { Usage } from "../tests/support/usage.ts";
 import { arrange, type Arrangement, countFilled } from "./arrangement.ts";
 import { peer, type Running, type Side, startSide } from "./sides.ts";
@@ -176,20 +176,6 @@ export async function together(
   }
 }
 
-/** Has tokens live so many seconds, for as long as something is done. */
-export async function withLife<T>(
-  { issuer }: Ground,
-  seconds: number,
-  act: () => Promise<T>,
-): Promise<T> {
-  issuer.life = seconds;
-  try {
-    return await act();
-  } finally {
-    issuer.life = LIFE_S;
-  }
-}
-
 /** The program's own metrics. */
 export async function metricsOf({ port }: Running): Promise<Map<string, number>> {
   return parseMetrics(await (await fetch(`http://127.0.0.1:${port}/metrics`)).text());
@@ -200,9 +186,8 @@ export function gather(row: string) {
   const figures = new Map<string, Figure>();
   const find = (what: string, side: string) => figures.get(`${what}\n${side}`);
   return {
-    add(what: string, side: string, unit: Unit, value: number, secrets?: number): void {
-      const figure = find(what, side) ??
-        { row, what, side, unit, values: [], ...secrets !== undefined && { secrets } };
+    add(what: string, side: string, unit: Unit, value: number): void {
+      const figure = find(what, side) ?? { row, what, side, unit, values: [] };
       figure.values.push(value);
       figures.set(`${what}\n${side}`, figure);
     },
@@ -220,8 +205,8 @@ export function gather(row: string) {
       const key = `${what}\n${side}${own.base ? `\n${base}` : ""}`;
       figures.set(key, { ...plain, base: { side: base, value: median(other.values) }, ...bounds });
     },
-    /** Says what a figure must be. */
-    demand(what: string, side: string, bounds: Pick<Figure, "must" | "guard">): void {
+    /** Says what a figure must be, or its ratio to something else. */
+    demand(what: string, side: string, bounds: Pick<Figure, "must" | "guard" | "base">): void {
       const own = find(what, side);
       if (own) Object.assign(own, bounds);
     },

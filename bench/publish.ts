@@ -1,10 +1,8 @@
-/** What is left of a bench: the table, and for docs/bench the figures and pictures too. */
+/** What is left of a bench: the tables, and for docs/bench the figures too. */
 import { mkdirSync, writeFileSync } from "node:fs";
-import { cpus } from "node:os";
 import { join } from "node:path";
 import type { Figure } from "./figures.ts";
 import type { Machine } from "./machine.ts";
-import { drawPictures } from "./charts.ts";
 import { drawCompared, drawMeasured } from "./table.ts";
 import { ROOT } from "../tests/support/paths.ts";
 
@@ -29,10 +27,7 @@ const origin = ({ date, machine, versions, runs }: Report) =>
 
 /** Writes what is checked in. */
 export function publish(report: Report): void {
-  const { date, versions, figures } = report;
-  const pictures = drawPictures(figures, `${date}, ${cpus().length} cores for all, ${versions}`);
   mkdirSync(DOCS, { recursive: true });
-  for (const [name, svg] of pictures) writeFileSync(join(DOCS, name), svg);
   writeFileSync(join(DOCS, "bench.json"), JSON.stringify(report, null, 2) + "\n");
   writeFileSync(join(DOCS, "README.md"), drawPage(report));
 }
@@ -45,9 +40,6 @@ export function drawPage(report: Report): string {
     "# Measured",
     "Written by `npm run bench -- --publish`. What the rows measure: `npm run bench -- --help`.",
     block(origin(report)),
-    ...[...drawPictures(figures, "").keys()].map((name) =>
-      `![${name.replace(".svg", "")} over the number of Secrets](${name})`
-    ),
     "## Figures",
     block(drawMeasured(figures)),
     "## Compared, and the aims",

@@ -1,14 +1,21 @@
 /** What is measured side by side: each is a process of its own, with the same account, and told when it has written. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, rmSync, writeFileSync } from "node:fs";
 import { get } from "node:http";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
-import { podOf } from "../tests/support/yaml.ts";
-import { type Runtime, shippedV8Flags } from "../tests/support/program.ts";
+import { run } from "../tests/support/processes.ts";
+import {
+  commandFor,
+  readManifest,
+  type Runtime,
+  shippedCommandOf,
+  shippedV8Flags,
+  sourceCommandOf,
+} from "../tests/support/program.ts";
 import { type Ground, ISSUER_HOST } from "./ground.ts";
 import { type Usage, usageOf } from "../tests/support/usage.ts";
 import { ROOT } from "../tests/support/paths.ts";
@@ -23,9 +30,14 @@ const WAIT_MS = 15 * 60_000;
 /** What a side said last, in a failure. */
 const TAIL = 5;
 
+interface Command {
+  args: string[];
+  env: Record<string, string>;
+}
+
 export interface Side {
   name: string;
-  command(ground: Ground, port: number): { args: string[]; env: Record<string, string> };
+  command(ground: Ground, port: number): Command | Promise<Command>;
   /** Stands in a line of its output for each Secret that it wrote. */
   written: string;
   /** Whether it serves /readyz. */
@@ -41,7 +53,7 @@ export type Running = Awaited<ReturnType<typeof startSide>>;
 /** Starts a side and counts what it writes. */
 export async function startSide(ground: Ground, side: Side, settings: Record<string, string> = {}) {
   const port = await findPort();
-  const { args: [program = "", ...args], env } = side.command(ground, port);
+  const { args: [program = "", ...args], env } = await side.command(ground, port);
   const startedAt = performance.now();
   const child = spawn(program, args, {
     cwd: ROOT,
@@ -90,7 +102,6 @@ export async function startSide(ground: Ground, side: Side, settings: Record<str
   return {
     side,
     port,
-    exited,
     usage: (): Usage => usageOf(child.pid!),
     /** How many it has written. */
     written: () => written,
@@ -109,80 +120,56 @@ export async function startSide(ground: Ground, side: Side, settings: Record<str
   };
 }
 
-export const binary = (runtime: Runtime) => {
-  const own = join(ROOT, "node_modules", ".bin", runtime);
-  return existsSync(own) ? own : runtime;
-};
+/** A file that may do everything. */
+const freely = (runtime: Runtime, ...file: string[]) => [
+  commandFor(runtime),
+  ...runtime === "deno" ? ["run", "--allow-all"] : [],
+  ...file,
+];
 
 /** As in a Pod, but for the places. */
-function podEnvironment(
-  { cluster, accountDir, subjectTokenFile, issuer, issuerCaFile }: Ground,
-  port: number,
-) {
-  const { hostname, port: apiPort } = new URL(cluster.server);
-  return {
-    KUBERNETES_SERVICE_HOST: hostname,
-    KUBERNETES_SERVICE_PORT: apiPort,
-    SERVICE_ACCOUNT_DIR: accountDir,
-    SUBJECT_TOKEN_FILE: subjectTokenFile,
-    ISSUER_URL: issuer.url,
-    NODE_EXTRA_CA_CERTS: issuerCaFile,
-    DENO_NO_UPDATE_CHECK: "1",
-    PORT: `${port}`,
-  };
+const podEnvironment = ({ cluster, account, issuer, issuerCaFile }: Ground, port: number) => ({
+  ...account.settings,
+  KUBERNETES_SERVICE_HOST: new URL(cluster.server).hostname,
+  KUBERNETES_SERVICE_PORT: new URL(cluster.server).port,
+  ISSUER_URL: issuer.url,
+  NODE_EXTRA_CA_CERTS: issuerCaFile,
+  DENO_NO_UPDATE_CHECK: "1",
+  PORT: `${port}`,
+});
+
+/** The program as it ships: the manifest's, with its flags. */
+export function bundle(runtime: Runtime): Side {
+  return product(`${runtime} bundle`, (settings) => shippedCommandOf(runtime, settings));
 }
 
-interface Container {
-  args: string[];
-  env?: { name: string; value?: string }[];
-}
-
-/** The container of deploy.yaml: what ships. */
-function readContainer(): Container {
-  return podOf(readFileSync(join(ROOT, "deploy.yaml"), "utf8")).containers[0];
-}
-
-/** The flags of deploy.yaml, with the places of this machine in them. */
-function denoFlags(ground: Ground, port: number): string[] {
-  const { KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT } = podEnvironment(ground, port);
-  const folders = `--allow-read=${ground.accountDir},${dirname(ground.subjectTokenFile)}`;
-  return readContainer().args.slice(0, -1).map((flag) => {
-    if (flag.startsWith("--allow-read=")) return folders;
-    return flag
-      .replaceAll("$(KUBERNETES_SERVICE_HOST)", KUBERNETES_SERVICE_HOST)
-      .replaceAll("$(KUBERNETES_SERVICE_PORT)", KUBERNETES_SERVICE_PORT)
-      .replaceAll(`${ISSUER_HOST}:443`, new URL(ground.issuer.url).host)
-      .replaceAll(":8080", `:${port}`);
+/** The program from source, with the V8 flags that it ships with. */
+export function source(runtime: Runtime): Side {
+  return product(`${runtime} source`, async () => {
+    const [command = "", ...args] = sourceCommandOf(runtime);
+    const v8Flags = shippedV8Flags();
+    const { env } = await readManifest(runtime);
+    const words = runtime === "node"
+      ? [command, ...v8Flags, ...args]
+      : [command, "run", `--v8-flags=${v8Flags}`, ...args.slice(1)];
+    return { words, env };
   });
 }
 
-/** The program as it ships: the bundle, with deploy.yaml's flags on Deno. */
-export function bundle(runtime: Runtime): Side {
-  return product(`${runtime} bundle`, runtime, "out/main.js");
-}
-
-/** The program from source, which on Deno needs to read undici's files too. */
-export function source(runtime: Runtime): Side {
-  return product(`${runtime} source`, runtime, "main.ts");
-}
-
-function product(name: string, runtime: Runtime, file: string): Side {
+function product(
+  name: string,
+  commandOf: (
+    settings: Record<string, string>,
+  ) => Promise<{ words: string[]; env: Record<string, string> }>,
+): Side {
   return {
     name,
     written: '"msg":"token written"',
     hasReadyz: true,
-    command(ground, port) {
-      const { env = [] } = readContainer();
-      const fixed = Object.fromEntries(
-        env.flatMap(({ name, value }) => value === undefined ? [] : [[name, value]]),
-      );
-      const flags = runtime === "node" ? shippedV8Flags() : denoFlags(ground, port).map((flag) => {
-        return file === "main.ts" && flag.startsWith("--allow-read=") ? `${flag},${ROOT}` : flag;
-      });
-      return {
-        args: [binary(runtime), ...flags, file],
-        env: { ...fixed, ...podEnvironment(ground, port) },
-      };
+    async command(ground, port) {
+      const settings = podEnvironment(ground, port);
+      const { words, env } = await commandOf(settings);
+      return { args: words, env: { ...env, ...settings } };
     },
   };
 }
@@ -198,12 +185,7 @@ export function limit(
     written: "written",
     hasReadyz: mode === "list" || mode === "reflex",
     command: (ground, port) => ({
-      args: [
-        binary(runtime),
-        ...runtime === "deno" ? ["run", "--allow-all"] : [],
-        "bench/limit.ts",
-        mode,
-      ],
+      args: freely(runtime, "bench/limit.ts", mode),
       env: { ...podEnvironment(ground, port), TOKEN_FILE: tokenFile },
     }),
   };
@@ -216,11 +198,7 @@ export function bare(runtime: Runtime): Side {
     written: "never",
     hasReadyz: true,
     command: (_ground, port) => ({
-      args: [
-        binary(runtime),
-        ...runtime === "deno" ? ["run", "--allow-all"] : [],
-        "bench/bare.ts",
-      ],
+      args: freely(runtime, "bench/bare.ts"),
       env: { PORT: `${port}` },
     }),
   };
@@ -230,15 +208,10 @@ export function bare(runtime: Runtime): Side {
 const SDK = join(ROOT, "out", "sdk");
 
 /** Installs what bench/sdk/package-lock.json pins, beside the checkout's own packages. */
-export function installSdk(
-  run: (program: string, args: string[], cwd: string) => Promise<unknown>,
-): Promise<unknown> {
+export function installSdk(): Promise<unknown> {
   rmSync(SDK, { recursive: true, force: true });
-  mkdirSync(SDK, { recursive: true });
-  for (const file of ["package.json", "package-lock.json", "controller.ts"]) {
-    writeFileSync(join(SDK, file), readFileSync(join(ROOT, "bench", "sdk", file)));
-  }
-  return run("npm", ["ci", "--no-fund", "--no-audit"], SDK);
+  cpSync(join(ROOT, "bench/sdk"), SDK, { recursive: true });
+  return run("npm", ["ci", "--no-fund", "--no-audit"], { cwd: SDK });
 }
 
 /** The controller of equal duty on the SDK. */
@@ -248,11 +221,7 @@ export function sdk(runtime: Runtime): Side {
     written: "token written",
     hasReadyz: true,
     command: (ground, port) => ({
-      args: [
-        binary(runtime),
-        ...runtime === "deno" ? ["run", "--allow-all"] : [],
-        join(SDK, "controller.ts"),
-      ],
+      args: freely(runtime, join(SDK, "controller.ts")),
       env: { ...podEnvironment(ground, port), KUBECONFIG: ground.kubeconfig },
     }),
   };
@@ -280,7 +249,15 @@ export function peer(binaryPath: string, name: string, written = "Updated secret
         hosts,
         `127.0.0.1 localhost\n${new URL(ground.issuer.url).hostname} ${ISSUER_HOST}\n`,
       );
-      const inside = ["sh", "-ec", script, "peer", ground.subjectTokenFile, hosts, binaryPath];
+      const inside = [
+        "sh",
+        "-ec",
+        script,
+        "peer",
+        ground.account.settings.SUBJECT_TOKEN_FILE,
+        hosts,
+        binaryPath,
+      ];
       return {
         args: ["unshare", "--mount", ...inside],
         env: {

@@ -1,4 +1,5 @@
 /** The figures as tables for a terminal: what was measured, and what it is compared with. */
+import { drawTable } from "../tests/support/table.ts";
 import { type Bounds, type Figure, isWithin, median, ratioOf } from "./figures.ts";
 
 const MEASURED = ["row", "figure", "side", "median", "from", "to", "unit", "runs"];
@@ -10,7 +11,7 @@ export function drawMeasured(figures: Figure[]): string {
     const numbers = [median(values), Math.min(...values), Math.max(...values)].map(rounded);
     return [row, what, side, ...numbers, unit, `${values.length}`];
   });
-  return drawTable(MEASURED, rows);
+  return unique(drawTable([MEASURED, ...rows]));
 }
 
 /** Ratios to a base, and what has an aim; empty: there is neither. */
@@ -22,17 +23,10 @@ export function drawCompared(figures: Figure[]): string {
     const value = rounded(ratioOf(figure) ?? median(values));
     return [row, what, side, value, base?.side ?? "", boundsText(must), verdict];
   });
-  return rows.length === 0 ? "" : drawTable(COMPARED, rows);
+  return rows.length === 0 ? "" : unique(drawTable([COMPARED, ...rows]));
 }
 
-function drawTable(head: string[], rows: string[][]): string {
-  const table = [head, ...rows];
-  const widths = head.map((_, column) => Math.max(...table.map((row) => row[column]!.length)));
-  const lines = table.map((row) =>
-    row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()
-  );
-  return [...new Set(lines)].join("\n");
-}
+const unique = (table: string) => [...new Set(table.split("\n"))].join("\n");
 
 function boundsText({ atMost, atLeast }: Bounds = {}): string {
   if (atMost !== undefined) return `≤ ${rounded(atMost)}`;

@@ -13,16 +13,15 @@ import {
   gather,
   metricsOf,
   peersOf,
-  type Row,
   RUNTIMES,
   settle,
   SHORT_SECRETS,
-  withLife,
   withSide,
 } from "./measure.ts";
-import { arrange, countFilled, mint } from "./arrangement.ts";
+import { arrange, mint } from "./arrangement.ts";
 import { bare, bundle, limit, type Running, source, startSide } from "./sides.ts";
-import { ACCOUNT, IDENTITY, METRIC_PREFIX, NAMESPACE } from "../tests/support/names.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE } from "../tests/support/names.ts";
+import { repeat, timed } from "../tests/support/until.ts";
 import { pullSecret } from "../tests/support/secrets.ts";
 
 /** A start varies more than all else, and takes little. */
@@ -48,7 +47,7 @@ const IDLE_PROBE_MS = 30_000;
 /** What answering for the metrics took is over by then. */
 const AFTER_METRICS_MS = 1_000;
 
-async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
+export async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
   const { add, compare, all } = gather("start");
   const what = "start → /readyz";
   await arrange(ground, { secrets: 0 });
@@ -78,7 +77,7 @@ async function startRow({ ground, runs, sdks }: Bench): Promise<Figure[]> {
   return all();
 }
 
-async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figure[]> {
+export async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figure[]> {
   const { add, compare, demand, all } = gather("restart");
   const secrets = isShort ? SHORT_SECRETS : 10_000;
   const what = "start → /readyz";
@@ -110,7 +109,7 @@ async function restartRow({ ground, runs, isShort, sdks }: Bench): Promise<Figur
   return all();
 }
 
-async function latencyRow(bench: Bench): Promise<Figure[]> {
+export async function latencyRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs, isShort, sdks } = bench;
   const { add, compare, all } = gather("latency");
   const file = join(ground.work, "registry-token");
@@ -192,7 +191,7 @@ async function watchFillings({ admin, cluster }: Ground, namespace: string) {
   };
 }
 
-async function idleRow(bench: Bench): Promise<Figure[]> {
+export async function idleRow(bench: Bench): Promise<Figure[]> {
   const { ground, runs, isShort, sdks } = bench;
   const { add, demand, all } = gather("idle");
   const secrets = isShort ? SHORT_SECRETS : 10_000;
@@ -238,59 +237,8 @@ async function otherRequests(running: Running): Promise<number | undefined> {
   return others.reduce((sum, [, value]) => sum + value, 0);
 }
 
-/** A day of tokens of an hour, in tokens of less: two replicas, one on each runtime. */
-async function dayRow({ ground, isShort }: Bench): Promise<Figure[]> {
-  const secrets = isShort ? 500 : 10_000;
-  // What is written to all of them within seconds has to be done before the token before it ends.
-  const lifeS = isShort ? 20 : 40;
-  const lives = isShort ? 3 : Math.ceil(24 / REFRESH_FRACTION);
-  const { add, all, demand } = gather("day");
-  await arrange(ground, { secrets });
-  await withLife(
-    ground,
-    lifeS,
-    () =>
-      withSide(
-        ground,
-        bundle("node"),
-        (first) =>
-          withSide(ground, bundle("deno"), async (second) => {
-            const replicas = [first, second];
-            const startedAt = performance.now();
-            while (first.written() + second.written() < secrets) await sleep(PROBE_MS);
-            await sleep(lives * REFRESH_FRACTION * lifeS * 1000);
-            add("Secrets without a valid token", "both", "", secrets - await countFilled(ground));
-            for (const replica of replicas) {
-              const { name } = replica.side;
-              const metrics = await metricsOf(replica);
-              add(
-                "exchanges",
-                name,
-                "",
-                metrics.get(`${METRIC_PREFIX}exchange_duration_seconds_count`) ?? 0,
-              );
-              add(
-                "conflicts",
-                name,
-                "",
-                metrics.get(`${METRIC_PREFIX}refreshes_total{result="conflict"}`) ?? 0,
-              );
-              // The first life, and one for each that has passed; a token is issued in whole seconds, and so lives less.
-              const passed = (performance.now() - startedAt) / 1000 /
-                (REFRESH_FRACTION * (lifeS - 1));
-              const began = Math.floor(passed) + 1;
-              add("lives that began", name, "", began);
-              demand("exchanges", name, { must: { atMost: began }, guard: { atMost: began } });
-            }
-          }),
-      ),
-  );
-  demand("Secrets without a valid token", "both", { must: { atMost: 0 }, guard: { atMost: 0 } });
-  return all();
-}
-
 /** With tokens of an hour that were issued together, and are written over six minutes. */
-async function steadyRow({ ground }: Bench): Promise<Figure[]> {
+export async function steadyRow({ ground }: Bench): Promise<Figure[]> {
   const { add, compare, all } = gather("steady");
   const secrets = 10_000;
   const what = "probing GET, p99";
@@ -320,54 +268,8 @@ async function steadyRow({ ground }: Bench): Promise<Figure[]> {
 /** Asks for one object every so often, as another client of the API server would. */
 function startProbe({ admin }: Ground) {
   const times: number[] = [];
-  let isOver = false;
-  const work = async () => {
-    while (!isOver) {
-      const startedAt = performance.now();
-      await admin.get("/api/v1/namespaces/default/configmaps/kube-root-ca.crt");
-      times.push(performance.now() - startedAt);
-      await sleep(Math.max(0, PROBE_MS - (performance.now() - startedAt)));
-    }
-    return times;
-  };
-  const worked = work();
-  return {
-    end(): Promise<number[]> {
-      isOver = true;
-      return worked;
-    },
-  };
+  const stop = repeat(PROBE_MS, async () => {
+    times.push(await timed(admin.get("/api/v1/namespaces/default/configmaps/kube-root-ca.crt")));
+  });
+  return { end: () => stop().then(() => times) };
 }
-
-export const START: Row = {
-  name: "start",
-  about: "from the start to /readyz, with no Secret",
-  run: startRow,
-};
-export const RESTART: Row = {
-  name: "restart",
-  about: "start with 10,000 valid Secrets",
-  run: restartRow,
-};
-export const LATENCY: Row = {
-  name: "latency",
-  about: "from the creation of a Secret to its token",
-  run: latencyRow,
-};
-export const IDLE: Row = {
-  name: "idle",
-  about: "CPU and requests with 10,000 valid Secrets, for 5 minutes",
-  maxRuns: 2,
-  run: idleRow,
-};
-export const DAY: Row = {
-  name: "day",
-  about: "exchanges in a day of tokens, compressed",
-  run: dayRow,
-};
-export const STEADY: Row = {
-  name: "steady",
-  about: "what other clients notice while 10,000 tokens fall due",
-  isLong: true,
-  run: steadyRow,
-};

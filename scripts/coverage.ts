@@ -30,50 +30,39 @@ const MEASURE: Record<Runtime, (dir: string) => string> = {
   /** Node hands its own variable for coverage on to the programs that it starts, and merges what they leave. */
   node(dir) {
     const file = join(dir, "lcov");
-    const include = PRODUCT.map((name) => `--test-coverage-include=${name}`);
-    const reporters = ["lcov", file, "dot", "stdout"].map((value, index) =>
-      `--test-reporter${index % 2 === 0 ? "" : "-destination"}=${value}`
-    );
     run("node", [
-      "--test",
-      "--experimental-test-coverage",
-      "--test-concurrency=3",
-      ...include,
-      ...reporters,
+      ...["--test", "--experimental-test-coverage", "--test-concurrency=3"],
+      ...PRODUCT.map((name) => `--test-coverage-include=${name}`),
+      ...["--test-reporter=lcov", `--test-reporter-destination=${file}`],
+      ...["--test-reporter=dot", "--test-reporter-destination=stderr"],
       ...TESTS,
     ]);
     return readFileSync(file, "utf8");
   },
   /** Deno does neither: tests/support/program.ts hands the variable on. */
   deno(dir) {
-    run("deno", ["test", "--no-prompt", "--allow-all", "--parallel", "--reporter=dot", ...TESTS], {
-      DENO_COVERAGE_DIR: dir,
-    });
+    const flags = ["--no-prompt", "--allow-all", "--parallel", "--reporter=dot"];
+    run("deno", ["test", ...flags, ...TESTS], { DENO_COVERAGE_DIR: dir });
     const include = `^file://${ROOT}/(${PRODUCT.join("|")})$`;
-    return run("deno", ["coverage", "--lcov", `--include=${include}`, dir], {}, "pipe");
+    return run("deno", ["coverage", "--lcov", `--include=${include}`, dir]);
   },
 };
 
-function run(
-  command: Runtime,
-  args: string[],
-  env: Record<string, string> = {},
-  stdout: "inherit" | "pipe" = "inherit",
-) {
-  const stdio = ["ignore", stdout, "inherit"] as const;
-  const options = {
+/** Returns what it wrote on stdout. */
+function run(command: Runtime, args: string[], env: Record<string, string> = {}): string {
+  const { status, stdout, error } = spawnSync(command, args, {
     cwd: ROOT,
     env: { ...process.env, ...env },
+    encoding: "utf8",
     maxBuffer: Infinity,
-    stdio: [...stdio],
-  };
-  const { status, stdout: text, error } = spawnSync(command, args, options);
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   if (error) throw error;
   if (status !== 0) {
-    console.log(`${command} ${args[0]}: exit status ${status}`);
+    console.log(`${command} ${args[0]}: exit status ${status}\n${stdout}`);
     process.exitCode = 1;
   }
-  return `${text ?? ""}`;
+  return stdout;
 }
 
 /** The lines of each file of the product that were never reached. */
@@ -99,11 +88,8 @@ function report(runtime: Runtime): number {
   try {
     const uncovered = findUncovered(MEASURE[runtime](dir));
     for (const [file, lines] of uncovered) {
-      console.log(
-        `${runtime}: ${file}: ${
-          lines.length === 0 ? "every line is reached" : `${lines.length} are not`
-        }`,
-      );
+      const said = lines.length === 0 ? "every line is reached" : `${lines.length} are not`;
+      console.log(`${runtime}: ${file}: ${said}`);
       for (const line of lines) {
         console.log(`  ${file}:${line}: ${linesOf(file)[line - 1]!.trim()}`);
       }

@@ -4,7 +4,7 @@
  *
  * Usage: npm run install-yaml (writes it), npm run check (compares it: --check)
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { bundle } from "./bundle.ts";
@@ -20,18 +20,10 @@ export async function makeInstall(runtime: Options["runtime"]): Promise<string> 
   return selfContained(read("deploy.yaml"), await bundle("main.ts"), options);
 }
 
-function readInstall(): string {
-  try {
-    return read(FILE);
-  } catch {
-    return "";
-  }
-}
-
 async function main(args: string[]): Promise<void> {
   const made = await makeInstall("deno");
   if (!args.includes("--check")) writeFileSync(join(ROOT, FILE), made);
-  else if (readInstall() !== made) {
+  else if (!existsSync(join(ROOT, FILE)) || read(FILE) !== made) {
     console.error(`${FILE} is not what the sources give: npm run install-yaml writes it anew`);
     process.exitCode = 1;
   }

@@ -6,12 +6,12 @@ import { Broken, type Ledger, type Watched } from "./ledger.ts";
 import {
   ACCOUNT,
   DATA_KEY,
-  IDENTITY,
   NAMESPACE,
   REFRESH,
   REFRESHED,
   SECRET_TYPE,
 } from "../../tests/support/names.ts";
+import { pullSecret } from "../../tests/support/secrets.ts";
 import { until } from "../../tests/support/until.ts";
 
 const OTHER_ENTRY = '"registry.example.com":{"auth":"dXNlcjpwYXNzd29yZA=="}';
@@ -127,18 +127,14 @@ export async function play({ api, issuer, ledger, announce }: Stage): Promise<vo
   ): Watched {
     const [namespace, name] = path.split("/") as [string, string];
     const identity = letter.toUpperCase();
-    const labels = { [IDENTITY]: uid(letter).replace("/", ".") };
     const watched: Watched = { namespace, name, identity, tokens: 0, emptySince: Date.now() };
     ledger.tell(
       "someone",
       `creates ${path}${type === SECRET_TYPE ? "" : `, of type ${type}`}, for identity ${identity}`,
     );
     ledger.secrets.push(watched);
-    api.createSecret({
-      metadata: { namespace, name, labels },
-      type,
-      stringData: { [DATA_KEY]: config },
-    });
+    const secret = pullSecret(namespace, name, uid(letter));
+    api.createSecret({ ...secret, type, stringData: { [DATA_KEY]: config } });
     return watched;
   }
 

@@ -3,8 +3,7 @@ import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { drawDashboard, fillIn, type Panel, type Series } from "./panels.ts";
-import { animate, escape, spansOf } from "./terminal.ts";
+import { animate, spansOf } from "./terminal.ts";
 
 const DOCS = join(import.meta.dirname!, "../../docs");
 
@@ -59,69 +58,7 @@ test("Where pictures do not move, the last frame is to be seen", () => {
   assertMatch(svg, /class="f"><text[^>]*>last</);
 });
 
-const panel = (mode: "none" | "normal"): Panel => ({
-  title: "A & B",
-  gridPos: { x: 0, y: 0, w: 12, h: 8 },
-  fieldConfig: { defaults: { unit: "s", custom: { stacking: { mode } } }, overrides: [] },
-  targets: [{ expr: "q", legendFormat: "{{state}}" }],
-});
-const series = (state: string, ...values: number[]): Series => ({
-  labels: { state },
-  points: values.map((value, i) => [i * 5, value]),
-});
-const draw = (mode: "none" | "normal", answer: Series[]) =>
-  drawDashboard([panel(mode)], new Map([["q", answer]]), 0, 120);
-const linesIn = (svg: string) =>
-  [...svg.matchAll(/<polyline points="([^"]+)"/g)].map(([, points = ""]) => points.split(" "));
-/** The heights of a line, as shares of the highest place. */
-const heights = (points: string[]) => points.map((point) => Number(point.split(",")[1]));
-
-test("A line goes through what Prometheus answered, and not over what it did not", () => {
-  const [rising = []] = linesIn(draw("none", [series("valid", 0, 5, 10)]));
-  const [bottom = 0, middle = 0, top = 0] = heights(rising);
-  assertEquals((bottom + top) / 2, middle);
-  assert(top < bottom);
-  const broken: Series = {
-    labels: { state: "x" },
-    points: [[0, 1], [5, 1], [60, 1], [65, 1], [70, NaN]],
-  };
-  assertEquals(linesIn(draw("none", [broken])).map(({ length }) => length), [2, 2]);
-});
-
-test("Stacked lines stand upon each other", () => {
-  const [lower = [], upper = []] = linesIn(
-    draw("normal", [series("a", 10, 10), series("b", 0, 10)]),
-  );
-  const [first = 0, second = 0] = heights(upper);
-  assertEquals(heights(lower), [first, first]);
-  assert(second < first);
-});
-
-test("A line that is 0 all the time is left out, unless there is no other", () => {
-  const namesIn = (svg: string) => ["a", "b"].filter((name) => svg.includes(`>${name}<`));
-  const idle = series("a", 0, 0);
-  assertEquals(namesIn(draw("none", [idle, series("b", 0, 1)])), ["b"]);
-  assertEquals(namesIn(draw("none", [idle, series("b", 0, 0)])), ["a", "b"]);
-});
-
-test("Names come from the labels, and are escaped", () => {
-  const svg = draw("none", [series("<valid>", 1, 2)]);
-  assert(svg.includes("&lt;valid&gt;") && svg.includes("A &amp; B"));
-  assertEquals(escape('<a href="b">&'), "&lt;a href=&quot;b&quot;&gt;&amp;");
-});
-
-test("A query is asked for all values of its variables, and not with a variable that is unknown", () => {
-  const variables = [{ name: "job", allValue: ".*" }, { name: "datasource" }];
-  assertEquals(
-    fillIn('rate(a{job=~"$job"}[$__rate_interval])', variables, "20s"),
-    'rate(a{job=~".*"}[20s])',
-  );
-  for (const unknown of ["$jobs", "$datasource"]) {
-    assertThrows(() => fillIn(unknown, variables), Error, `${unknown} is no variable`);
-  }
-});
-
-test("The pictures in docs are of this form, with each panel of the dashboard", () => {
+test("The picture of the demo is of this form, and that of the dashboard has each panel", () => {
   const demo = readFileSync(join(DOCS, "demo.svg"), "utf8");
   assert(shownAt(demo, 1e9).some((line) => line.includes("API server")));
   const drawn = readFileSync(join(DOCS, "dashboard.svg"), "utf8");

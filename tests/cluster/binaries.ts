@@ -1,13 +1,12 @@
 // The cluster's programs, built by Go from the two modules beside this file, once for each state of
 // their go.mod and go.sum, and kept in the user's cache folder.
 
-import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import * as fs from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { PATH, run } from "../support/processes.ts";
+import { run } from "../support/processes.ts";
 
 const HERE = fileURLToPath(new URL(".", import.meta.url));
 
@@ -23,7 +22,7 @@ interface Build {
 const KUBERNETES = "k8s.io/kubernetes/cmd";
 const CONTAINERD = "github.com/containerd/containerd/v2/cmd";
 
-const CONTROL_PLANE: Build[] = [{
+const CONTROL_PLANE: Build = {
   what: "the control plane",
   module: "kubernetes",
   programs: {
@@ -33,8 +32,7 @@ const CONTROL_PLANE: Build[] = [{
     "kubectl": `${KUBERNETES}/kubectl`,
   },
   minutes: 5,
-}];
-
+};
 const NODE: Build[] = [{
   what: "scheduler and kubelet",
   module: "kubernetes",
@@ -53,12 +51,7 @@ const NODE: Build[] = [{
   },
   minutes: 1,
 }];
-
-/** How often a long build says that it is still at work. */
-const PROGRESS_MS = 30_000;
-
-/** How much of a failed build's output is quoted: the compiler's errors stand at its end. */
-const ERROR_LENGTH = 4_000;
+const stepsFor = (node: boolean) => [CONTROL_PLANE, ...node ? NODE : []];
 
 export const PAUSE_IMAGE = "localhost/pause:1";
 
@@ -92,12 +85,12 @@ export function binFolder(): string {
 export async function build(node: boolean, say: (line: string) => void): Promise<string> {
   const bin = binFolder();
   fs.mkdirSync(bin, { recursive: true });
-  for (const step of node ? [...CONTROL_PLANE, ...NODE] : CONTROL_PLANE) {
+  for (const step of stepsFor(node)) {
     const names = Object.keys(step.programs).filter((name) => !fs.existsSync(join(bin, name)));
     if (names.length === 0) continue;
     const began = Date.now();
     say(`building ${step.what} (${names.join(", ")}), about ${step.minutes} min the first time`);
-    await goBuild(step, names, bin, say);
+    await goBuild(step, names, bin);
     say(`built ${step.what} in ${seconds(began)}, kept in ${bin}`);
   }
   if (node && !fs.existsSync(join(bin, "pause.tar"))) await makePauseImage(bin);
@@ -106,8 +99,7 @@ export async function build(node: boolean, say: (line: string) => void): Promise
 
 /** Whether there is anything to build, and Go needed for it. */
 export function isBuilt(node: boolean): boolean {
-  const steps = node ? [...CONTROL_PLANE, ...NODE] : CONTROL_PLANE;
-  const files = steps.flatMap((step) => Object.keys(step.programs));
+  const files = stepsFor(node).flatMap((step) => Object.keys(step.programs));
   if (node) files.push("pause.tar");
   return files.every((name) => fs.existsSync(join(binFolder(), name)));
 }
@@ -121,34 +113,20 @@ const BUILD_SCRIPT = `
 flags=$1 out=$2 bin=$3
 shift 3
 rm -rf "$out"
-nice go build -v -trimpath -ldflags "$flags" -o "$out/" "$@"
+nice go build -trimpath -ldflags "$flags" -o "$out/" "$@"
 if [ -e "$out/server" ]; then mv "$out/server" "$out/etcd"; fi
 mv "$out"/* "$bin"
 rmdir "$out"
 `;
 
 /** `flock` lets a second build wait for the first; it then finds everything in Go's own cache. */
-async function goBuild(step: Build, names: string[], bin: string, say: (line: string) => void) {
+async function goBuild(step: Build, names: string[], bin: string): Promise<void> {
   const packages = names.map((name) => step.programs[name] as string);
   const args = [linkerFlags(step), `${bin}.build`, bin, ...packages];
-  const began = Date.now();
-  const child = spawn("flock", [`${bin}.lock`, "sh", "-ec", BUILD_SCRIPT, "build", ...args], {
+  await run("flock", [`${bin}.lock`, "sh", "-ec", BUILD_SCRIPT, "build", ...args], {
     cwd: join(HERE, step.module),
-    env: { ...process.env, PATH, CGO_ENABLED: "0" },
-    stdio: ["ignore", "ignore", "pipe"],
+    env: { CGO_ENABLED: "0" },
   });
-  let output = "";
-  child.stderr.setEncoding("utf8").on("data", (text: string) => output += text);
-  const progress = setInterval(() => {
-    say(`… ${seconds(began)}, ${output.split("\n").length - 1} packages compiled`);
-  }, PROGRESS_MS);
-  const code = await new Promise((resolve, reject) =>
-    child.on("close", resolve).on("error", reject)
-  )
-    .finally(() => clearInterval(progress));
-  if (code !== 0) {
-    throw new Error(`go build of ${names.join(", ")} failed:\n${output.slice(-ERROR_LENGTH)}`);
-  }
 }
 
 /** Kubernetes' programs tell their version only if the linker puts it in; clients parse it. */

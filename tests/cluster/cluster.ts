@@ -1,6 +1,6 @@
 // A whole Kubernetes cluster on this machine, made of its ordinary programs. From the command line:
 //
-//   node tests/cluster/cluster.ts up|down|status|stop|start [flags]     (--help lists them)
+//   node tests/cluster/cluster.ts up|down [flags]     (--help lists them)
 //
 // and as a library, for tests:
 //
@@ -11,11 +11,10 @@
 //   await down({ dir });
 
 import * as fs from "node:fs";
-import * as https from "node:https";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
+import { Agent, request } from "undici";
 import { binFolder, build, isBuilt, seconds } from "./binaries.ts";
 import {
   apiServerAddress,
@@ -44,15 +43,14 @@ import {
   removeNetwork,
   writeSysctls,
 } from "./node.ts";
+import { until } from "../support/until.ts";
 import {
   isInstalled,
   killAll,
-  logFile,
   logTail,
   PATH,
   pidOf,
   processesOf,
-  residentMB,
   run,
   start,
   stop,
@@ -73,7 +71,6 @@ export const DEFAULTS: Options = {
 
 /** Two idle cores have the API server ready in 3 s and the node in 4; a busy machine may take its time. */
 const READY_TIMEOUT_MS = 120_000;
-const READY_POLL_MS = 200;
 /** One look at /readyz; the API server answers it within milliseconds, or hangs. */
 const READYZ_TIMEOUT_MS = 2_000;
 
@@ -133,11 +130,17 @@ export class Cluster {
     };
   }
 
-  /** Runs kubectl as the administrator and gives its output. */
-  kubectl(args: string[], input = ""): Promise<string> {
+  /** Runs kubectl, as the administrator or as whoever has this token, and gives its output. */
+  kubectl(args: string[], input = "", token?: string): Promise<string> {
+    const as = [
+      "--kubeconfig=/dev/null",
+      `--server=${this.server}`,
+      `--certificate-authority=${this.ca}`,
+      `--token=${token}`,
+    ];
     // A proxy would not find the way to the bridge.
     const env = { ...this.environment, NO_PROXY: "*" };
-    return run(join(this.bin, "kubectl"), args, { input, env });
+    return run(join(this.bin, "kubectl"), [...token ? as : [], ...args], { input, env });
   }
 
   /** Runs containerd's client, in the namespace of the kubelet's images and containers. */
@@ -198,8 +201,8 @@ export class Cluster {
   }
 
   /**
-   * Repeats a check until it holds; one that throws does not hold yet. Fails as soon as one of the
-   * needed components does not run, and when it takes too long, with the log of the last of them.
+   * Repeats a check until it holds. Fails as soon as one of the needed components does not run, and when it takes too
+   * long, with the log of the last of them.
    */
   async waitFor(
     what: string,
@@ -207,37 +210,22 @@ export class Cluster {
     check: () => boolean | Promise<boolean>,
   ): Promise<void> {
     const { dir } = this.options;
-    const deadline = Date.now() + READY_TIMEOUT_MS;
-    let failure = "";
-    for (;;) {
-      const dead = needed.find((component) => pidOf(dir, component) === undefined);
-      if (dead !== undefined) {
-        throw new Error(`${dead} does not run\n${logTail(dir, dead)}\n${WHAT_NEXT} ${dir}`);
-      }
-      try {
-        if (await check()) return;
-      } catch (error) {
-        failure = `: ${(error as Error).message}`;
-      }
-      if (Date.now() > deadline) {
-        throw new Error(
-          `${what}: not there after ${READY_TIMEOUT_MS / 1000} s${failure}\n` +
-            `${logTail(dir, needed.at(-1) ?? "")}\n${WHAT_NEXT} ${dir}`,
-        );
-      }
-      await sleep(READY_POLL_MS);
-    }
+    const findDead = () => needed.find((component) => pidOf(dir, component) === undefined);
+    const fail = (why: string, component = needed.at(-1) ?? "") => {
+      throw new Error(`${why}\n${logTail(dir, component)}\n${WHAT_NEXT} ${dir}`);
+    };
+    await until(async () => findDead() !== undefined || await check(), what, READY_TIMEOUT_MS)
+      .catch(({ message }) => fail(message));
+    const dead = findDead();
+    if (dead !== undefined) fail(`${dead} does not run`, dead);
   }
 
-  private answersReadyz(): Promise<boolean> {
-    return new Promise((resolve) => {
-      const signal = AbortSignal.timeout(READYZ_TIMEOUT_MS);
-      const ca = fs.readFileSync(this.ca);
-      https.get(`${this.server}/readyz`, { ca, signal, agent: false }, (response) => {
-        response.on("error", () => {}).resume();
-        resolve(response.statusCode === 200);
-      }).on("error", () => resolve(false));
-    });
+  private async answersReadyz(): Promise<boolean> {
+    const dispatcher = new Agent({ connect: { ca: fs.readFileSync(this.ca, "utf8") } });
+    const signal = AbortSignal.timeout(READYZ_TIMEOUT_MS);
+    const { statusCode } = await request(`${this.server}/readyz`, { dispatcher, signal })
+      .finally(() => dispatcher.destroy());
+    return statusCode === 200;
   }
 }
 
@@ -260,8 +248,7 @@ export async function up(given: Partial<Options> = {}, say: Say = SILENT): Promi
     const dead = cluster.components.filter((component) => cluster.pid(component) === undefined);
     if (dead.length > 0) {
       throw new Error(
-        `a cluster is in ${dir}, without ${dead.join(", ")}: end it first (down --dir ${dir}), ` +
-          `or start what is missing (start ${dead[0]} --dir ${dir})`,
+        `a cluster is in ${dir}, without ${dead.join(", ")}: end it first (down --dir ${dir})`,
       );
     }
     say(`already up: ${dir}`);
@@ -275,7 +262,7 @@ export async function up(given: Partial<Options> = {}, say: Say = SILENT): Promi
   const started = Date.now();
   claim(options);
   writeConfiguration(options, cniFolder() ?? "");
-  await makeCertificates(options);
+  makeCertificates(options);
   if (options.node) {
     addCgroups(options);
     await addNetwork(options);
@@ -340,17 +327,9 @@ export async function down(given: Partial<Options> = {}, say: Say = SILENT): Pro
   say(`down after ${seconds(began)}`);
 }
 
-/** The cluster in a state folder, to look at it or to stop and start parts of it. */
-export function attach(given: Partial<Options> = {}): Cluster {
-  const { dir } = checked(given);
-  const state = readState(dir);
-  if (state === undefined) throw new Error(`no cluster is in ${dir}: up first`);
-  return new Cluster(state.options);
-}
-
 function checked(given: Partial<Options>): Options {
   const options = { ...DEFAULTS, ...given };
-  const { dir, port, bridge, podCIDR, registries } = options;
+  const { dir, port, bridge, podCIDR } = options;
   options.dir = resolve(dir);
   if (options.dir.length > DIR_LENGTH || /\s/.test(options.dir)) {
     throw new Error(`dir ${dir}: at most ${DIR_LENGTH} characters, without spaces`);
@@ -364,18 +343,21 @@ function checked(given: Partial<Options>): Options {
   if (!POD_CIDR_PATTERN.test(podCIDR)) {
     throw new Error(`podCIDR ${podCIDR}: 256 addresses, such as ${DEFAULTS.podCIDR}`);
   }
-  for (const [host, url] of Object.entries(registries)) {
-    if (!/^[\w.-]+(:\d+)?$/.test(host) || !URL.canParse(url)) {
-      throw new Error(`registry ${host}=${url}: such as cgr.dev=http://127.0.0.1:5000`);
-    }
-  }
   return options;
 }
 
-/** Says all that is missing, with the one line that brings it. */
+/** Says which programs are missing, with the one line that brings their Debian packages. */
+export function describeMissing(missing: [program: string, debianPackage: string][]): string[] {
+  if (missing.length === 0) return [];
+  const programs = missing.map(([program]) => program).join(", ");
+  const packages = [...new Set(missing.map(([, name]) => name))].join(" ");
+  return [`missing: ${programs}\n  apt-get install --no-install-recommends ${packages}`];
+}
+
+/** Says all that is missing. */
 function checkInstalled(options: Options): void {
   // Each program, and Debian's package that has it.
-  const needed: [program: string, debianPackage: string][] = [["openssl", "openssl"]];
+  const needed: [program: string, debianPackage: string][] = [];
   if (!isBuilt(options.node)) {
     needed.push(["tar", "tar"], ["flock", "util-linux"], ["nice", "coreutils"]);
   }
@@ -387,12 +369,7 @@ function checkInstalled(options: Options): void {
   if (options.node && cniFolder() === undefined) {
     missing.push([`the CNI plug-ins ${CNI_PLUGINS.join(", ")}`, "containernetworking-plugins"]);
   }
-  const lines: string[] = [];
-  if (missing.length > 0) {
-    const programs = missing.map(([program]) => program).join(", ");
-    const packages = [...new Set(missing.map(([, name]) => name))].join(" ");
-    lines.push(`missing: ${programs}\n  apt-get install --no-install-recommends ${packages}`);
-  }
+  const lines = describeMissing(missing);
   if (!isBuilt(options.node) && !isInstalled("go")) {
     lines.push(
       "missing: go, in the version of tests/cluster/*/go.mod or later, to build the cluster",
@@ -433,9 +410,6 @@ const HELP = `A Kubernetes cluster on this machine, built from source and kept i
 
   cluster.ts up [flags]                start it; prints the lines to source into a shell
   cluster.ts down [--dir DIR]          end it and remove all that it made, also after a crash
-  cluster.ts status [--dir DIR]        what runs; exit status 1 unless all of it does
-  cluster.ts stop COMPONENT [--dir DIR] [--signal SIGTERM]
-  cluster.ts start COMPONENT [--dir DIR]
 
 A control plane (etcd, kube-apiserver, kube-controller-manager) needs no root; with --node there are
 kube-scheduler, containerd and kubelet too, and Pods run: that needs root.
@@ -445,8 +419,6 @@ kube-scheduler, containerd and kubelet too, and Pods run: that needs root.
   --port PORT            kube-apiserver's; the next three are etcd's two and the kubelet's  [${DEFAULTS.port}]
   --bridge NAME          the Pods' bridge, also the name of their cgroup            [${DEFAULTS.bridge}]
   --pod-cidr CIDR        256 addresses for Pods, the first one the bridge's  [${DEFAULTS.podCIDR}]
-  --registry HOST=URL    pull images of HOST from URL, as in cgr.dev=http://127.0.0.1:5000 (repeatable)
-  --audit                kube-apiserver writes DIR/logs/audit.log, without bodies
   --help
 
 Clusters with different --dir and --port (and --bridge and --pod-cidr) run side by side.
@@ -457,83 +429,30 @@ async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
-      node: { type: "boolean" },
-      dir: { type: "string" },
-      port: { type: "string" },
-      bridge: { type: "string" },
-      "pod-cidr": { type: "string" },
-      registry: { type: "string", multiple: true },
-      audit: { type: "boolean" },
-      signal: { type: "string" },
+      node: { type: "boolean", default: DEFAULTS.node },
+      dir: { type: "string", default: DEFAULTS.dir },
+      port: { type: "string", default: `${DEFAULTS.port}` },
+      bridge: { type: "string", default: DEFAULTS.bridge },
+      "pod-cidr": { type: "string", default: DEFAULTS.podCIDR },
       help: { type: "boolean" },
     },
   });
-  const [command, name, ...rest] = positionals;
-  const given: Partial<Options> = {};
-  if (values.dir !== undefined) given.dir = values.dir;
-  if (values.node !== undefined) given.node = values.node;
-  if (values.port !== undefined) given.port = Number(values.port);
-  if (values.bridge !== undefined) given.bridge = values.bridge;
-  if (values["pod-cidr"] !== undefined) given.podCIDR = values["pod-cidr"];
-  if (values.audit !== undefined) given.audit = values.audit;
-  if (values.registry !== undefined) {
-    given.registries = Object.fromEntries(values.registry.map((each) => {
-      const [host, ...url] = each.split("=");
-      return [host, url.join("=")];
-    }));
-  }
+  const { node, dir, port, bridge, "pod-cidr": podCIDR, help } = values;
+  const given = { node, dir, port: Number(port), bridge, podCIDR };
   const say = (line: string) => console.error(line);
 
-  if (values.help || command === undefined || rest.length > 0) {
-    (values.help ? console.log : console.error)(HELP);
-    return values.help ? 0 : 2;
+  if (`${positionals}` === "up" && !help) printExports(await up(given, say));
+  else if (`${positionals}` === "down" && !help) await down({ dir }, say);
+  else {
+    (help ? console.log : console.error)(HELP);
+    return help ? 0 : 2;
   }
-  switch (command) {
-    case "up": {
-      const cluster = await up(given, say);
-      printExports(cluster);
-      return 0;
-    }
-    case "down":
-      await down(given, say);
-      return 0;
-    case "status":
-      return printStatus(attach(given));
-    case "stop":
-    case "start": {
-      const cluster = attach(given);
-      const component = cluster.components.find((each) => each === name);
-      if (component === undefined) {
-        throw new Error(`${command} what? One of ${cluster.components.join(", ")}`);
-      }
-      if (command === "start") await cluster.start(component);
-      else await cluster.stop(component, (values.signal ?? "SIGTERM") as NodeJS.Signals);
-      return 0;
-    }
-    default:
-      console.error(HELP);
-      return 2;
-  }
+  return 0;
 }
 
-function printStatus(cluster: Cluster): number {
-  let all = true;
-  for (const component of cluster.components) {
-    const pid = cluster.pid(component);
-    all &&= pid !== undefined;
-    const state = pid === undefined
-      ? `not running, see ${logFile(cluster.options.dir, component)}`
-      : `PID ${pid}, ${residentMB(pid)} MB`;
-    console.log(`${component.padEnd(24)} ${state}`);
-  }
-  printExports(cluster);
-  return all ? 0 : 1;
-}
-
-function printExports(cluster: Cluster): void {
-  const { KUBECONFIG, KUBECACHEDIR } = cluster.environment;
+function printExports({ bin, environment: { KUBECONFIG, KUBECACHEDIR } }: Cluster): void {
   console.log(`export KUBECONFIG=${KUBECONFIG} KUBECACHEDIR=${KUBECACHEDIR}`);
-  console.log(`export PATH=${cluster.bin}:$PATH`);
+  console.log(`export PATH=${bin}:$PATH`);
 }
 
 if (process.argv[1] !== undefined && fs.realpathSync(process.argv[1]) === import.meta.filename) {

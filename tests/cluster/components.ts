@@ -4,7 +4,7 @@ import { generateKeyPairSync, randomBytes } from "node:crypto";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { PAUSE_IMAGE } from "./binaries.ts";
-import { run } from "../support/processes.ts";
+import { makeAuthority } from "../fake/certificates.ts";
 
 export interface Options {
   /** State folder: everything the cluster writes, gone after `down`. */
@@ -46,9 +46,6 @@ export const ISSUER = "https://kubernetes.default.svc.cluster.local";
 const SERVICE_CIDR = "10.0.0.0/24";
 export const SERVICE_ADDRESS = "10.0.0.1";
 
-/** Certificates outlive every test cluster; nothing renews them. */
-const CERTIFICATE_DAYS = "365";
-
 /** The Pods' address range without its last number, as in "10.244.0". */
 function podNetwork(options: Options): string {
   return options.podCIDR.split(".").slice(0, 3).join(".");
@@ -74,12 +71,10 @@ export function paths(dir: string) {
     kubeconfig: join(dir, "kubeconfig"),
     kubectlCache: join(dir, "kubectl"),
     ca: join(pki, "ca.crt"),
-    caKey: join(pki, "ca.key"),
     apiServerCert: join(pki, "kube-apiserver.crt"),
     apiServerKey: join(pki, "kube-apiserver.key"),
     kubeletClientCert: join(pki, "kubelet-client.crt"),
     kubeletClientKey: join(pki, "kubelet-client.key"),
-    opensslConfig: join(pki, "openssl.cnf"),
     serviceAccountKey: join(pki, "service-account.key"),
     serviceAccountPublicKey: join(pki, "service-account.pub"),
     tokens: join(pki, "tokens.csv"),
@@ -256,49 +251,20 @@ function kubeconfigFor(options: Options, user: string, token: string) {
 }
 
 /** A CA, the API server's certificate, and the one with which it shows itself to the kubelet. */
-export async function makeCertificates(options: Options): Promise<void> {
+export function makeCertificates(options: Options): void {
   const at = paths(options.dir);
-  const names = [
-    ...["127.0.0.1", SERVICE_ADDRESS, bridgeAddress(options)].map((ip) => `IP:${ip}`),
-    ...["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-      .map((name) => `DNS:${name}`),
-    "DNS:kubernetes.default.svc.cluster.local",
-  ];
-  fs.writeFileSync(
-    at.opensslConfig,
-    `[req]
-distinguished_name = none
-[none]
-[ca]
-basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign, cRLSign
-subjectKeyIdentifier = hash
-[server]
-basicConstraints = critical, CA:FALSE
-extendedKeyUsage = serverAuth
-subjectAltName = ${names.join(", ")}
-[client]
-basicConstraints = critical, CA:FALSE
-extendedKeyUsage = clientAuth
-`,
-  );
-  const make = (section: string, subject: string, key: string, out: string, more: string[] = []) =>
-    run("openssl", [
-      ...["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"],
-      ...["-config", at.opensslConfig, "-extensions", section, "-days", CERTIFICATE_DAYS],
-      ...["-subj", subject, "-keyout", key, "-out", out, ...more],
-    ]);
-  const signed = ["-CA", at.ca, "-CAkey", at.caKey];
-  await make("ca", "/CN=cluster CA", at.caKey, at.ca);
-  await make("server", "/CN=kube-apiserver", at.apiServerKey, at.apiServerCert, signed);
+  const authority = makeAuthority();
+  const server = authority.issue([
+    ...["127.0.0.1", SERVICE_ADDRESS, bridgeAddress(options), "localhost", "kubernetes"],
+    ...["kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"],
+  ]);
   // system:masters: the kubelet asks the API server whether this user may read logs and run commands.
-  await make(
-    "client",
-    "/O=system:masters/CN=kube-apiserver-kubelet-client",
-    at.kubeletClientKey,
-    at.kubeletClientCert,
-    signed,
-  );
+  const client = authority.issueClient("kube-apiserver-kubelet-client", "system:masters");
+  fs.writeFileSync(at.ca, authority.certificate);
+  fs.writeFileSync(at.apiServerCert, server.cert);
+  fs.writeFileSync(at.apiServerKey, server.key);
+  fs.writeFileSync(at.kubeletClientCert, client.cert);
+  fs.writeFileSync(at.kubeletClientKey, client.key);
 }
 
 function kubeletConfiguration(options: Options) {

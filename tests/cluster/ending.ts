@@ -8,7 +8,10 @@ export function runToTheEnd(main: () => Promise<number>, takeDown: () => Promise
   async function end(status: number): Promise<void> {
     if (isEnding) return;
     isEnding = true;
-    await takeDown().catch(console.error);
+    await takeDown().catch((error) => {
+      console.error(error);
+      status ||= 1;
+    });
     process.exit(status);
   }
 

@@ -62,12 +62,16 @@ export async function createTenant(admin: Admin, namespace: string, home: string
   await bindRole(admin, namespace, home);
 }
 
+/** Binds the program's account to a role of its name. */
+const bindingOf = (kind: "Role" | "ClusterRole", home: string) => ({
+  metadata: { name: ACCOUNT },
+  roleRef: { apiGroup: GROUP, kind, name: ACCOUNT },
+  subjects: [{ kind: "ServiceAccount", namespace: home, name: ACCOUNT }],
+});
+
 export async function bindRole(admin: Admin, namespace: string, home: string): Promise<void> {
-  await admin.create(`/apis/${GROUP}/v1/namespaces/${namespace}/rolebindings`, {
-    metadata: { name: ACCOUNT },
-    roleRef: { apiGroup: GROUP, kind: "Role", name: ACCOUNT },
-    subjects: [{ kind: "ServiceAccount", namespace: home, name: ACCOUNT }],
-  });
+  const path = `/apis/${GROUP}/v1/namespaces/${namespace}/rolebindings`;
+  await admin.create(path, bindingOf("Role", home));
 }
 
 /** Leaves all other rights. */
@@ -86,11 +90,7 @@ export async function grantCluster(
   rules: object[] = RULES,
 ): Promise<void> {
   await admin.create(`/apis/${GROUP}/v1/clusterroles`, { metadata: { name: ACCOUNT }, rules });
-  await admin.create(`/apis/${GROUP}/v1/clusterrolebindings`, {
-    metadata: { name: ACCOUNT },
-    roleRef: { apiGroup: GROUP, kind: "ClusterRole", name: ACCOUNT },
-    subjects: [{ kind: "ServiceAccount", namespace: home, name: ACCOUNT }],
-  });
+  await admin.create(`/apis/${GROUP}/v1/clusterrolebindings`, bindingOf("ClusterRole", home));
 }
 
 export async function unbindRole(admin: Admin, namespace: string): Promise<void> {

@@ -8,7 +8,7 @@ import { test } from "node:test";
 import { parse } from "yaml";
 import { isInstalled } from "../support/processes.ts";
 import { expose, type Sample, samplesIn } from "./exposed.ts";
-import { fillIn } from "../../scripts/pictures/panels.ts";
+import { fillIn } from "../support/dashboard.ts";
 import { ROOT } from "../support/paths.ts";
 import { METRIC_PREFIX } from "../support/names.ts";
 

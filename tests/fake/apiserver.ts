@@ -57,8 +57,6 @@ export interface ApiServerOptions extends ListenOptions {
   authorize?: (request: ApiRequest) => boolean | string;
   /** Issuer of service-account tokens. Default: the server's own URL. */
   issuer?: string;
-  /** How many changes a watch can go back. Default 10,000. */
-  historyLength?: number;
   /** Milliseconds between bookmarks. Default 60,000, as the real one. */
   bookmarkInterval?: number;
 }
@@ -121,7 +119,7 @@ export class ApiServer extends Listener<ApiRequest> {
     this.authorize = options.authorize ?? (() => true);
     this.issuer = options.issuer ?? this.url;
     this.#key = key;
-    this.#storage = new ObjectStorage(options.historyLength ?? 10_000);
+    this.#storage = new ObjectStorage();
     this.#bookmarkInterval = options.bookmarkInterval ?? 60_000;
   }
 
@@ -217,11 +215,6 @@ export class ApiServer extends Listener<ApiRequest> {
   /** Cuts the connections of the open watches. */
   cutWatches(): void {
     for (const watch of this.#watches) watch.cut();
-  }
-
-  /** Makes the open watches half-open: nothing comes any more, the connections stay. */
-  stallWatches(): void {
-    for (const watch of this.#watches) watch.stall();
   }
 
   /** Sends a line to the open watches: a string as it is, an object as JSON. */

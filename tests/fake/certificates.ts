@@ -22,11 +22,16 @@ export interface Certificate {
 export interface Authority {
   certificate: string;
   issue(hosts?: string[]): Certificate;
+  /** For a client, by its name and its group. */
+  issueClient(name: string, group: string): Certificate;
   /** Makes an authority that this one has signed, as an intermediate CA. */
   makeIntermediate(): Authority;
 }
 
 const LIFE_MS = 10 * 365 * 86_400_000;
+/** Object identifiers. */
+const [SERVER_AUTH, CLIENT_AUTH] = ["2b06010505070301", "2b06010505070302"];
+const [COMMON_NAME, ORGANIZATION] = ["550403", "55040a"];
 
 /** Makes a certificate authority with a name of its own, so that two can stand in one bundle. */
 export function makeAuthority(): Authority {
@@ -45,20 +50,26 @@ function authorityOf(
     extension("551d13", sequence(der(0x01, Buffer.from([0xff])))), // basicConstraints: CA
     extension("551d0f", der(0x03, Buffer.from([1, 0x06]))), // keyUsage: keyCertSign, cRLSign
   ]);
-  const issue = (hosts = ["localhost", "127.0.0.1", "::1", "kubernetes.default.svc"]) => {
+  const issueLeaf = (subject: Buffer, usage: string, ...extensions: Buffer[]): Certificate => {
     const leaf = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey;
-    const cert = makeCertificate(name, commonName(hosts[0] ?? ""), leaf, key, [
-      extension("551d25", sequence(der(0x06, Buffer.from("2b06010505070301", "hex")))), // serverAuth
-      extension("551d11", sequence(...hosts.map(alternativeName))),
-    ]);
+    const extendedKeyUsage = extension("551d25", sequence(der(0x06, Buffer.from(usage, "hex"))));
+    const cert = makeCertificate(name, subject, leaf, key, [extendedKeyUsage, ...extensions]);
     return { key: leaf.export({ type: "pkcs8", format: "pem" }).toString(), cert };
+  };
+  const issue = (hosts = ["localhost", "127.0.0.1", "::1", "kubernetes.default.svc"]) => {
+    const names = extension("551d11", sequence(...hosts.map(alternativeName)));
+    return issueLeaf(commonName(hosts[0] ?? ""), SERVER_AUTH, names);
+  };
+  const issueClient = (name: string, group: string) => {
+    const subject = sequence(attribute(ORGANIZATION, group), attribute(COMMON_NAME, name));
+    return issueLeaf(subject, CLIENT_AUTH);
   };
   const makeIntermediate = () => {
     const own = commonName(`stand-in intermediate CA ${randomBytes(4).toString("hex")}`);
     const { privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
     return authorityOf(own, privateKey, name, key);
   };
-  return { certificate, issue, makeIntermediate };
+  return { certificate, issue, issueClient, makeIntermediate };
 }
 
 function makeCertificate(
@@ -115,9 +126,11 @@ function sequence(...content: Uint8Array[]): Buffer {
   return der(0x30, ...content);
 }
 
-function commonName(name: string): Buffer {
-  const type = der(0x06, Buffer.from("550403", "hex"));
-  return sequence(der(0x31, sequence(type, der(0x0c, Buffer.from(name)))));
+const commonName = (name: string) => sequence(attribute(COMMON_NAME, name));
+
+/** A part of a name. */
+function attribute(oid: string, value: string): Buffer {
+  return der(0x31, sequence(der(0x06, Buffer.from(oid, "hex")), der(0x0c, Buffer.from(value))));
 }
 
 function utcTime(ms: number): Buffer {

@@ -57,52 +57,28 @@ export interface Named {
 export const MODIFIED =
   "the object has been modified; please apply your changes to the latest version and try again";
 
-export function badRequest(message: string): ApiFailure {
-  return new ApiFailure(400, "BadRequest", message);
-}
+const failure = (code: number, reason: string, message: string, details?: Status["details"]) =>
+  new ApiFailure(code, reason, message, details);
 
-export function unauthorized(): ApiFailure {
-  return new ApiFailure(401, "Unauthorized", "Unauthorized");
-}
-
-export function forbidden(what: Named, message: string): ApiFailure {
-  return new ApiFailure(403, "Forbidden", `${subject(what)} is forbidden: ${message}`, what);
-}
-
-export function notFound(what: Named): ApiFailure {
-  return new ApiFailure(404, "NotFound", `${subject(what)} not found`, what);
-}
-
-export function noSuchResource(): ApiFailure {
-  return new ApiFailure(404, "NotFound", "the server could not find the requested resource", {});
-}
-
-export function methodNotAllowed(): ApiFailure {
-  const message = "the server does not allow this method on the requested resource";
-  return new ApiFailure(405, "MethodNotAllowed", message, {});
-}
-
-export function alreadyExists(what: Named): ApiFailure {
-  return new ApiFailure(409, "AlreadyExists", `${subject(what)} already exists`, what);
-}
-
-export function conflict(what: Named, message: string): ApiFailure {
-  const text = `Operation cannot be fulfilled on ${subject(what)}: ${message}`;
-  return new ApiFailure(409, "Conflict", text, what);
-}
-
-export function expired(message: string, reason = "Expired"): ApiFailure {
-  return new ApiFailure(410, reason, message);
-}
-
-export function tooLarge(limit: number): ApiFailure {
-  const message = `Request entity too large: limit is ${limit}`;
-  return new ApiFailure(413, "RequestEntityTooLarge", message);
-}
-
-export function unsupportedMediaType(message: string, details?: Status["details"]): ApiFailure {
-  return new ApiFailure(415, "UnsupportedMediaType", message, details);
-}
+export const badRequest = (message: string) => failure(400, "BadRequest", message);
+export const unauthorized = () => failure(401, "Unauthorized", "Unauthorized");
+export const forbidden = (what: Named, message: string) =>
+  failure(403, "Forbidden", `${subject(what)} is forbidden: ${message}`, what);
+export const notFound = (what: Named) =>
+  failure(404, "NotFound", `${subject(what)} not found`, what);
+export const noSuchResource = () =>
+  failure(404, "NotFound", "the server could not find the requested resource", {});
+export const methodNotAllowed = () =>
+  failure(405, "MethodNotAllowed", "the server does not allow this method on the resource", {});
+export const alreadyExists = (what: Named) =>
+  failure(409, "AlreadyExists", `${subject(what)} already exists`, what);
+export const conflict = (what: Named, message: string) =>
+  failure(409, "Conflict", `Operation cannot be fulfilled on ${subject(what)}: ${message}`, what);
+export const expired = (message: string, reason = "Expired") => failure(410, reason, message);
+export const tooLarge = (limit: number) =>
+  failure(413, "RequestEntityTooLarge", `Request entity too large: limit is ${limit}`);
+export const unsupportedMediaType = (message: string, details?: Status["details"]) =>
+  failure(415, "UnsupportedMediaType", message, details);
 
 export function invalid(what: Named, causes: Cause[]): ApiFailure {
   const all = causes.map(({ field, message }) => `${field}: ${message}`);
@@ -114,15 +90,12 @@ export function invalid(what: Named, causes: Cause[]): ApiFailure {
   return new ApiFailure(422, "Invalid", message, { ...known, causes });
 }
 
-function tooManyRequests(retryAfterSeconds = 1): ApiFailure {
-  const message = "the server has received too many requests and has asked us to try again later";
-  return new ApiFailure(429, "TooManyRequests", message, { retryAfterSeconds });
-}
-
-export function internalError(message: string): ApiFailure {
-  const causes = [{ message }];
-  return new ApiFailure(500, "InternalError", `Internal error occurred: ${message}`, { causes });
-}
+const tooManyRequests = (retryAfterSeconds = 1) =>
+  failure(429, "TooManyRequests", "the server has asked us to try again later", {
+    retryAfterSeconds,
+  });
+export const internalError = (message: string) =>
+  failure(500, "InternalError", `Internal error occurred: ${message}`, { causes: [{ message }] });
 
 export function tooLargeVersion(version: string, current: number): ApiFailure {
   const message = "Too large resource version";

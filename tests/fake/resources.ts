@@ -79,47 +79,28 @@ export function named({ plural, group }: Pick<Resource, "plural" | "group">, nam
   return { ...name && { name }, ...group && { group }, kind: plural };
 }
 
-const SUBDOMAIN = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
-const LABEL = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/;
-const QUALIFIED_NAME = /^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$/;
+const LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
+const SUBDOMAIN = String.raw`${LABEL}(\.${LABEL})*`;
+const QUALIFIED_NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?";
+const isNamespaceName = new RegExp(`^${LABEL}$`);
+const isName = new RegExp(`^${SUBDOMAIN}$`);
+/** The key of a label or an annotation: a name, or a domain, a slash and a name. */
+const isKey = new RegExp(`^(${SUBDOMAIN}/)?${QUALIFIED_NAME}$`);
+const isLabelValue = new RegExp(`^(${QUALIFIED_NAME})?$`);
+const isConfigKey = /^(?!\.\.|\.$)[-._a-zA-Z0-9]{1,253}$/;
 const ANNOTATIONS_LIMIT = 256 * 1024;
 const SECRET_LIMIT = 1024 * 1024;
-
-const SUBDOMAIN_RULE =
-  "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', " +
-  "and must start and end with an alphanumeric character (e.g. 'example.com', regex used for " +
-  "validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-const LABEL_RULE =
-  "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must " +
-  "start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for " +
-  "validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const LABEL_VALUE_RULE =
-  "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', " +
-  "and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or " +
-  "'12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
-const QUALIFIED_NAME_RULE =
-  "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an " +
-  "alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation " +
-  "is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-const CONFIG_KEY_RULE =
-  "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  " +
-  "or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 
 /** The rules of `metadata`, common to all resources. */
 export function validateMeta({ kind, metadata }: KubeObject, old?: KubeObject): Cause[] {
   const { name, generateName, uid, labels = {}, annotations = {} } = metadata;
   const causes: Cause[] = [];
-  const [pattern, rule, limit] = kind === "Namespace"
-    ? [LABEL, LABEL_RULE, 63]
-    : [SUBDOMAIN, SUBDOMAIN_RULE, 253];
+  const [pattern, limit] = kind === "Namespace" ? [isNamespaceName, 63] : [isName, 253];
   if (!name) return [required("metadata.name", "name or generateName is required")];
   if (generateName && !pattern.test(generateName.replace(/-$/, "a"))) {
-    causes.push(wrong("metadata.generateName", generateName, rule));
-  } else if (!pattern.test(name)) {
-    causes.push(wrong("metadata.name", name, rule));
-  }
-  if (name.length > limit) {
-    causes.push(wrong("metadata.name", name, `must be no more than ${limit} characters`));
+    causes.push(wrong("metadata.generateName", generateName, "must begin a name"));
+  } else if (!pattern.test(name) || name.length > limit) {
+    causes.push(wrong("metadata.name", name, "must be a lowercase RFC 1123 name"));
   }
   if (old && uid !== old.metadata.uid) {
     causes.push(wrong("metadata.uid", uid, "field is immutable"));
@@ -133,39 +114,21 @@ export function validateMeta({ kind, metadata }: KubeObject, old?: KubeObject): 
   }
   for (const [key, value] of Object.entries(labels)) {
     causes.push(...validateKey("metadata.labels", key));
-    if (value.length > 63) {
-      causes.push(wrong("metadata.labels", value, "must be no more than 63 bytes"));
-    }
-    if (value && !QUALIFIED_NAME.test(value)) {
-      causes.push(wrong("metadata.labels", value, LABEL_VALUE_RULE));
+    if (!isLabelValue.test(value)) {
+      causes.push(wrong("metadata.labels", value, "must be a valid label value"));
     }
   }
   return causes;
 }
 
-/** The key of a label or an annotation: a name, or a domain, a slash and a name. */
-function validateKey(field: string, key: string): Cause[] {
-  const [prefix, name, ...rest] = key.includes("/") ? key.split("/") : [undefined, key];
-  if (rest.length > 0 || name === undefined) {
-    return [wrong(
-      field,
-      key,
-      `a valid label key ${QUALIFIED_NAME_RULE} with an optional DNS ` +
-        "subdomain prefix and '/' (e.g. 'example.com/MyName')",
-    )];
-  }
-  const rules: string[] = [];
-  if (prefix === "") rules.push("prefix part must be non-empty");
-  else if (prefix && !SUBDOMAIN.test(prefix)) rules.push(`prefix part ${SUBDOMAIN_RULE}`);
-  if (name === "") rules.push("name part must be non-empty");
-  if (name.length > 63) rules.push("name part must be no more than 63 bytes");
-  if (!QUALIFIED_NAME.test(name)) rules.push(`name part ${QUALIFIED_NAME_RULE}`);
-  return rules.map((rule) => wrong(field, key, rule));
-}
+const validateKey = (field: string, key: string): Cause[] =>
+  isKey.test(key) ? [] : [wrong(field, key, "must be a qualified name")];
 
 function validateSecret(secret: KubeObject, old?: KubeObject): Cause[] {
   const data = (secret.data ?? {}) as Record<string, string>;
-  const causes = Object.keys(data).flatMap(validateConfigKey);
+  const causes = Object.keys(data).filter((key) => !isConfigKey.test(key)).map((key) =>
+    wrong(`data[${key}]`, key, "must be a valid config key")
+  );
   if (old && old.type !== secret.type) {
     causes.push(wrong("type", secret.type, "field is immutable"));
   }
@@ -179,15 +142,6 @@ function validateSecret(secret: KubeObject, old?: KubeObject): Cause[] {
     causes.push(...validateDockerConfig(`data[${DATA_KEY}]`, data[DATA_KEY]));
   }
   return causes;
-}
-
-function validateConfigKey(key: string): Cause[] {
-  const field = `data[${key}]`;
-  if (key.length > 253) return [wrong(field, key, "must be no more than 253 characters")];
-  if (!/^[-._a-zA-Z0-9]+$/.test(key)) return [wrong(field, key, CONFIG_KEY_RULE)];
-  if (key === "." || key === "..") return [wrong(field, key, `must not be '${key}'`)];
-  if (key.startsWith("..")) return [wrong(field, key, "must not start with '..'")];
-  return [];
 }
 
 /** A JSON object or, since Go reads it into a map, `null`. */

@@ -25,8 +25,8 @@ export class ObjectStorage {
   readonly store: Store;
   #snapshots = new Map<string, KubeObject[]>();
 
-  constructor(historyLength: number) {
-    this.store = new Store(historyLength);
+  constructor() {
+    this.store = new Store();
     for (const name of ["default", "kube-system", "kube-public", "kube-node-lease"]) {
       this.create(NAMESPACES, "", { metadata: { name } });
     }
@@ -73,12 +73,7 @@ export class ObjectStorage {
     const old = this.get(resource, namespace, name);
     const { uid = old.metadata.uid } = object.metadata;
     if (uid !== old.metadata.uid) {
-      throw conflict(
-        named(resource, name),
-        `StorageError: invalid object, Code: 4, Key: /registry/${resource.plural}/${namespace}/` +
-          `${name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in ` +
-          `precondition: ${uid}, UID in object meta: ${old.metadata.uid}`,
-      );
+      throw conflict(named(resource, name), `Precondition failed: the UID is not ${uid}`);
     }
     return this.#write(resource, object, old);
   }
@@ -185,10 +180,7 @@ export class ObjectStorage {
     const version = query.get("resourceVersion");
     if (!version) return undefined;
     if (!/^\d+$/.test(version)) {
-      throw badRequest(
-        `invalid resource version: resourceVersion: Invalid value: "${version}": ` +
-          `strconv.ParseUint: parsing "${version}": invalid syntax`,
-      );
+      throw badRequest(`invalid resource version: "${version}": invalid syntax`);
     }
     if (Number(version) > this.store.version) {
       throw tooLargeVersion(version, this.store.version);
@@ -271,24 +263,13 @@ function checkName(metadata: ObjectMeta, namespace: string, name: string): void 
   checkNamespace(metadata, namespace);
 }
 
-function checkPreconditions(resource: Resource, object: KubeObject, options: unknown): void {
+function checkPreconditions(resource: Resource, { metadata }: KubeObject, options: unknown): void {
   if (!isRecord(options) || !isRecord(options.preconditions)) return;
-  const { uid, resourceVersion } = options.preconditions;
-  const { metadata } = object;
-  const subject = { name: metadata.name, kind: resource.kind };
-  if (uid && uid !== metadata.uid) {
-    throw conflict(
-      subject,
-      `the UID in the precondition (${uid}) does not match the UID in record (${metadata.uid}). ` +
-        "The object might have been deleted and then recreated",
-    );
-  }
-  if (resourceVersion && resourceVersion !== metadata.resourceVersion) {
-    throw conflict(
-      subject,
-      `the ResourceVersion in the precondition (${resourceVersion}) does not match the ` +
-        `ResourceVersion in record (${metadata.resourceVersion}). The object might have been modified`,
-    );
+  for (const field of ["uid", "resourceVersion"] as const) {
+    const wanted = options.preconditions[field];
+    if (!wanted || wanted === metadata[field]) continue;
+    const message = `the ${field} in the precondition (${wanted}) is not ${metadata[field]}`;
+    throw conflict({ name: metadata.name, kind: resource.kind }, message);
   }
 }
 
@@ -327,11 +308,7 @@ function writeContinue(rv: number, start: string): string {
 /** The failure bears a token with which the rest can be had, inconsistent with the first pages. */
 function expiredContinue(start: string): ApiFailure {
   const failure = expired(
-    "The provided continue parameter is too old to display a consistent list result. You can start " +
-      "a new list without the continue parameter, or use the continue token in this response to " +
-      "retrieve the remainder of the results. Continuing with the provided token results in an " +
-      "inconsistent list - objects that were created, modified, or deleted between the time the " +
-      "first chunk was returned and now may show up in the list.",
+    "The provided continue parameter is too old to display a consistent list result.",
   );
   failure.status.metadata.continue = writeContinue(-1, start);
   return failure;

@@ -31,19 +31,17 @@ export interface Change {
   previous?: KubeObject;
 }
 
+/** How many changes a watch can go back. */
+const HISTORY = 10_000;
+
 export class Store {
   /** The resource version of the last write. It starts high, so that ancient ones are expired. */
   version = 1000;
   /** The oldest resource version that a watch can begin at. */
   oldest = this.version;
   #history: Change[] = [];
-  #historyLength: number;
   #objects = new Map<string, Map<string, KubeObject>>();
   #subscribers = new Set<(change: Change) => void>();
-
-  constructor(historyLength: number) {
-    this.#historyLength = historyLength;
-  }
 
   get(resource: string, namespace: string, name: string): KubeObject | undefined {
     return this.#objects.get(resource)?.get(`${namespace}/${name}`);
@@ -100,7 +98,7 @@ export class Store {
   #record(change: Change): void {
     this.version = change.version;
     this.#history.push(change);
-    if (this.#history.length > this.#historyLength) this.oldest = this.#history.shift()!.version;
+    if (this.#history.length > HISTORY) this.oldest = this.#history.shift()!.version;
     for (const subscriber of [...this.#subscribers]) subscriber(change);
   }
 }

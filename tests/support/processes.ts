@@ -50,7 +50,7 @@ export function isInstalled(program: string): boolean {
   return PATH.split(":").some((folder) => fs.existsSync(join(folder, program)));
 }
 
-export function logFile(dir: string, name: string): string {
+function logFile(dir: string, name: string): string {
   return join(dir, "logs", `${name}.log`);
 }
 
@@ -148,12 +148,6 @@ function kill(pid: number, signal: NodeJS.Signals): void {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // else: gone meanwhile
   }
-}
-
-/** Resident memory in MB. */
-export function residentMB(pid: number): number {
-  const kB = /^VmRSS:\s+(\d+) kB/m.exec(readIfThere(`/proc/${pid}/status`))?.[1] ?? "0";
-  return Math.round(Number(kB) / 1024);
 }
 
 /** The end of a component's log, to be quoted in a failure. */

@@ -70,7 +70,7 @@ export function shippedV8Flags(): string[] {
 }
 
 /** The source, on Deno with the rights that `deno task start` gives. */
-function sourceCommandOf(runtime: Runtime): string[] {
+export function sourceCommandOf(runtime: Runtime): string[] {
   const words: string[] = JSON.parse(readRoot("deno.json")).tasks.start.split(" ");
   const args = runtime === "node" ? words.slice(-1) : words.slice(words.indexOf("deno") + 1);
   return [commandFor(runtime), ...args];
@@ -116,7 +116,7 @@ export function readContainer(manifest: string): Container {
 }
 
 /** As a Pod runs it, but for the places: its folders, its port and the servers' addresses are here. */
-async function shippedCommandOf(runtime: Runtime, settings: Record<string, string>) {
+export async function shippedCommandOf(runtime: Runtime, settings: Record<string, string>) {
   const { program, env } = await readManifest(runtime);
   const { SERVICE_ACCOUNT_DIR = "", SUBJECT_TOKEN_FILE = "", PORT = "" } = settings;
   const port = isPort(PORT) ? PORT : "8080";

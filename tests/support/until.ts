@@ -40,3 +40,20 @@ export async function timed(work: Promise<unknown>): Promise<number> {
   await work;
   return performance.now() - startedAt;
 }
+
+/** Does something again and again, at most so often (ms), until what it returns is called; what fails is left out. */
+export function repeat(ms: number, act: () => Promise<unknown>): () => Promise<void> {
+  let isOver = false;
+  const loop = async () => {
+    while (!isOver) {
+      const next = sleep(ms);
+      await act().catch(() => {});
+      await next;
+    }
+  };
+  const ended = loop();
+  return () => {
+    isOver = true;
+    return ended;
+  };
+}

@@ -1,7 +1,7 @@
 /** The program's image and its manifest, installed as users do it. */
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson } from "./context.ts";
+import { type Context, expect } from "./context.ts";
 import { type Bases, buildBases, buildProgram } from "./images.ts";
 import { patchedManifest } from "./patch.ts";
 import { NAMESPACE } from "../../support/names.ts";
@@ -15,15 +15,14 @@ const REPLICAS = 2;
 
 /** Gives the images of both runtimes, for other ways to install. */
 export async function deploy(context: Context): Promise<Bases> {
-  const { cluster, kubectl, need, step, work } = context;
+  const { cluster, need, step, work } = context;
 
   const image = need("the image, from the Containerfile", async () => {
     const archive = join(work, "program.tar");
     const bases = await buildBases(work);
-    const size = await buildProgram(bases, IMAGE, archive);
+    await buildProgram(bases, IMAGE, archive);
     await cluster.ctr(["image", "import", archive]);
     fs.rmSync(archive);
-    console.log(`     ${size}`);
     return bases;
   });
   // Before the admission policies are there: it writes Secrets of all kinds.
@@ -32,54 +31,48 @@ export async function deploy(context: Context): Promise<Bases> {
     step("the contract suite, on this kube-apiserver", () => contract(context)),
   ]);
 
-  const manifest = await patchedManifest(context, IMAGE);
-  await need("deploy.yaml is applied", async () => {
-    await kubectl(["apply", "-f", "-"], manifest);
-  });
-
-  await step("deploy.yaml applied again changes nothing, and passes --dry-run=server", async () => {
-    const again = (await kubectl(["apply", "-f", "-"], manifest)).trim().split("\n");
-    // Of a disruption budget kubectl always sends the selector, and says so, though nothing changes.
-    const changed = again.filter((line) => !/ unchanged$|^poddisruptionbudget/.test(line));
-    expect(changed.length === 0, changed.join("\n"));
-    const { metadata } = await getJson(
-      context,
-      "poddisruptionbudget",
-      "-n",
-      NAMESPACE,
-      "controller",
-    );
-    expect(metadata.generation === 1, "the disruption budget was changed");
-    await kubectl(
-      [
-        "apply",
-        "--dry-run=server",
-        "--server-side",
-        "--force-conflicts",
-        "--validate=strict",
-        "-f",
-        "-",
-      ],
-      manifest,
-    );
-    return `${again.length} objects`;
-  });
+  const deploy = fs.readFileSync(join(ROOT, "deploy.yaml"), "utf8");
+  const manifest = await patchedManifest(context, deploy, IMAGE);
+  await applyTwice(context, manifest);
 
   await need("both Pods are ready, under Pod Security restricted", async () => {
-    const pods = await until(async () => {
-      const pods = await controllerPods(context);
-      const ready = pods.filter(({ ready }) => ready);
-      return pods.length === REPLICAS && ready.length === REPLICAS && pods;
-    }, "both Pods are ready");
-    const restarts = pods.reduce((sum, { restarts }) => sum + restarts, 0);
-    expect(restarts === 0, `${restarts} restarts`);
-    const namespace = await getJson(context, "namespace", NAMESPACE);
+    await readyPods(context);
+    const namespace = await context.get("namespace", NAMESPACE);
     expect(
       namespace.metadata.labels["pod-security.kubernetes.io/enforce"] === "restricted",
       "it is not enforced",
     );
   });
   return bases;
+}
+
+/** Applies deploy.yaml to a cluster that has not seen it, and again. */
+export async function applyTwice(
+  { kubectl, need, step }: Pick<Context, "kubectl" | "need" | "step">,
+  text: string,
+): Promise<void> {
+  const apply = (...flags: string[]) => kubectl(["apply", "-f", "-", ...flags], text);
+  /** What changes with an object but not with its status. */
+  const generations = async () => {
+    const { items } = JSON.parse(await kubectl(["get", "-f", "-", "-o", "json"], text));
+    return items.map(({ kind, metadata }: Json) =>
+      [kind, metadata.name, metadata.uid, metadata.generation ?? metadata.resourceVersion].join(" ")
+    ).join("\n");
+  };
+  await need("deploy.yaml is applied", () => apply().then(() => {}));
+  await step("deploy.yaml applied again changes nothing", async () => {
+    const before = await generations();
+    const lines = (await apply()).trim().split("\n");
+    expect(await generations() === before, "an object was changed");
+    // Of a disruption budget kubectl always sends the selector, and says so, though nothing changes.
+    const changed = lines.filter((line) => !/ unchanged$|^poddisruptionbudget/.test(line));
+    expect(changed.length === 0, changed.join("\n"));
+    return `${lines.length} objects`;
+  });
+  await step("deploy.yaml passes a dry run at the server, by both ways to apply", async () => {
+    await apply("--dry-run=server");
+    await apply("--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict");
+  });
 }
 
 /** The rules that the fake API server is held to, on this real one. */
@@ -107,9 +100,8 @@ export interface ControllerPod {
 }
 
 /** The controller's Pods that are not about to end. */
-export async function controllerPods(context: Pick<Context, "kubectl">): Promise<ControllerPod[]> {
-  const { items } = await getJson(
-    context,
+export async function controllerPods({ get }: Pick<Context, "get">): Promise<ControllerPod[]> {
+  const { items } = await get(
     "pods",
     "-n",
     NAMESPACE,
@@ -124,6 +116,24 @@ export async function controllerPods(context: Pick<Context, "kubectl">): Promise
     ready: status.containerStatuses?.[0]?.ready === true,
     restarts: status.containerStatuses?.[0]?.restartCount ?? 0,
   }));
+}
+
+/** Waits until there are as many as there are to be, all ready; and none may have been restarted. */
+export async function readyPods(context: Context): Promise<void> {
+  const pods = await until(async () => {
+    const pods = await controllerPods(context);
+    return pods.length === REPLICAS && pods.every(({ ready }) => ready) && pods;
+  }, "the Pods are ready, and no others there");
+  expect(pods.every(({ restarts }) => restarts === 0), JSON.stringify(pods));
+}
+
+/** No Pod warns of anything, and each has listed the Secrets. */
+export async function expectQuiet(context: Context): Promise<void> {
+  for (const { name } of await controllerPods(context)) {
+    const said = await context.kubectl(["logs", "-n", NAMESPACE, name]);
+    const isQuiet = /"msg":"listed"/.test(said) && !/"level":"(warn|error)"/.test(said);
+    expect(isQuiet, `the log of ${name}:\n${said}`);
+  }
 }
 
 /** Waits until all Pods are of the Deployment's latest form, and ready. */

@@ -12,14 +12,15 @@ import * as net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { seconds } from "../binaries.ts";
-import { type Cluster, DEFAULTS, down, type Options, up } from "../cluster.ts";
+import { type Cluster, DEFAULTS, describeMissing, down, type Options, up } from "../cluster.ts";
 import { bridgeAddress } from "../components.ts";
+import { runToTheEnd } from "../ending.ts";
 import { helpIfAsked } from "../../support/help.ts";
+import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 import { isInstalled } from "../../support/processes.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
-import { type Context, type Kubectl, kubectlAs } from "./context.ts";
+import { type Context, createHands, createSteps, type Kubectl } from "./context.ts";
 import { deploy } from "./deploy.ts";
 import { gitops } from "./gitops.ts";
 import { laptop } from "./laptop.ts";
@@ -61,50 +62,12 @@ const { values: flags } = parseArgs({
   },
 });
 const logs = `${flags.dir}-logs`;
-const count = { passed: 0, failed: 0 };
 /** What is to be closed in the end, beside the cluster. */
 const closing: (() => unknown)[] = [];
 let cluster: Cluster | undefined;
-
-/** Ends the run; the step that failed has been told. */
-class Abort extends Error {}
-
-async function need<T>(title: string, run: () => Promise<T>): Promise<T> {
-  const began = Date.now();
-  try {
-    const result = await run();
-    count.passed++;
-    console.log(
-      `ok   ${seconds(began).padStart(7)}  ${title}${
-        typeof result === "string" ? `: ${result}` : ""
-      }`,
-    );
-    return result;
-  } catch (error) {
-    count.failed++;
-    console.log(
-      `FAIL ${seconds(began).padStart(7)}  ${title}\n  ${
-        (error as Error).stack?.replaceAll("\n", "\n  ")
-      }`,
-    );
-    if (cluster) {
-      await collectLogs(cluster, logs, `failure-${count.failed}.txt`).catch(console.error);
-    }
-    throw new Abort();
-  }
-}
-
-async function step(title: string, run: () => Promise<unknown>): Promise<void> {
-  await need(title, run).catch(() => {});
-}
-
-function checkPrograms(): void {
-  const missing = Object.entries(PROGRAMS).filter(([program]) => !isInstalled(program));
-  if (missing.length === 0) return;
-  const packages = missing.map(([, name]) => name).join(" ");
-  const programs = missing.map(([program]) => program).join(", ");
-  throw new Error(`missing: ${programs}\n  apt-get install --no-install-recommends ${packages}`);
-}
+const { need, step, fail, hasFailed, tell } = createSteps((failure) =>
+  cluster ? collectLogs(cluster, logs, `failure-${failure}.txt`) : Promise.resolve()
+);
 
 /** Sees to it that no other run uses the same folder and ports: a port is free again however its process ends. */
 function lockOut(port: number): Promise<void> {
@@ -117,7 +80,10 @@ function lockOut(port: number): Promise<void> {
 }
 
 async function startCluster(options: Options): Promise<Cluster> {
-  checkPrograms();
+  const [missing] = describeMissing(
+    Object.entries(PROGRAMS).filter(([program]) => !isInstalled(program)),
+  );
+  if (missing) throw new Error(missing);
   await down({ dir: flags.dir }); // what a run that was killed has left
   return await up(options, (line) => line.startsWith("build") && console.log(line));
 }
@@ -138,31 +104,15 @@ async function surround(
 
   const keys = JSON.parse(await kubectl(["get", "--raw", "/openid/v1/jwks"]));
   const certificate = authority.issue([ISSUER_HOST, address]);
-  const url = `https://${ISSUER_HOST}`;
   const issuer = await startIssuer({
     host: address,
     port: 443,
     certificate,
     keys,
     life: LIFE_S,
-    issuer: url,
+    issuer: `https://${ISSUER_HOST}`,
   });
   closing.push(() => issuer.close());
-  const setLife = (identity: string, seconds: number) => {
-    const form = new URLSearchParams({ identity }).toString();
-    const claims = {
-      get exp() {
-        return Math.floor(Date.now() / 1000) + seconds;
-      },
-    };
-    issuer.faults.add({
-      verb: "exchange",
-      times: Infinity,
-      match: ({ body }) => body.includes(form),
-      claims,
-    });
-  };
-
   const registry = await startRegistry({
     dir,
     work,
@@ -173,8 +123,8 @@ async function surround(
   closing.push(() => registry.close());
   const clusterIssuer =
     JSON.parse(await kubectl(["get", "--raw", "/.well-known/openid-configuration"])).issuer;
-  const as = (token: string) => kubectlAs(cluster, token);
-  const found = {
+  return {
+    ...createHands(kubectl),
     cluster,
     issuer,
     registry,
@@ -183,8 +133,22 @@ async function surround(
     ca: authority.certificate,
     caFile,
     clusterIssuer,
+    bind: (identity, namespace = NAMESPACE, account = ACCOUNT) =>
+      issuer.bind(identity, clusterIssuer, namespace, account),
+    setLife: (identity, seconds) => {
+      const form = new URLSearchParams({ identity }).toString();
+      const claims = {
+        get exp() {
+          return Math.floor(Date.now() / 1000) + seconds;
+        },
+      };
+      const match = ({ body }: { body: string }) => body.includes(form);
+      issuer.faults.add({ verb: "exchange", times: Infinity, match, claims });
+    },
+    as: (token) => (args, input) => cluster.kubectl(args, input, token),
+    step,
+    need,
   };
-  return { ...found, setLife, kubectl, as, step, need };
 }
 
 async function main(): Promise<void> {
@@ -225,34 +189,15 @@ async function main(): Promise<void> {
   }
 }
 
-/** Takes everything down; whatever fails in it, the rest is done. */
-async function end(): Promise<void> {
+async function takeDown(): Promise<void> {
+  if (hasFailed() && cluster) {
+    await collectLogs(cluster, logs, "end.txt").catch(console.error);
+    console.log(`what was said is in ${logs}`);
+  }
   for (const close of closing.reverse()) await Promise.try(close).catch(console.error);
   if (flags.keep) {
     console.log(`kept: ${flags.dir}; end it with: npm run cluster down -- --dir ${flags.dir}`);
   } else await down({ dir: flags.dir });
-}
-
-/** Runs once, however the run ends. */
-let ending: Promise<void> | undefined;
-async function finish(why?: unknown): Promise<never> {
-  ending ??= (async () => {
-    if (why !== undefined && !(why instanceof Abort)) {
-      count.failed++;
-      console.log("FAIL", why);
-    }
-    if (count.failed > 0 && cluster) {
-      await collectLogs(cluster, logs, "end.txt").catch(console.error);
-      console.log(`what was said is in ${logs}`);
-    }
-    await end();
-  })();
-  await ending.catch((error) => {
-    count.failed++;
-    console.log("FAIL", error);
-  });
-  console.log(`${count.passed} passed, ${count.failed} failed`);
-  process.exit(count.failed > 0 ? 1 : 0);
 }
 
 await lockOut(Number(flags.port) + LOCK_PORT).catch(({ message }) => {
@@ -260,8 +205,4 @@ await lockOut(Number(flags.port) + LOCK_PORT).catch(({ message }) => {
   process.exit(1);
 });
 fs.rmSync(logs, { recursive: true, force: true });
-for (const signal of ["SIGINT", "SIGTERM"]) {
-  process.on(signal, () => void finish(new Error(signal)));
-}
-process.on("uncaughtException", (error) => void finish(error));
-main().then(() => finish(), finish);
+runToTheEnd(() => main().catch(fail).then(tell), takeDown);

@@ -1,8 +1,8 @@
 /** Tools that apply a Secret again and again, each as it does it: what they take out, and what they leave. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Context, expect, getJson, refused } from "./context.ts";
+import { type Context, expect, refused } from "./context.ts";
 import { needBlock } from "./blocks.ts";
-import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX, SECRET_TYPE } from "../../support/names.ts";
+import { IDENTITY, PREFIX, SECRET_TYPE } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { tokenIn } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
@@ -21,32 +21,23 @@ const OURS = "pull-secret-updater";
 
 interface Tool {
   name: string;
-  args: string[];
   /** How it stands in managedFields. */
   manager: string;
+  /** How it applies. Default: by force, from the server's side. */
+  args?: string[];
   /** What becomes of a manifest with data, once there is a token. */
   withData: "empties the Secret" | "meets a conflict";
 }
 
-const serverSide = (manager: string) => [
-  "--server-side",
-  "--force-conflicts",
-  `--field-manager=${manager}`,
-];
+const ARGO_CD: Tool = {
+  name: "argocd",
+  manager: "argocd-controller",
+  withData: "empties the Secret",
+};
 const TOOLS: Tool[] = [
-  { name: "helm", manager: "helm", args: serverSide("helm"), withData: "empties the Secret" },
-  {
-    name: "argocd",
-    manager: "argocd-controller",
-    args: serverSide("argocd-controller"),
-    withData: "empties the Secret",
-  },
-  {
-    name: "flux",
-    manager: "kustomize-controller",
-    args: serverSide("kustomize-controller"),
-    withData: "empties the Secret",
-  },
+  { name: "helm", manager: "helm", withData: "empties the Secret" },
+  ARGO_CD,
+  { name: "flux", manager: "kustomize-controller", withData: "empties the Secret" },
   {
     name: "kubectl",
     manager: "kubectl-client-side-apply",
@@ -62,12 +53,12 @@ const TOOLS: Tool[] = [
 ];
 
 export async function gitops(context: Context): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, need, setLife, step } = context;
-  issuer.bind(IDENTITY_UID, clusterIssuer, NAMESPACE, ACCOUNT);
+  const { kubectl, need, setLife, step } = context;
+  context.bind(IDENTITY_UID);
   setLife(IDENTITY_UID, LIFE_S);
 
   await need("the README's policy lets Secrets be created without data", async () => {
-    await kubectl(["create", "namespace", NS]);
+    await context.createNamespace(NS);
     await kubectl(["apply", "-f", "-"], needBlock("name: pull-secret-updater-empty"));
     const args = ["create", "--dry-run=server", "-f", "-"];
     const secret = JSON.stringify(manifest("tried", 1));
@@ -90,7 +81,7 @@ export async function gitops(context: Context): Promise<void> {
     () => ignored(context),
   );
   await step("Overwritten is reported where a Secret was emptied, and nowhere else", async () => {
-    const { items } = await getJson(context, "events.events.k8s.io", "-n", NS);
+    const { items } = await context.get("events.events.k8s.io", "-n", NS);
     const warnings: Json[] = items.filter(({ type }: Json) => type === "Warning");
     const told = [
       ...new Set(warnings.map(({ reason, regarding }) => `${reason} ${regarding.name}`)),
@@ -100,9 +91,7 @@ export async function gitops(context: Context): Promise<void> {
     expect(`${told.sort()}` === `${expected.sort()}`, `${told}`);
   });
 
-  // At once, so that they are gone when others count them.
-  await kubectl(["delete", "secret", "--all", "-n", NS]);
-  await kubectl(["delete", "namespace", NS, "--wait=false"]);
+  await context.remove(NS);
 }
 
 /** What stands in Git; each round changes a label, an annotation, and what there is of other data. */
@@ -170,30 +159,30 @@ async function withData(context: Context, tool: Tool): Promise<string | void> {
 /** What Argo CD applies where it ignores the difference, and respects that: the Secret's own data. */
 async function ignored(context: Context): Promise<void> {
   const { kubectl } = context;
-  const [tool] = TOOLS.filter(({ name }) => name === "argocd") as [Tool];
   const name = "ignored";
-  await apply(context, tool, manifest(name, 1, EMPTY));
+  await apply(context, ARGO_CD, manifest(name, 1, EMPTY));
   const token = await filled(context, name);
   for (const round of [2, 3]) {
-    const { data } = await getJson(context, "secret", "-n", NS, name);
-    await apply(context, tool, manifest(name, round, data));
-    await check(context, tool, name, round, token, [tool.manager, OURS]);
+    const { data } = await context.get("secret", "-n", NS, name);
+    await apply(context, ARGO_CD, manifest(name, round, data));
+    await check(context, ARGO_CD, name, round, token, [ARGO_CD.manager, OURS]);
   }
   await kubectl(["annotate", "secret", name, "-n", NS, `${PREFIX}refresh=now`]);
   const renewed = await until(async () => {
     const found = await filled(context, name);
     return found !== token && found;
   }, "it has another token");
-  await check(context, tool, name, 3, renewed);
+  await check(context, ARGO_CD, name, 3, renewed);
 }
 
-function apply({ kubectl }: Context, { args }: Tool, object: Json): Promise<string> {
-  return kubectl(["apply", ...args, "-f", "-"], JSON.stringify(object));
+function apply({ kubectl }: Context, { manager, args }: Tool, object: Json): Promise<string> {
+  const byForce = ["--server-side", "--force-conflicts", `--field-manager=${manager}`];
+  return kubectl(["apply", ...args ?? byForce, "-f", "-"], JSON.stringify(object));
 }
 
 /** Waits for a token, and gives it. */
 async function filled(context: Context, name: string, ms?: number): Promise<string> {
-  const look = async () => tokenIn(await getJson(context, "secret", "-n", NS, name))?.token;
+  const look = async () => (await context.tokenIn(NS, name))?.token;
   return await until(look, `${name} is filled`, ms);
 }
 
@@ -207,7 +196,7 @@ async function check(
   ofData = [OURS],
 ): Promise<void> {
   const args = ["secret", "-n", NS, name, "--show-managed-fields"];
-  const secret = await getJson(context, ...args);
+  const secret = await context.get(...args);
   const { annotations, labels, managedFields } = secret.metadata;
   const expected = secret.data.other === undefined ? undefined : other(round);
   const rounds = [annotations[ROUND], labels[ROUND], secret.data.other];

@@ -31,6 +31,8 @@ const CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt";
 
 const buildah = (args: string[], cwd = ROOT) =>
   run("buildah", ["--root", STORAGE, "--runroot", join(STORAGE, "run"), ...args], { cwd });
+const buildImage = (tag: string, ...args: string[]) =>
+  buildah(["bud", "--quiet", "--layers", "--isolation", "chroot", "--tag", tag, ...args]);
 
 /** Stand-ins for the public images of both runtimes, by the names that the Containerfile's arguments have. */
 export interface Bases {
@@ -54,18 +56,14 @@ export async function buildBases(work: string): Promise<Bases> {
   };
 }
 
-/** Builds the program's image, and gives its size; `archive` is for `ctr image import`. */
+/** Builds the program's image; `archive` is for `ctr image import`. */
 export async function buildProgram(
   { BASE, BUILD }: Bases,
   image: string,
   archive: string,
-): Promise<string> {
-  const args = ["--build-arg", `BASE=${BASE}`, "--build-arg", `BUILD=${BUILD}`, "--tag", image];
-  await buildah(["bud", "--layers", "--isolation", "chroot", ...args, "."]);
+): Promise<void> {
+  await buildImage(image, "--build-arg", `BASE=${BASE}`, "--build-arg", `BUILD=${BUILD}`, ".");
   await save(image, archive);
-  const bytes = fs.statSync(archive).size;
-  const gzipped = Number(await run("sh", ["-c", `gzip -1 <"$1" | wc -c`, "sh", archive]));
-  return `${megabytes(bytes)}, gzipped ${megabytes(gzipped)}`;
 }
 
 /** Writes an image into a file for `ctr image import`. */
@@ -88,17 +86,8 @@ export async function buildApp(
     join(folder, "Containerfile"),
     `FROM oci-archive:${join(bin, "pause.tar")}\nCOPY version /\n`,
   );
-  await buildah([
-    "bud",
-    "--quiet",
-    "--layers",
-    "--isolation",
-    "chroot",
-    "--tag",
-    `app:${version}`,
-    folder,
-  ]);
-  await buildah(["push", "--quiet", `app:${version}`, `docker-archive:${archive}:app:${version}`]);
+  await buildImage(`app:${version}`, folder);
+  await save(`app:${version}`, archive);
 }
 
 /** An image from scratch, of what `fill` puts into its folder. */
@@ -117,20 +106,9 @@ async function makeBase(
   await fill(folder);
   // With a tag of its own: `latest` is always pulled.
   const tag = `localhost/pull-secret-updater-${name}:e2e`;
-  fs.writeFileSync(
-    join(work, `${name}.containerfile`),
-    `FROM scratch\nCOPY . /\nENV PATH=/bin ${env}\n`,
-  );
-  await buildah([
-    "bud",
-    "--quiet",
-    "--layers",
-    "--file",
-    join(work, `${name}.containerfile`),
-    "--tag",
-    tag,
-    folder,
-  ]);
+  const file = join(work, `${name}.containerfile`);
+  fs.writeFileSync(file, `FROM scratch\nCOPY . /\nENV PATH=/bin ${env}\n`);
+  await buildImage(tag, "--file", file, folder);
   fs.rmSync(folder, { recursive: true });
   return tag;
 }
@@ -180,4 +158,3 @@ function copy(from: string, to: string): void {
 }
 
 const require = (file: string) => join(ROOT, "node_modules", file);
-const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;

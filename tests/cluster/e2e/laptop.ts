@@ -3,16 +3,14 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson } from "./context.ts";
+import { type Context, expect, README_IDENTITY as UID } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
-import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
-import { tokenIn } from "../../support/secrets.ts";
+import { CONTROLLER } from "../../support/names.ts";
 import { until } from "../../support/until.ts";
 
 /** As the README has them. */
 const SECRET = "pull-secret";
-const UID = "1234567890abcdef1234567890abcdef12345678/0123456789abcdef";
 const ISSUER_HOST = "issuer.enforce.dev";
 /** From the cluster's --port on: the README's 8001 and 8080 may be taken. */
 const PROXY_PORT = 6;
@@ -21,12 +19,8 @@ const PROGRAM_PORT = 8;
 const CHAINCTL = `#!/bin/sh\nprintf '%s\\n' "$@"\n`;
 
 export async function laptop(context: Context): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, need, step, work } = context;
-  const secret = () => getJson(context, "secret", "-n", "default", SECRET);
-  const filledAnew = async (before: string | undefined) => {
-    const token = tokenIn(await secret())?.token;
-    return token !== undefined && token !== before;
-  };
+  const { clusterIssuer, kubectl, need, step, work } = context;
+  const token = async () => (await context.tokenIn("default", SECRET))?.token;
 
   const look = async () => {
     const said = await runCommands(
@@ -52,14 +46,11 @@ export async function laptop(context: Context): Promise<void> {
         await runCommands(context, '--issuer-keys="$(kubectl get --raw', known),
       );
       for (const flags of [plain, keyed]) {
-        expect(
-          flags.get("--subject") === `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`,
-          "another subject",
-        );
+        expect(flags.get("--subject") === CONTROLLER, "another subject");
         expect(flags.get("--identity-issuer") === clusterIssuer, "another issuer");
       }
       expect(JSON.parse(keyed.get("--issuer-keys") ?? "{}").keys?.length > 0, "no keys");
-      issuer.bind(UID, clusterIssuer, NAMESPACE, ACCOUNT);
+      context.bind(UID);
     },
   );
 
@@ -73,7 +64,7 @@ export async function laptop(context: Context): Promise<void> {
     "quick start 4 and 6: on Node the Secret is filled, and --status and the events tell so",
     async () => {
       await whileRunning(context, onNode, async () => {
-        await until(() => filledAnew(undefined), "it is filled");
+        await until(token, "it is filled");
         await look();
         const said = await runCommands(context, "kubectl get secrets -A -l", ownPort(context));
         expect(said.includes("TokenIssued") && said.includes(UID), said);
@@ -86,9 +77,9 @@ export async function laptop(context: Context): Promise<void> {
     "on Deno a refresh is asked for, and comes; the identity may stand in the annotation",
     async () => {
       await whileRunning(context, onDeno, async () => {
-        const before = tokenIn(await secret())?.token;
+        const before = await token();
         await runCommands(context, "kubectl annotate --overwrite secret pull-secret");
-        await until(() => filledAnew(before), "it is refreshed");
+        await until(async () => ![undefined, before].includes(await token()), "it is refreshed");
         const fragment = needBlock('identity: ""\n  annotations:\n');
         await kubectl(["patch", "secret", SECRET, "--type=merge", "--patch", fragment]);
         await look();

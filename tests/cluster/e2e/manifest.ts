@@ -4,21 +4,20 @@ import { join } from "node:path";
 import { run } from "../../support/processes.ts";
 import { defaultImage, selfContained } from "../../../scripts/manifest.ts";
 import { readSettings } from "../../../scripts/manifest_flags.ts";
-import { type Context, expect, getJson } from "./context.ts";
-import { controllerPods, rolledOut } from "./deploy.ts";
+import { type Context, expect } from "./context.ts";
+import { expectQuiet, readyPods, rolledOut } from "./deploy.ts";
 import { type Bases, save } from "./images.ts";
 import { aliasPatch, trustOfTheIssuer } from "./patch.ts";
 import { runCommands } from "./blocks.ts";
 import { ROOT } from "../../support/paths.ts";
 import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
-import { pullSecret, tokenIn } from "../../support/secrets.ts";
+import { pullSecret } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
 
 const NS = "self-contained";
 /** For the manifest of another namespace. */
 const ELSEWHERE = "self-contained-elsewhere";
-const REPLICAS = 2;
 /** Of this part's own; another for each runtime, as a new exchange is to be seen. */
 const IDENTITIES = {
   node: `${"9".repeat(40)}/${"a".repeat(16)}`,
@@ -49,11 +48,9 @@ const FLAGS = [
 
 /** Leaves the install on Deno behind. */
 export async function manifest(context: Context, { BASE, BUILD }: Bases): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, step } = context;
-  for (const identity of Object.values(IDENTITIES)) {
-    issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
-  }
-  await kubectl(["create", "namespace", NS]);
+  const { step } = context;
+  Object.values(IDENTITIES).forEach((identity) => context.bind(identity));
+  await context.createNamespace(NS);
   await flags(context);
   await step("kustomize's base and components", async () => {
     await run("node", ["--test", "--test-reporter=tap", "tests/release/kustomize_test.ts"], {
@@ -81,14 +78,14 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
     "ConfigMaps of programs before are deleted by the README's command, and no other",
     async () => {
       const names = async (): Promise<string[]> =>
-        (await getJson(context, "configmaps", "-n", NAMESPACE)).items
+        (await context.get("configmaps", "-n", NAMESPACE)).items
           .map(({ metadata }: Json) => metadata.name);
       const before = await names();
       expect(before.some((name) => name.startsWith("controller-")), `${before}`);
       const labels = { "app.kubernetes.io/name": "pull-secret-updater" };
       const metadata = { namespace: NAMESPACE, name: "controller-000000000000", labels };
       const old = { apiVersion: "v1", kind: "ConfigMap", metadata };
-      await kubectl(["create", "-f", "-"], JSON.stringify(old));
+      await context.create(old);
       await runCommands(context, "kubectl delete configmap -n pull-secret-updater");
       expect(`${await names()}` === `${before}`, `${await names()}`);
     },
@@ -96,11 +93,13 @@ export async function manifest(context: Context, { BASE, BUILD }: Bases): Promis
 }
 
 /** What the flags give, as the API server takes it; nothing of it stays. */
-export async function flags({ kubectl, step }: Pick<Context, "kubectl" | "step">): Promise<void> {
+export async function flags(
+  { createNamespace, kubectl, step }: Pick<Context, "createNamespace" | "kubectl" | "step">,
+): Promise<void> {
   await step("npm run manifest: what each flag gives passes a dry run at the server", async () => {
     const deploy = fs.readFileSync(join(ROOT, "deploy.yaml"), "utf8");
     // In a dry run no namespace comes into being.
-    await kubectl(["create", "namespace", ELSEWHERE]);
+    await createNamespace(ELSEWHERE);
     const cases = ["deno", "node"].flatMap((runtime) =>
       [...FLAGS, FLAGS.flat()].map((args) => [...args, "--runtime", runtime])
     );
@@ -143,33 +142,19 @@ const patch = ({ kubectl }: Context, deployment: Json) =>
   kubectl(["patch", "deployment", "-n", NAMESPACE, ACCOUNT, "-p", JSON.stringify(deployment)]);
 
 async function check(context: Context, runtime: "node" | "deno"): Promise<string> {
-  const { kubectl } = context;
   await patch(context, aliasPatch(context));
   await rolledOut(context);
-  const { spec } = (await getJson(context, "deployment", "-n", NAMESPACE, ACCOUNT)).spec.template;
+  const { spec } = (await context.get("deployment", "-n", NAMESPACE, ACCOUNT)).spec.template;
   expect(spec.containers[0].command.join() === runtime, `it runs ${spec.containers[0].command}`);
 
-  await kubectl(
-    ["create", "-f", "-"],
-    JSON.stringify(pullSecret(NS, runtime, IDENTITIES[runtime])),
-  );
+  await context.create(pullSecret(NS, runtime, IDENTITIES[runtime]));
   const created = Date.now();
   await until(
-    async () => tokenIn(await getJson(context, "secret", "-n", NS, runtime)),
+    () => context.tokenIn(NS, runtime),
     "the Secret is filled",
   );
   const took = Date.now() - created;
-  const pods = await until(async () => {
-    const pods = await controllerPods(context);
-    return pods.length === REPLICAS && pods;
-  }, "the old Pods are gone");
-  expect(pods.every(({ ready, restarts }) => ready && restarts === 0), JSON.stringify(pods));
-  for (const { name } of pods) {
-    const said = await kubectl(["logs", "-n", NAMESPACE, name]);
-    expect(
-      /"msg":"listed"/.test(said) && !/"level":"(warn|error)"/.test(said),
-      `the log of ${name}:\n${said}`,
-    );
-  }
+  await readyPods(context);
+  await expectQuiet(context);
   return `filled after ${took} ms`;
 }

@@ -1,42 +1,49 @@
 /** Moving in from the Go controller of the same name and from a long-lived pull token, and out again. */
 import { spawn } from "node:child_process";
-import * as fs from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Context, expect, getJson } from "./context.ts";
+import { type Context, expect, README_IDENTITY } from "./context.ts";
 import { runCommands } from "./blocks.ts";
-import { ACCOUNT, IDENTITY, NAMESPACE, SECRET_TYPE } from "../../support/names.ts";
+import { IDENTITY, SECRET_TYPE } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
-import { dockerConfig, tokenIn } from "../../support/secrets.ts";
+import { dockerConfig } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
 
 /** One with a token of the Go controller's, one that it has not filled yet, one with a long-lived pull token. */
 const [LIVE, EMPTY, LONG_LIVED] = ["moving-live", "moving-empty", "moving-long-lived"];
 /** As the README has it. */
 const SECRET = "pull-secret";
-const README_IDENTITY = "1234567890abcdef1234567890abcdef12345678/0123456789abcdef";
 /** Of the Secrets of the Go controller. */
 const GO_IDENTITY = `${"5".repeat(40)}/${"a".repeat(16)}`;
 const REPOSITORY = "acme/app";
 
 export async function moving(context: Context): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, need, registry, step } = context;
-  issuer.bind(GO_IDENTITY, clusterIssuer, NAMESPACE, ACCOUNT);
+  const { kubectl, need, registry, step } = context;
+  context.bind(GO_IDENTITY);
   for (const identity of [GO_IDENTITY, README_IDENTITY]) {
     registry.grants.set(identity, [REPOSITORY]);
   }
-  const secret = (namespace: string) => getJson(context, "secret", "-n", namespace, SECRET);
+  const secret = (namespace: string) => context.get("secret", "-n", namespace, SECRET);
+  const canPull = (secret: Json) => registry.digestOf(`${REPOSITORY}:1`, dockerConfig(secret));
+  /** Does something, with a look at each state that the Secret has meanwhile. */
+  const withoutGap = async (act: () => Promise<unknown>): Promise<string> => {
+    const end = await watchStates(context, LONG_LIVED);
+    await act();
+    const { gaps, states } = end();
+    expect(gaps === 0 && states > 1, `${gaps} of ${states} states had no credential`);
+    return `${states} states of the Secret`;
+  };
 
   await need(
     "Secrets as the Go controller has them: the identity in the annotation, and no label",
     async () => {
       for (const namespace of [LIVE, EMPTY]) {
-        await kubectl(["create", "namespace", namespace]);
-        await kubectl(["create", "-f", "-"], JSON.stringify(goSecret(namespace)));
+        await context.createNamespace(namespace);
+        await context.create(goSecret(namespace));
       }
       // It writes the token in the same form.
       await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}=`]);
-      await until(async () => tokenIn(await secret(LIVE)), "it holds a token");
+      await until(() => context.tokenIn(LIVE, SECRET), "it holds a token");
       await kubectl(["label", "secret", "-n", LIVE, SECRET, `${IDENTITY}-`]);
     },
   );
@@ -44,32 +51,32 @@ export async function moving(context: Context): Promise<void> {
   await step(
     "one kubectl label adopts them all; who holds a token keeps it until it is due",
     async () => {
-      const before = tokenIn(await secret(LIVE))?.token;
+      const before = await context.tokenIn(LIVE, SECRET);
       await runCommands(context, "--field-selector metadata.name=pull-secret");
-      await until(async () => tokenIn(await secret(EMPTY)), "the empty one is filled");
-      expect(tokenIn(await secret(LIVE))?.token === before, "the token was replaced");
-      await canPull(context, await secret(EMPTY));
+      await until(() => context.tokenIn(EMPTY, SECRET), "the empty one is filled");
+      const after = await context.tokenIn(LIVE, SECRET);
+      expect(after?.token === before?.token, "the token was replaced");
+      await canPull(await secret(EMPTY));
     },
   );
 
   await step(
     "a long-lived pull token gives way to short-lived ones by kubectl label, without a moment between",
     async () => {
-      await kubectl(["create", "namespace", LONG_LIVED]);
+      await context.createNamespace(LONG_LIVED);
       await kubectl(
         ["create", "-n", LONG_LIVED, "-f", "-"],
         JSON.stringify(longLived(registry.publisher)),
       );
-      await canPull(context, await secret(LONG_LIVED));
-      const watched = await watchStates(context, LONG_LIVED);
-      await runCommands(context, "kubectl label secret pull-secret", inNamespace);
-      await until(async () => tokenIn(await secret(LONG_LIVED)), "it holds a token");
-      const { gaps, states } = watched();
-      expect(gaps === 0 && states > 1, `${gaps} of ${states} states had no credential`);
+      await canPull(await secret(LONG_LIVED));
+      const states = await withoutGap(async () => {
+        await runCommands(context, "kubectl label secret pull-secret", inNamespace);
+        await until(() => context.tokenIn(LONG_LIVED, SECRET), "it holds a token");
+      });
       const config = dockerConfig(await secret(LONG_LIVED));
       expect(!config.includes(registry.publisher.password), "the long-lived token is still there");
-      await canPull(context, await secret(LONG_LIVED));
-      return `${states} states of the Secret`;
+      await canPull(await secret(LONG_LIVED));
+      return states;
     },
   );
 
@@ -77,29 +84,22 @@ export async function moving(context: Context): Promise<void> {
     "and out again: one kubectl replace brings the long-lived one back, and the controller lets go",
     async () => {
       const { user, password } = registry.publisher;
-      const watched = await watchStates(context, LONG_LIVED);
-      await runCommands(
-        context,
-        "kubectl replace",
-        (block) => inNamespace(block).replace("USER", user).replace("PASSWORD", password),
-      );
-      const replaced = await secret(LONG_LIVED);
-      expect(replaced.metadata.labels?.[IDENTITY] === undefined, "it still has the label");
-      expect(dockerConfig(replaced).includes(password), "it does not have the pull token");
-      await canPull(context, replaced);
-      await sleep(1_000); // long enough for a write: a Secret is filled within a fraction of it
-      const { gaps, states } = watched();
-      expect(gaps === 0 && states > 1, `${gaps} of ${states} states had no credential`);
-      const { resourceVersion } = (await secret(LONG_LIVED)).metadata;
-      expect(resourceVersion === replaced.metadata.resourceVersion, "it was written once more");
+      const fill = (block: string) =>
+        inNamespace(block).replace("USER", user).replace("PASSWORD", password);
+      await withoutGap(async () => {
+        await runCommands(context, "kubectl replace", fill);
+        const replaced = await secret(LONG_LIVED);
+        expect(replaced.metadata.labels?.[IDENTITY] === undefined, "it still has the label");
+        expect(dockerConfig(replaced).includes(password), "it does not have the pull token");
+        await canPull(replaced);
+        await sleep(1_000); // long enough for a write: a Secret is filled within a fraction of it
+        const { resourceVersion } = (await secret(LONG_LIVED)).metadata;
+        expect(resourceVersion === replaced.metadata.resourceVersion, "it was written once more");
+      });
     },
   );
 
-  // At once, so that they are gone when others count them.
-  for (const namespace of [LIVE, EMPTY]) {
-    await kubectl(["delete", "secret", "-n", namespace, SECRET]);
-  }
-  await kubectl(["delete", "namespace", LIVE, EMPTY, LONG_LIVED, "--wait=false"]);
+  await context.remove(LIVE, EMPTY, LONG_LIVED);
 }
 
 const inNamespace = (block: string) => block.replaceAll("kubectl ", `kubectl -n ${LONG_LIVED} `);
@@ -153,17 +153,4 @@ async function watchStates(
       gaps: configs.filter(({ auths }) => !auths?.["cgr.dev"]?.auth).length,
     };
   };
-}
-
-/** Asks the registry for an image with the Secret's content. */
-async function canPull({ registry, work }: Context, secret: Json): Promise<void> {
-  const auth = join(work, "moving-auth.json");
-  fs.writeFileSync(auth, dockerConfig(secret), { mode: 0o600 });
-  await registry.runWithName("skopeo", [
-    "inspect",
-    "--authfile",
-    auth,
-    `docker://cgr.dev/${REPOSITORY}:1`,
-  ]);
-  fs.rmSync(auth);
 }

@@ -5,7 +5,6 @@
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { type Context } from "./context.ts";
-import { ROOT } from "../../support/paths.ts";
 import { NAMESPACE } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 
@@ -33,22 +32,25 @@ export function trustOfTheIssuer(image?: string): Json {
 }
 
 /** That ConfigMap: the CA of the issuer's certificate. */
-export const authorityOf = ({ ca }: Pick<Context, "ca">): Json => ({
+const authorityOf = ({ ca }: Pick<Context, "ca">): Json => ({
   apiVersion: "v1",
   kind: "ConfigMap",
   metadata: { namespace: NAMESPACE, name: "private-ca" },
   data: { "ca.crt": ca },
 });
 
-export async function patchedManifest(context: Context, image: string): Promise<string> {
-  const { work, kubectl } = context;
+/** A manifest with all of that. */
+export async function patchedManifest(
+  context: Context,
+  manifest: string,
+  image?: string,
+): Promise<string> {
   const patch = aliasPatch(context);
   Object.assign(patch.spec.template.spec, trustOfTheIssuer(image));
-  const folder = join(work, "deploy");
+  const folder = fs.mkdtempSync(join(context.work, "kustomize-"));
   const write = (name: string, value: unknown) =>
     fs.writeFileSync(join(folder, name), JSON.stringify(value));
-  fs.mkdirSync(folder, { recursive: true });
-  fs.copyFileSync(join(ROOT, "deploy.yaml"), join(folder, "deploy.yaml"));
+  fs.writeFileSync(join(folder, "manifest.yaml"), manifest);
   write("ca.yaml", authorityOf(context));
   write("patch.yaml", {
     apiVersion: "apps/v1",
@@ -57,9 +59,9 @@ export async function patchedManifest(context: Context, image: string): Promise<
     ...patch,
   });
   write("kustomization.yaml", {
-    resources: ["deploy.yaml", "ca.yaml"],
+    resources: ["manifest.yaml", "ca.yaml"],
     patches: [{ path: "patch.yaml" }],
     sortOptions: { order: "fifo" },
   });
-  return await kubectl(["kustomize", folder]);
+  return await context.kubectl(["kustomize", folder]);
 }

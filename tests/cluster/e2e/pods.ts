@@ -1,41 +1,30 @@
 /** Pods that name no pull Secret: the README's two ways to have them get it. */
-import { type Context, expect, getJson } from "./context.ts";
+import { type Context, expect, README_IDENTITY } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
-import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { until } from "../../support/until.ts";
 
 /** As the README has them. */
 const [BY_POLICY, BY_ACCOUNT] = ["team-b", "team-c"];
 const SECRET = "pull-secret";
-const README_IDENTITY = "1234567890abcdef1234567890abcdef12345678/0123456789abcdef";
 const IMAGE = "cgr.dev/acme/app:1";
 const OTHER_IMAGE = "localhost/pause:1";
 
 export async function pods(context: Context): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, need, registry, step } = context;
-  const created = async (object: Json) =>
-    JSON.parse(await kubectl(["create", "-o", "json", "-f", "-"], JSON.stringify(object)));
-  const dryRun = async (object: Json) =>
+  const { kubectl, need, registry, step } = context;
+  const created = async (object: Json, ...flags: string[]): Promise<Json> =>
     JSON.parse(
-      await kubectl(
-        ["create", "--dry-run=server", "-o", "json", "-f", "-"],
-        JSON.stringify(object),
-      ),
+      await kubectl(["create", "-o", "json", "-f", "-", ...flags], JSON.stringify(object)),
     );
-  const runs = (namespace: string, name: string) =>
-    until(
-      async () => (await getJson(context, "pod", "-n", namespace, name)).status.phase === "Running",
-      "it runs",
-    );
+  const dryRun = (object: Json) => created(object, "--dry-run=server");
   const names = ({ spec }: Json) =>
     (spec.imagePullSecrets ?? []).map(({ name }: Json) => name).join();
 
   await need("namespaces with a filled pull Secret", async () => {
-    issuer.bind(README_IDENTITY, clusterIssuer, NAMESPACE, ACCOUNT);
+    context.bind(README_IDENTITY);
     registry.grants.set(README_IDENTITY, ["acme/app"]);
     for (const namespace of [BY_POLICY, BY_ACCOUNT]) {
-      await kubectl(["create", "namespace", namespace]);
+      await context.createNamespace(namespace);
       await kubectl(["create", "-n", namespace, "-f", "-"], needBlock("# pull-secret.yaml"));
     }
   });
@@ -49,7 +38,7 @@ export async function pods(context: Context): Promise<void> {
         "the policy is in force",
       );
       await created(pod(BY_POLICY, "plain"));
-      await runs(BY_POLICY, "plain");
+      await runs(context, BY_POLICY, "plain");
       const init = {
         initContainers: [{ ...container(IMAGE), name: "init" }],
         containers: [container(OTHER_IMAGE)],
@@ -74,19 +63,26 @@ export async function pods(context: Context): Promise<void> {
     await runCommands(context, "kubectl patch serviceaccount default");
     const found = names(await created(pod(BY_ACCOUNT, "plain")));
     expect(found === SECRET, `a Pod names "${found}"`);
-    await runs(BY_ACCOUNT, "plain");
+    await runs(context, BY_ACCOUNT, "plain");
   });
 
-  // At once, so that they are gone when others count them.
-  for (const namespace of [BY_POLICY, BY_ACCOUNT]) {
-    await kubectl(["delete", "secret", "-n", namespace, SECRET]);
-  }
-  await kubectl(["delete", "namespace", BY_POLICY, BY_ACCOUNT, "--wait=false"]);
+  await context.remove(BY_POLICY, BY_ACCOUNT);
 }
 
-const container = (image: string): Json => ({ name: "app", image, imagePullPolicy: "Always" });
+/** Waits until a Pod runs. */
+export const runs = ({ get }: Context, namespace: string, name: string) =>
+  until(
+    async () => (await get("pod", "-n", namespace, name)).status.phase === "Running",
+    `${name} runs`,
+  );
 
-function pod(namespace: string, name: string, spec: Json = {}): Json {
+export const container = (image: string): Json => ({
+  name: "app",
+  image,
+  imagePullPolicy: "Always",
+});
+
+export function pod(namespace: string, name: string, spec: Json = {}): Json {
   return {
     apiVersion: "v1",
     kind: "Pod",

@@ -10,13 +10,13 @@ import { join } from "node:path";
 import { KubernetesClient } from "../../../k8s.ts";
 import { down as endCluster, up as startCluster } from "../cluster.ts";
 import { ROOT } from "../../support/paths.ts";
-import { isInstalled, pidOf, run } from "../../support/processes.ts";
+import { isInstalled, pidOf, run as runProgram } from "../../support/processes.ts";
 import { usageOf } from "../../support/usage.ts";
-import { type Context, expect, getJson, type Kubectl, kubectlAs, refused } from "./context.ts";
+import { type Context, createHands, createSteps, expect } from "./context.ts";
+import { applyTwice } from "./deploy.ts";
 import { flags } from "./manifest.ts";
 import {
   ACCOUNT,
-  API_GROUP,
   IDENTITY,
   NAMESPACE,
   PREFIX,
@@ -28,337 +28,82 @@ import {
 } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { until } from "../../support/until.ts";
-import { pullSecret } from "../../support/secrets.ts";
+import { base64 } from "../../support/secrets.ts";
+import {
+  type Act,
+  allowed,
+  annotate,
+  applied,
+  apply,
+  applyHere,
+  create,
+  createAll,
+  crowded,
+  denied,
+  differ,
+  DOCKER_CONFIG,
+  each,
+  elsewhere,
+  fieldsOf,
+  finalizers,
+  GITOPS,
+  inTurn,
+  label,
+  labelled,
+  largest,
+  many,
+  MAX,
+  NAME,
+  needsAccount,
+  needsUse,
+  note,
+  OTHER,
+  OTHER_NAME,
+  OTHER_UID,
+  patch,
+  prepare,
+  refuses,
+  run,
+  SAYS,
+  setAccount,
+  setData,
+  setMeta,
+  takeAway,
+  TEAM,
+  UID,
+  unlabelled,
+  userOf,
+  type Who,
+  withoutPolicies,
+} from "./policies_stage.ts";
 
-type Given = Pick<Context, "cluster" | "kubectl" | "as" | "step" | "work">;
+type Given =
+  & ReturnType<typeof createHands>
+  & Pick<Context, "cluster" | "as" | "need" | "step" | "work">;
 
-/** Two tenants; the users that follow may write Secrets in both. */
-const TEAM = "policies-team";
-const OTHER = "policies-other";
-/** Bound nowhere, so that a controller that runs meanwhile gets no token for it, and writes nothing. */
-const UID = `${"0a".repeat(20)}/${"1b".repeat(8)}`;
-const OTHER_UID = `${"0c".repeat(20)}/${"1d".repeat(8)}`;
-/** As label, and as the name that Roles give it. */
-const NAME = UID.replace("/", ".");
-const OTHER_NAME = OTHER_UID.replace("/", ".");
 const FIELD_MANAGER = "pull-secret-updater";
-const CONTROLLER = `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`;
-const GITOPS = `system:serviceaccount:${TEAM}:gitops`;
 const AUDIENCE = "issuer.enforce.dev";
-const DOCKER_CONFIG = base64('{"auths":{"cgr.dev":{"auth":"X3Rva2VuOng="}}}');
 const YEAR_S = 365 * 24 * 3600;
-/** The limits of a labelled Secret. */
-const MAX_KEYS = 16;
-const MAX_VALUE_BYTES = 96 * 1024;
-const MAX_LABELS = 100;
-/** Ours are not counted. */
-const MAX_ANNOTATIONS = 100;
-const MAX_CHARS = 300;
-const MAX_TYPE_CHARS = 253;
-const MAX_OWNERS = 16;
-const MAX_FINALIZERS = 16;
-const MAX_MANAGERS = 32;
-const MAX_MANAGERS_BYTES = 64 * 1024;
 
-/** What is said to whom a right is missing: the rule of the Role to ask for. */
-const needsUse = (user: string, name = NAME, namespace = TEAM) =>
-  literally(
-    `${user} needs a Role: apiGroup ${API_GROUP}, resource identities, verb use, resourceName ${name}, namespace ${namespace}`,
-  );
-const needsAccount = (user: string, account: string) =>
-  literally(
-    `${user} needs a Role: verb create, resource serviceaccounts/token, resourceName ${account}, namespace ${TEAM}`,
-  );
-/** What is said where label and annotation differ: what both say, and what to type. */
-const differ = (name: string, label = NAME, annotation = OTHER_UID) =>
-  literally(
-    `the label ${IDENTITY} says ${label}, the annotation ${annotation}: put the same into both, ` +
-      `with . for / in the label; if the label is right: kubectl annotate secret ${name} ` +
-      `--namespace ${TEAM} ${IDENTITY}-`,
-  );
-const OTHER_SECRET =
-  /pull-secret-updater-controller.*the controller writes labelled pull Secrets only/;
-const OTHER_KEY = /pull-secret-updater-controller.*the controller writes \.dockerconfigjson only/;
-const OTHER_ANNOTATION =
-  /pull-secret-updater-controller.*the controller writes its own annotations only/;
-const OTHER_TOKEN = /pull-secret-updater-tokens.*tokens for the issuer only, for an hour at most/;
-const OTHER_MANAGER =
-  /pull-secret-updater-controller.*the controller leaves the managedFields of others alone/;
-const TOO_MUCH =
-  /pull-secret-updater-controller.*at most 96 KiB of .* 30\d characters of an annotation/;
-const BAD_ACCOUNT =
-  /pull-secret-updater-identity.*service-account must be the name of a service account of this name/;
-const NOT_APPLIED =
-  /pull-secret-updater-identity.*service-account is changed by an apply that does not name the identity/;
-const TOO_LARGE = /pull-secret-updater-identity.*at most 16 keys of at most 96 KiB/;
-const TOO_MANY = /pull-secret-updater-identity.*at most 100 labels and 100 annotations/;
-const TOO_LONG = /pull-secret-updater-identity.*has at most 300 characters/;
-const LONG_TYPE = /pull-secret-updater-identity.*type of .* at most 253 characters/;
-const TOO_MANY_OWNERS =
-  /pull-secret-updater-identity.*at most 16 ownerReferences of at most 1024 char/;
-const TOO_MANY_FINALIZERS = /pull-secret-updater-identity.*at most 16 finalizers/;
-const TOO_MANY_MANAGERS = /pull-secret-updater-identity.*at most 32 managedFields of .* 64 KiB/;
-const NO_RIGHT = /cannot \w+ resource/;
+/** Attempts, all at once, as a step. */
+type Check = (title: string, ...attempts: ReturnType<typeof allowed>[]) => Promise<void>;
 
 /** On a cluster with deploy.yaml applied. */
 export async function policies(context: Given): Promise<void> {
-  await prepare(context);
-  await controllerSide(context);
-  await userSide(context);
-  // Or it would stay, if a step has failed.
-  const released = '{"metadata":{"finalizers":null}}';
-  for (const name of ["oversized", "to-edit"]) {
-    const args = ["patch", "secret", name, "-n", TEAM, "--type=merge", "-p", released];
-    await context.kubectl(args).catch(() => {});
-  }
-  // First what is in them: while a namespace ends, what a starting controller says of its Secrets is not of interest.
-  for (const namespace of [TEAM, OTHER]) {
-    await context.kubectl(["delete", "secret", "--all", "-n", namespace]);
-  }
-  await context.kubectl(["delete", "namespace", TEAM, OTHER, "--wait=false"]);
-}
-
-/** The tenants, their users' Roles and their Secrets, all made by the administrator. */
-async function prepare({ kubectl }: Given): Promise<void> {
-  const secrets = [
-    labelled("plain"),
-    labelled("of-gitops", { note: "a user's" }, { data: { key: base64("a user's") } }),
-    labelled("by-note", { [IDENTITY]: UID }, {}, ""),
-    labelled("stamped", { note: "a user's" }),
-    ...["of-nothing-else", "of-kubectl", "of-a-person", "of-many", "of-nobody"].map((name) =>
-      labelled(name, { note: "a user's" })
-    ),
-    labelled("to-write", { [REFRESH]: "now", note: "a user's" }),
-    labelled("with-key", { note: "a user's" }, { data: { key: base64("a user's") } }),
-    labelled("opaque", {}, { type: "Opaque" }),
-    unlabelled("unlabelled"),
-    unlabelled("noted", { [IDENTITY]: UID }),
-    labelled("both", { [IDENTITY]: UID }),
-    unlabelled("planted", { [IDENTITY]: OTHER_UID }),
-    unlabelled("planted-account", { [SERVICE_ACCOUNT]: "puller" }),
-    labelled("empty", {}, {}, ""),
-    labelled("of-account", { [SERVICE_ACCOUNT]: "puller" }),
-    labelled("to-edit"),
-    labelled("to-unlabel", { [IDENTITY]: UID }),
-    labelled("to-delete"),
-  ];
-  const namespaces = [TEAM, OTHER].map((name) => ({
-    apiVersion: "v1",
-    kind: "Namespace",
-    metadata: { name },
-  }));
-  const accounts = ["puller", "private"].map((name) => ({
-    apiVersion: "v1",
-    kind: "ServiceAccount",
-    metadata: { name, namespace: TEAM },
-  }));
-  const users = ["alice", "bob", "carol", "erin", GITOPS].map((name) => ({ kind: "User", name }));
-  const controller = { kind: "ServiceAccount", name: ACCOUNT, namespace: NAMESPACE };
-  const write = { apiGroups: [""], resources: ["secrets"], verbs: ["*"] };
-  const use = {
-    apiGroups: [API_GROUP],
-    resources: ["identities"],
-    verbs: ["use"],
-    resourceNames: [NAME],
-  };
-  // With it the policy about identities lets the controller pass, and the controller's own is seen to refuse.
-  const useBoth = { ...use, resourceNames: [NAME, OTHER_NAME] };
-  const everything = { apiGroups: ["*"], resources: ["*"], verbs: ["*"] };
-  const token = {
-    apiGroups: [""],
-    resources: ["serviceaccounts/token"],
-    verbs: ["create"],
-    resourceNames: ["puller"],
-  };
-  const roles = [
-    ...grant(TEAM, "secrets", write, users),
-    ...grant(OTHER, "secrets", write, users),
-    ...grant(TEAM, "use", use, [{ kind: "User", name: "bob" }]),
-    ...grant(TEAM, "use-both", useBoth, [controller]),
-    ...grant(TEAM, "everything", everything, [{ kind: "User", name: "dave" }]),
-    ...grant(TEAM, "token", token, [{ kind: "User", name: "carol" }, controller]),
-  ];
-  const anyIdentity = {
-    apiVersion: "rbac.authorization.k8s.io/v1",
-    kind: "RoleBinding",
-    metadata: { name: "any-identity", namespace: TEAM },
-    roleRef: {
-      apiGroup: "rbac.authorization.k8s.io",
-      kind: "ClusterRole",
-      name: "pull-secret-updater-user",
-    },
-    subjects: [{ kind: "User", name: "erin" }],
-  };
-  await createAll(kubectl, [...namespaces, ...accounts, ...roles, anyIdentity, ...secrets]);
-  await until(() => areInForce(kubectl), "the policies are in force");
-  const old = ["", "-too", "-three"].map((more) =>
-    labelled(`differing${more}`, { [IDENTITY]: OTHER_UID })
-  );
-  const annotated = labelled("20000-annotations", many(20_000));
-  await withoutPolicies(
-    kubectl,
-    () => createAll(kubectl, [...old, oversized("oversized"), annotated]),
-  );
-  // What GitOps applies names the identity and the empty config.
-  for (const name of ["of-gitops", "of-nothing-else"]) {
-    const data = { ".dockerconfigjson": base64('{"auths":{}, "x": 1}') };
-    const metadata = { name, namespace: TEAM };
-    const labels = { labels: { [IDENTITY]: NAME } };
-    const more = name === "of-gitops" ? { ...metadata, ...labels } : metadata;
-    await apply(kubectl, { apiVersion: "v1", kind: "Secret", metadata: more, data });
-  }
-}
-
-/** Over each limit but that of data. */
-function oversized(name: string): Json {
-  const secret = labelled(name, {
-    ...many(MAX_ANNOTATIONS + 50),
-    [REFRESH]: "x".repeat(MAX_CHARS + 100),
-  });
-  Object.assign(secret.metadata.labels, many(MAX_LABELS + 50));
-  secret.metadata.finalizers = finalizers(MAX_FINALIZERS + 4);
-  return secret;
-}
-
-const many = (count: number, size = 1): Record<string, string> =>
-  Object.fromEntries(Array.from({ length: count }, (_, index) => [`x-${index}`, "x".repeat(size)]));
-const finalizers = (count: number) => Object.keys(many(count)).map((name) => `example.com/${name}`);
-
-/** As GitOps does. */
-const apply = (who: Kubectl, secret: Json, manager = "gitops") =>
-  who(
-    ["apply", "--server-side", "--force-conflicts", `--field-manager=${manager}`, "-f", "-"],
-    JSON.stringify(secret),
-  );
-
-async function fieldsOf({ kubectl }: Pick<Given, "kubectl">, name: string): Promise<Json[]> {
-  const flags = ["-n", TEAM, "-o", "json", "--show-managed-fields"];
-  return JSON.parse(await kubectl(["get", "secret", name, ...flags])).metadata.managedFields ?? [];
-}
-
-/** Creates objects. */
-const createAll = (kubectl: Kubectl, items: object[]) =>
-  kubectl(["create", "-f", "-"], JSON.stringify({ apiVersion: "v1", kind: "List", items }));
-
-/** Whether both policies about Secrets are; undefined while they differ. A change takes a moment. */
-async function areInForce(kubectl: Kubectl): Promise<boolean | undefined> {
-  const dry = "--dry-run=server";
-  const refusedBy = (attempt: Promise<string>, message: RegExp) =>
-    attempt.then(() => false, (error: Error) => message.test(error.message));
-  const identity = await refusedBy(
-    kubectl(["--as=alice", "create", dry, "-f", "-"], JSON.stringify(labelled("first"))),
-    needsUse("alice"),
-  );
-  const patch = `{"metadata":{"annotations":{"${TOKEN_IDENTITY}":"x"}}}`;
-  const args = ["patch", "secret", "unlabelled", "-n", TEAM, "--type=merge", "-p", patch];
-  const controller = await refusedBy(kubectl([`--as=${CONTROLLER}`, ...args, dry]), OTHER_SECRET);
-  return identity === controller ? identity : undefined;
-}
-
-/** What is done before there were policies: without the bindings, which are put back. */
-async function withoutPolicies<T>(kubectl: Kubectl, attempt: () => Promise<T>): Promise<T> {
-  const names = ["identity", "controller"].map((name) =>
-    `validatingadmissionpolicybinding/${NAMESPACE}-${name}`
-  );
-  const { items } = JSON.parse(await kubectl(["get", ...names, "-o", "json"]));
-  for (const { metadata } of items) {
-    for (const key of ["uid", "resourceVersion", "creationTimestamp", "generation"]) {
-      delete metadata[key];
-    }
-  }
-  await kubectl(["delete", ...names]);
-  try {
-    await until(async () => await areInForce(kubectl) === false, "the policies are not in force");
-    return await attempt();
-  } finally {
-    await createAll(kubectl, items);
-    await until(() => areInForce(kubectl), "the policies are in force again");
-  }
-}
-
-function labelled(name: string, annotations: object = {}, more: object = {}, identity = UID): Json {
-  return { ...pullSecret(TEAM, name, identity, annotations), ...more };
-}
-
-function unlabelled(name: string, annotations: object = {}): Json {
-  const secret = labelled(name, annotations);
-  delete secret.metadata.labels;
-  return secret;
-}
-
-/** A Role and its binding. */
-function grant(namespace: string, name: string, rule: object, subjects: object[]): object[] {
-  const [apiVersion, metadata] = ["rbac.authorization.k8s.io/v1", { name, namespace }];
-  const roleRef = { apiGroup: "rbac.authorization.k8s.io", kind: "Role", name };
-  return [
-    { apiVersion, kind: "Role", metadata, rules: [rule] },
-    { apiVersion, kind: "RoleBinding", metadata, roleRef, subjects },
-  ];
-}
-
-/** As large as it may be: all that it has for the controller's write and for the policies to look through. */
-function largest(name: string): Json {
-  const secret = labelled(name, many(MAX_ANNOTATIONS, 2_400));
-  Object.assign(secret.metadata.labels, many(MAX_LABELS - 1));
-  return { ...secret, data: many(MAX_KEYS - 1, 60_000) };
-}
-
-/** With as many managers as there may be, of whom each wrote the docker config and a lot beside. */
-function crowded(name: string): Json {
-  const fields = Object.fromEntries(Object.keys(many(150)).map((key) => [`f:${key}`, {}]));
-  const managedFields = Object.keys(many(MAX_MANAGERS - 2)).map((manager) => ({
-    manager,
-    operation: "Apply",
-    apiVersion: "v1",
-    fieldsType: "FieldsV1",
-    fieldsV1: { "f:data": { "f:.dockerconfigjson": {}, ...fields } },
-  }));
-  const secret = labelled(name);
-  return { ...secret, metadata: { ...secret.metadata, managedFields } };
-}
-
-/** What GitOps applies: the label, and the empty config. */
-function applied(name: string): Json {
-  const secret = labelled(name);
-  delete secret.metadata.annotations;
-  delete secret.stringData;
-  return { ...secret, data: { ".dockerconfigjson": base64('{"auths":{}}') } };
-}
-
-/** Adds an annotation and a label to each Secret of the team that is updated. */
-function mutatingPolicy(name: string): string {
-  const apiVersion = "admissionregistration.k8s.io/v1";
-  const rule = { apiGroups: [""], apiVersions: ["v1"], resources: ["secrets"], scope: "*" };
-  const expression =
-    'Object{metadata: Object.metadata{annotations: {"stamp": "yes"}, labels: {"stamp": "yes"}}}';
-  const spec = {
-    matchConstraints: {
-      namespaceSelector: { matchLabels: { "kubernetes.io/metadata.name": TEAM } },
-      resourceRules: [{ ...rule, operations: ["UPDATE"] }],
-    },
-    reinvocationPolicy: "Never",
-    mutations: [{ patchType: "ApplyConfiguration", applyConfiguration: { expression } }],
-  };
-  const items = [
-    { apiVersion, kind: "MutatingAdmissionPolicy", metadata: { name }, spec },
-    {
-      apiVersion,
-      kind: "MutatingAdmissionPolicyBinding",
-      metadata: { name },
-      spec: { policyName: name },
-    },
-  ];
-  return JSON.stringify({ apiVersion: "v1", kind: "List", items });
+  await prepare(context.kubectl);
+  const check: Check = (title, ...attempts) => context.step(title, () => each(attempts.flat()));
+  await controllerSide(context, check);
+  await userSide(context, check);
+  await takeAway(context.kubectl);
 }
 
 // ───── What the controller may do ─────
 
-async function controllerSide(context: Given): Promise<void> {
+async function controllerSide(context: Given, check: Check): Promise<void> {
   const { cluster, kubectl, as, step, work } = context;
   const token = (await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim();
   const tokenFile = join(work, "controller-token");
   writeFileSync(tokenFile, token, { mode: 0o600 });
-  const controller = as(token);
   // The program's own client, for requests exactly as the program makes them.
   const client = new KubernetesClient({
     url: cluster.server,
@@ -369,16 +114,16 @@ async function controllerSide(context: Given): Promise<void> {
     onResponse: () => {},
   });
   const { signal } = new AbortController();
-  const patch = (name: string, body: object) => client.patch(TEAM, name, body, signal);
-  const annotate = (name: string, annotations: object) =>
-    patch(name, { metadata: { annotations } });
-  const requestToken = (account: string, audience: string, seconds: number) =>
-    client.requestToken(TEAM, account, audience, seconds, signal);
-  const tokenRequest = (spec: object) =>
-    controller(
-      ["create", "--raw", `/api/v1/namespaces/${TEAM}/serviceaccounts/puller/token`, "-f", "-"],
-      JSON.stringify({ apiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", spec }),
-    );
+  const controller: Who = {
+    name: "the controller",
+    kubectl: as(token),
+    patch: (name, body) => client.patch(TEAM, name, body, signal),
+  };
+  const admin = userOf(kubectl, "the administrator");
+  const annotateByAdmin = (name: string, ...notes: string[]) =>
+    kubectl(["annotate", "secret", name, "-n", TEAM, "--overwrite", ...notes]);
+  const metaOf = async (name: string): Promise<Json> =>
+    (await context.get("secret", name, "-n", TEAM, "--show-managed-fields")).metadata;
 
   await step("the controller lists, watches, reads and writes labelled pull Secrets", async () => {
     const listed: string[] = [];
@@ -397,7 +142,10 @@ async function controllerSide(context: Given): Promise<void> {
       [REFRESHED]: "now",
     };
     const data = { ".dockerconfigjson": DOCKER_CONFIG };
-    await patch("to-write", { metadata: { uid, resourceVersion, annotations }, data });
+    await controller.patch("to-write", {
+      metadata: { uid, resourceVersion, annotations },
+      data,
+    });
     const written = await client.get(TEAM, "to-write", signal);
     expect(written.data?.[".dockerconfigjson"] === DOCKER_CONFIG, "the token is not in it");
     expect(written.metadata.annotations?.[REFRESHED] === "now", "`refreshed` is not in it");
@@ -410,36 +158,29 @@ async function controllerSide(context: Given): Promise<void> {
     throw new Error("the watch does not show the write");
   });
 
-  await step(
+  const requestToken = (account: string, audience: string, seconds: number) =>
+    client.requestToken(TEAM, account, audience, seconds, signal);
+  await check(
     "the controller writes events, and requests tokens where a Role grants it",
-    () =>
-      each({
-        event: async () => {
-          const event = {
-            metadata: { generateName: "policies-", namespace: TEAM },
-            eventTime: new Date().toISOString().replace("Z", "000Z"),
-            reportingController: `${PREFIX}controller`,
-            reportingInstance: "policies",
-            action: "Refresh",
-            regarding: { apiVersion: "v1", kind: "Secret", namespace: TEAM, name: "plain" },
-            reason: "TokenIssued",
-            type: "Normal",
-            note: "from policies.ts",
-          };
-          await client.createEvent(TEAM, event, signal);
-        },
-        "token request": async () => {
-          const claims = claimsOf(await requestToken("puller", AUDIENCE, 600));
-          expect(
-            claims.sub === `system:serviceaccount:${TEAM}:puller`,
-            `another's token: ${claims.sub}`,
-          );
-          expect(
-            `${claims.aud}` === AUDIENCE && claims.exp - claims.iat === 600,
-            "another audience or life",
-          );
-        },
-      }),
+    allowed(controller, {
+      event: () =>
+        client.createEvent(TEAM, {
+          metadata: { generateName: "policies-", namespace: TEAM },
+          eventTime: new Date().toISOString().replace("Z", "000Z"),
+          reportingController: `${PREFIX}controller`,
+          reportingInstance: "policies",
+          action: "Refresh",
+          regarding: { apiVersion: "v1", kind: "Secret", namespace: TEAM, name: "plain" },
+          reason: "TokenIssued",
+          type: "Normal",
+          note: "from policies.ts",
+        }, signal),
+      "token request": async () => {
+        const { sub, aud, exp, iat } = claimsOf(await requestToken("puller", AUDIENCE, 600));
+        expect(sub === `system:serviceaccount:${TEAM}:puller`, `another's token: ${sub}`);
+        expect(`${aud}` === AUDIENCE && exp - iat === 600, "another audience or life");
+      },
+    }),
   );
 
   const write = (name: string) =>
@@ -447,325 +188,269 @@ async function controllerSide(context: Given): Promise<void> {
       metadata: { annotations: { [TOKEN_IDENTITY]: UID, [TOKEN_EXPIRES]: `${performance.now()}` } },
       data: { ".dockerconfigjson": base64(`{"auths":{},"x":${performance.now()}}`) },
     });
-  const ownersOf = async (name: string) =>
-    (await fieldsOf(context, name)).map(({ manager }) => manager).sort();
-  await step("the controller writes the token whoever wrote it before", () =>
-    each({
-      "a key of GitOps": async () => {
-        await apply(kubectl, applied("taken"));
-        await write("taken");
-        await write("taken");
-        const { fieldsV1 } = (await fieldsOf(context, "taken")).find(({ manager }) =>
-          manager === "gitops"
-        );
+  const ownersOf = async (name: string): Promise<string[]> =>
+    (await metaOf(name)).managedFields?.map(({ manager }: Json) => manager) ?? [];
+  await check(
+    "the controller writes the token whoever wrote it before",
+    allowed(controller, {
+      "a key of GitOps": async (controller) => {
+        await apply(applied("taken"))(admin);
+        await inTurn(write("taken"), write("taken"))(controller);
+        const { managedFields } = await metaOf("taken");
+        const { fieldsV1 } = managedFields.find(({ manager }: Json) => manager === "gitops");
         expect(fieldsV1["f:data"] === undefined, "GitOps still owns it");
         // And back, and again.
-        await apply(kubectl, applied("taken"));
-        await write("taken");
+        await apply(applied("taken"))(admin);
+        await write("taken")(controller);
       },
-      "all that a manager had": async () => {
-        await write("of-nothing-else");
+      "all that a manager had": async (controller) => {
+        await write("of-nothing-else")(controller);
         const owners = await ownersOf("of-nothing-else");
         expect(!owners.includes("gitops"), `there is something left of it: ${owners}`);
       },
-      "kubectl apply": async () => {
-        const secret = JSON.stringify(labelled("of-kubectl", { note: "a user's", more: "x" }));
-        await kubectl(["apply", "-f", "-"], secret);
-        await write("of-kubectl");
-        await kubectl(["apply", "-f", "-"], secret);
-        await write("of-kubectl");
+      "kubectl apply": async (controller) => {
+        const secret = labelled("of-kubectl", { note: "a user's", more: "x" });
+        for (let times = 0; times < 2; times++) {
+          await applyHere(secret)(admin);
+          await write("of-kubectl")(controller);
+        }
       },
-      "its own annotations": async () => {
+      "its own annotations": async (controller) => {
         const notes = [`${TOKEN_IDENTITY}=x`, `${TOKEN_EXPIRES}=x`, `${REFRESHED}=x`];
-        await kubectl(["annotate", "secret", "of-a-person", "-n", TEAM, ...notes]);
-        await write("of-a-person");
+        await annotateByAdmin("of-a-person", ...notes);
+        await write("of-a-person")(controller);
       },
-      "more than ten managers": async () => {
+      "more than ten managers": async (controller) => {
         // The API server keeps ten entries of updates, and merges the oldest.
         for (const name of Object.keys(many(10))) {
-          const flags = ["--overwrite", `--field-manager=${name}`];
-          await kubectl(["annotate", "secret", "of-many", "-n", TEAM, ...flags, `${name}=x`]);
+          await annotateByAdmin("of-many", `--field-manager=${name}`, `${name}=x`);
         }
-        await write("of-many");
+        await write("of-many")(controller);
         const owners = await ownersOf("of-many");
         expect(owners.includes("ancient-changes"), `nothing was merged: ${owners}`);
-        await refused(annotate("of-many", { note: "x" }), OTHER_ANNOTATION);
+        await refuses(annotate("of-many", { note: "x" }), SAYS.otherAnnotation)(controller);
       },
-      "where nobody knows": async () => {
-        const nobody = '{"metadata":{"managedFields":[{}]}}';
-        await kubectl(["patch", "secret", "of-nobody", "-n", TEAM, "--type=merge", "-p", nobody]);
-        await write("of-nobody");
-        await refused(annotate("of-nobody", { more: "x" }), OTHER_ANNOTATION);
-        await refused(annotate("of-nobody", { note: "x" }), OTHER_ANNOTATION);
-        await refused(patch("of-nobody", { metadata: { labels: { more: "x" } } }), OTHER_SECRET);
+      "where nobody knows": async (controller) => {
+        await setMeta("of-nobody", { managedFields: [{}] })(admin);
+        await inTurn(
+          write("of-nobody"),
+          refuses(annotate("of-nobody", { more: "x" }), SAYS.otherAnnotation),
+          refuses(annotate("of-nobody", { note: "x" }), SAYS.otherAnnotation),
+          refuses(setMeta("of-nobody", { labels: { more: "x" } }), SAYS.otherSecret),
+        )(controller);
       },
-      "of a Secret over all limits, from before there were any": async () => {
-        await write("oversized");
-        await refused(annotate("oversized", { more: "x" }), OTHER_ANNOTATION);
-        await refused(annotate("oversized", { "x-1": "y" }), OTHER_ANNOTATION);
-        await refused(annotate("oversized", { "x-1": null }), OTHER_ANNOTATION);
-        await refused(annotate("oversized", { "x-1": null, more: "x" }), OTHER_ANNOTATION);
-        await refused(patch("oversized", { metadata: { labels: { "x-1": null } } }), OTHER_SECRET);
+      "of a Secret over all limits, from before there were any": inTurn(
+        write("oversized"),
+        refuses(annotate("oversized", { more: "x" }), SAYS.otherAnnotation),
+        refuses(annotate("oversized", { "x-1": "y" }), SAYS.otherAnnotation),
+        refuses(annotate("oversized", { "x-1": null }), SAYS.otherAnnotation),
+        refuses(annotate("oversized", { "x-1": null, more: "x" }), SAYS.otherAnnotation),
+        refuses(setMeta("oversized", { labels: { "x-1": null } }), SAYS.otherSecret),
         // A long `refresh` is served cut, with … at its end.
-        await annotate("oversized", { [REFRESHED]: "x".repeat(MAX_CHARS) + "…" });
-      },
-    }));
+        annotate("oversized", { [REFRESHED]: "x".repeat(MAX.chars) + "…" }),
+      ),
+    }),
+  );
 
   await step("what mutating admission adds to its write is not the controller's", async () => {
     const stamp = mutatingPolicy("policies-stamp");
     await kubectl(["apply", "-f", "-"], stamp);
     try {
-      const stamped = async () => {
-        await write("stamped");
-        const { annotations, labels } = (await getJson(context, "secret", "stamped", "-n", TEAM))
-          .metadata;
+      await until(async () => {
+        await write("stamped")(controller);
+        const { annotations, labels } = await metaOf("stamped");
         return annotations.stamp === "yes" && labels.stamp === "yes";
-      };
-      await until(stamped, "it adds to a write");
-      await write("stamped");
-      const label = (name: string, value: string | null) =>
-        patch("stamped", { metadata: { labels: { [name]: value } } });
-      await refused(annotate("stamped", { more: "x" }), OTHER_ANNOTATION);
-      await refused(annotate("stamped", { note: "x" }), OTHER_ANNOTATION);
-      await refused(annotate("stamped", { note: null }), OTHER_ANNOTATION);
-      await refused(annotate("stamped", { [IDENTITY]: UID }), OTHER_ANNOTATION);
-      await refused(label("more", "x"), OTHER_SECRET);
-      await refused(label(IDENTITY, OTHER_NAME), OTHER_SECRET);
-      // Also in the same write as the first stamp.
-      await refused(annotate("plain", { note: "x" }), OTHER_ANNOTATION);
-      await refused(annotate("of-nothing-else", { note: null }), OTHER_ANNOTATION);
+      }, "it adds to a write");
+      await inTurn(
+        write("stamped"),
+        refuses(annotate("stamped", { more: "x" }), SAYS.otherAnnotation),
+        refuses(annotate("stamped", { note: "x" }), SAYS.otherAnnotation),
+        refuses(annotate("stamped", { note: null }), SAYS.otherAnnotation),
+        refuses(note("stamped"), SAYS.otherAnnotation),
+        refuses(setMeta("stamped", { labels: { more: "x" } }), SAYS.otherSecret),
+        refuses(label("stamped", OTHER_NAME), SAYS.otherSecret),
+        // Also in the same write as the first stamp.
+        refuses(annotate("plain", { note: "x" }), SAYS.otherAnnotation),
+        refuses(annotate("of-nothing-else", { note: null }), SAYS.otherAnnotation),
+      )(controller);
     } finally {
       await kubectl(["delete", "-f", "-"], stamp);
     }
     await until(async () => {
-      await kubectl(["annotate", "secret", "stamped", "-n", TEAM, "stamp-"]);
-      const { metadata } = await getJson(context, "secret", "stamped", "-n", TEAM);
-      return metadata.annotations.stamp === undefined;
+      await annotateByAdmin("stamped", "stamp-");
+      return (await metaOf("stamped")).annotations.stamp === undefined;
     }, "it adds nothing any more");
   });
 
   const before = await versions(context);
 
-  await step("the controller cannot write another Secret", () =>
-    each({
-      unlabelled: () =>
-        refused(
-          patch("unlabelled", { data: { ".dockerconfigjson": DOCKER_CONFIG } }),
-          OTHER_SECRET,
-        ),
-      "labelled in the same patch": () =>
-        refused(patch("unlabelled", { metadata: { labels: { [IDENTITY]: NAME } } }), OTHER_SECRET),
-      "with the annotation but no label": () =>
-        refused(patch("noted", { data: { ".dockerconfigjson": DOCKER_CONFIG } }), OTHER_SECRET),
-      "of another type": () =>
-        refused(patch("opaque", { data: { ".dockerconfigjson": DOCKER_CONFIG } }), OTHER_SECRET),
-      "its own annotation on another type": () =>
-        refused(annotate("opaque", { [`${PREFIX}token-identity`]: UID }), OTHER_SECRET),
-      "another type": () =>
-        refused(patch("plain", { type: "Opaque" }), /type: Invalid value|field is immutable/),
-    }));
+  const setConfig = (name: string, config = DOCKER_CONFIG) =>
+    setData(name, { ".dockerconfigjson": config });
+  await check(
+    "the controller cannot write another Secret",
+    denied(controller, SAYS.otherSecret, {
+      unlabelled: setConfig("unlabelled"),
+      "labelled in the same patch": label("unlabelled"),
+      "with the annotation but no label": setConfig("noted"),
+      "of another type": setConfig("opaque"),
+      "its own annotation on another type": annotate("opaque", { [TOKEN_IDENTITY]: UID }),
+    }),
+    denied(controller, /type: Invalid value|field is immutable/, {
+      "another type": patch("plain", { type: "Opaque" }),
+    }),
+  );
 
-  await step("the controller cannot write anything else of a labelled Secret", () =>
-    each({
-      "a key more": () => refused(patch("plain", { data: { key: DOCKER_CONFIG } }), OTHER_KEY),
-      "a key more, by stringData": () =>
-        refused(patch("plain", { stringData: { key: "x" } }), OTHER_KEY),
-      "another value of a key": () =>
-        refused(patch("with-key", { data: { key: DOCKER_CONFIG } }), OTHER_KEY),
-      "a key less": () => refused(patch("with-key", { data: { key: null } }), OTHER_KEY),
-      "no data": () =>
-        refused(patch("with-key", { data: null }), /data\[\.dockerconfigjson\]: Required value/),
-      "an annotation more": () => refused(annotate("plain", { note: "x" }), OTHER_ANNOTATION),
-      "another value of an annotation": () =>
-        refused(annotate("with-key", { note: "x" }), OTHER_ANNOTATION),
-      "an annotation less": () => refused(annotate("with-key", { note: null }), OTHER_ANNOTATION),
-      "the annotation `identity`": () =>
-        refused(annotate("plain", { [IDENTITY]: OTHER_UID }), OTHER_ANNOTATION),
-      "the annotation `identity`, off": () =>
-        refused(annotate("both", { [IDENTITY]: null }), OTHER_ANNOTATION),
-      "the annotation `service-account`": () =>
-        refused(annotate("plain", { [SERVICE_ACCOUNT]: "puller" }), OTHER_ANNOTATION),
-      "the annotation `service-account`, off": () =>
-        refused(annotate("of-account", { [SERVICE_ACCOUNT]: null }), OTHER_ANNOTATION),
-      "`refresh` where it is not": () =>
-        refused(annotate("plain", { [REFRESH]: "now" }), OTHER_ANNOTATION),
-      "`refresh`, another value": () =>
-        refused(annotate("to-write", { [REFRESH]: "later" }), OTHER_ANNOTATION),
-      "`refresh`, off": () => refused(annotate("to-write", { [REFRESH]: null }), OTHER_ANNOTATION),
-      "an annotation of its own, too long": async () => {
-        for (const name of [TOKEN_IDENTITY, TOKEN_EXPIRES, REFRESHED]) {
-          await refused(annotate("plain", { [name]: "x".repeat(MAX_CHARS + 2) }), TOO_MUCH);
-        }
-      },
-      "a docker config that is too large": () =>
-        refused(
-          patch("with-key", {
-            data: {
-              ".dockerconfigjson": base64(
-                JSON.stringify({ auths: {}, x: "x".repeat(MAX_VALUE_BYTES) }),
-              ),
-            },
-          }),
-          TOO_MUCH,
-        ),
-      generateName: () =>
-        refused(patch("plain", { metadata: { generateName: "x-" } }), OTHER_SECRET),
-      "all annotations off": () =>
-        refused(patch("with-key", { metadata: { annotations: null } }), OTHER_ANNOTATION),
-      "a label more": () =>
-        refused(patch("plain", { metadata: { labels: { more: "x" } } }), OTHER_SECRET),
-      "another identity, by label": () =>
-        refused(patch("plain", { metadata: { labels: { [IDENTITY]: OTHER_NAME } } }), OTHER_SECRET),
-      "the label off": () => refused(patch("plain", { metadata: { labels: null } }), OTHER_SECRET),
-      "an owner": () => {
-        const owner = {
-          apiVersion: "v1",
-          kind: "ConfigMap",
-          name: "x",
-          uid: "7e3f3f5a-0000-4000-8000-000000000000",
-        };
-        return refused(patch("plain", { metadata: { ownerReferences: [owner] } }), OTHER_SECRET);
-      },
-      "a finalizer": () =>
-        refused(patch("plain", { metadata: { finalizers: ["example.com/x"] } }), OTHER_SECRET),
-      immutable: () => refused(patch("plain", { immutable: true }), OTHER_SECRET),
-    }));
+  const owner = {
+    apiVersion: "v1",
+    kind: "ConfigMap",
+    name: "x",
+    uid: "7e3f3f5a-0000-4000-8000-000000000000",
+  };
+  const huge = base64(JSON.stringify({ auths: {}, x: "x".repeat(MAX.valueBytes) }));
+  const tooLong = "x".repeat(MAX.chars + 2);
+  await check(
+    "the controller cannot write anything else of a labelled Secret",
+    denied(controller, SAYS.otherKey, {
+      "a key more": setData("plain", { key: DOCKER_CONFIG }),
+      "a key more, by stringData": patch("plain", { stringData: { key: "x" } }),
+      "another value of a key": setData("with-key", { key: DOCKER_CONFIG }),
+      "a key less": setData("with-key", { key: null }),
+    }),
+    denied(controller, /data\[\.dockerconfigjson\]: Required value/, {
+      "no data": setData("with-key", null),
+    }),
+    denied(controller, SAYS.otherAnnotation, {
+      "an annotation more": annotate("plain", { note: "x" }),
+      "another value of an annotation": annotate("with-key", { note: "x" }),
+      "an annotation less": annotate("with-key", { note: null }),
+      "all annotations off": annotate("with-key", null),
+      "the annotation `identity`": note("plain", OTHER_UID),
+      "the annotation `identity`, off": note("both", null),
+      "the annotation `service-account`": setAccount("plain", "puller"),
+      "the annotation `service-account`, off": setAccount("of-account", null),
+      "`refresh` where it is not": annotate("plain", { [REFRESH]: "now" }),
+      "`refresh`, another value": annotate("to-write", { [REFRESH]: "later" }),
+      "`refresh`, off": annotate("to-write", { [REFRESH]: null }),
+    }),
+    denied(controller, SAYS.tooMuch, {
+      "a long `token-identity`": annotate("plain", { [TOKEN_IDENTITY]: tooLong }),
+      "a long `token-expires`": annotate("plain", { [TOKEN_EXPIRES]: tooLong }),
+      "a long `refreshed`": annotate("plain", { [REFRESHED]: tooLong }),
+      "a docker config that is too large": setConfig("with-key", huge),
+    }),
+    denied(controller, SAYS.otherSecret, {
+      generateName: setMeta("plain", { generateName: "x-" }),
+      "a label more": setMeta("plain", { labels: { more: "x" } }),
+      "another identity, by label": label("plain", OTHER_NAME),
+      "the label off": setMeta("plain", { labels: null }),
+      "an owner": setMeta("plain", { ownerReferences: [owner] }),
+      "a finalizer": setMeta("plain", { finalizers: ["example.com/x"] }),
+      immutable: patch("plain", { immutable: true }),
+    }),
+  );
 
-  await step("the controller cannot say who wrote what of a Secret", async () => {
-    const managedFields = await fieldsOf(context, "of-gitops");
-    const claim = (manager: string, operation: string, fieldsV1: object) => ({
-      manager,
-      operation,
-      apiVersion: "v1",
-      time: "2026-01-01T00:00:00Z",
-      fieldsType: "FieldsV1",
-      fieldsV1,
-    });
-    const write = (entries: object[]) =>
-      patch("of-gitops", { metadata: { managedFields: entries } });
-    const change = (fields: object, other: object = {}) =>
-      managedFields.map((entry: Json) =>
-        entry.manager === "gitops"
-          ? { ...entry, ...other, fieldsV1: { ...entry.fieldsV1, ...fields } }
-          : entry
-      );
-    return each({
-      "gitops wrote a key more": () =>
-        refused(
-          write(change({ "f:data": { "f:.dockerconfigjson": {}, "f:key": {} } })),
-          OTHER_MANAGER,
-        ),
-      "gitops wrote all data": () => refused(write(change({ "f:data": {} })), OTHER_MANAGER),
-      "gitops wrote an annotation": () =>
-        refused(
-          write(change({ "f:metadata": { "f:annotations": { "f:note": {} } } })),
-          OTHER_MANAGER,
-        ),
-      "gitops wrote the type": () => refused(write(change({ "f:type": {} })), OTHER_MANAGER),
-      "gitops wrote less": () => refused(write(change({ "f:metadata": {} })), OTHER_MANAGER),
-      "gitops wrote nothing": () =>
-        refused(
-          write(managedFields.filter(({ manager }: Json) => manager !== "gitops")),
-          OTHER_MANAGER,
-        ),
-      "gitops wrote at another time": () => {
-        const entries = change({}, { time: "2026-01-01T00:00:00Z" });
-        // Without a change beside, the API server leaves the time as it is.
-        const annotations = { [TOKEN_IDENTITY]: UID };
-        return refused(
-          patch("of-gitops", { metadata: { managedFields: entries, annotations } }),
-          OTHER_MANAGER,
-        );
-      },
-      "gitops wrote in another version": () =>
-        refused(write(change({}, { apiVersion: "v0" })), OTHER_MANAGER),
-      "another wrote": async () => {
-        const fields = { "f:data": { "f:key": {} } };
-        for (const operation of ["Apply", "Update"]) {
-          for (const manager of ["other", "kubectl-client-side-apply", "ancient-changes"]) {
-            await refused(
-              write([...managedFields, claim(manager, operation, fields)]),
-              OTHER_MANAGER,
-            );
-          }
-        }
-        await refused(
-          write([...managedFields, claim(FIELD_MANAGER, "Apply", fields)]),
-          OTHER_MANAGER,
-        );
-      },
-      "nobody wrote anything": () => refused(write([{}]), OTHER_MANAGER),
-      "and a key beside": () =>
-        refused(
-          patch("with-key", { metadata: { managedFields: [{}] }, data: { key: DOCKER_CONFIG } }),
-          OTHER_KEY,
-        ),
-      "in another's name": () => {
-        const body = { metadata: { annotations: { [TOKEN_IDENTITY]: UID } } };
-        const flags = ["--type=merge", "--field-manager=gitops", "-p", JSON.stringify(body)];
-        return refused(
-          controller(["patch", "secret", "of-gitops", "-n", TEAM, ...flags]),
-          OTHER_MANAGER,
-        );
-      },
-      "by server-side apply": () => {
-        const secret = labelled("of-gitops", { [TOKEN_IDENTITY]: UID }, { stringData: undefined });
-        const flags = ["--server-side", "--force-conflicts", `--field-manager=${FIELD_MANAGER}`];
-        return refused(
-          controller(["apply", ...flags, "-f", "-"], JSON.stringify(secret)),
-          OTHER_MANAGER,
-        );
-      },
-    });
-  });
+  const { managedFields } = await metaOf("of-gitops");
+  const time = "2026-01-01T00:00:00Z";
+  const own = { annotations: { [TOKEN_IDENTITY]: UID } };
+  const say = (entries: object[]) => setMeta("of-gitops", { managedFields: entries });
+  const add = (manager: string, operation: "Apply" | "Update") =>
+    say([...managedFields, {
+      ...fieldsOf(manager, operation, { "f:data": { "f:key": {} } }),
+      time,
+    }]);
+  const changed = (fields: object, other: object = {}) =>
+    managedFields.map((entry: Json) =>
+      entry.manager === "gitops"
+        ? { ...entry, ...other, fieldsV1: { ...entry.fieldsV1, ...fields } }
+        : entry
+    );
+  const change = (fields: object, other?: object) => say(changed(fields, other));
+  const twoKeys = { "f:data": { "f:.dockerconfigjson": {}, "f:key": {} } };
+  const aNote = { "f:metadata": { "f:annotations": { "f:note": {} } } };
+  const nothing = managedFields.filter(({ manager }: Json) => manager !== "gitops");
+  const asGitOps = ["-n", TEAM, "--type=merge", "--field-manager=gitops", "-p"];
+  const serverSide = ["--server-side", "--force-conflicts", `--field-manager=${FIELD_MANAGER}`];
+  const secret = labelled("of-gitops", own.annotations, { stringData: undefined });
+  await check(
+    "the controller cannot say who wrote what of a Secret",
+    denied(controller, SAYS.otherManager, {
+      "gitops wrote a key more": change(twoKeys),
+      "gitops wrote all data": change({ "f:data": {} }),
+      "gitops wrote an annotation": change(aNote),
+      "gitops wrote the type": change({ "f:type": {} }),
+      "gitops wrote less": change({ "f:metadata": {} }),
+      "gitops wrote nothing": say(nothing),
+      // Without a change beside, the API server leaves the time as it is.
+      "gitops wrote at another time": setMeta("of-gitops", {
+        managedFields: changed({}, { time }),
+        ...own,
+      }),
+      "gitops wrote in another version": change({}, { apiVersion: "v0" }),
+      "another applied": add("other", "Apply"),
+      "another wrote": add("other", "Update"),
+      "kubectl applied": add("kubectl-client-side-apply", "Apply"),
+      "kubectl wrote": add("kubectl-client-side-apply", "Update"),
+      "the merged ones applied": add("ancient-changes", "Apply"),
+      "the merged ones wrote": add("ancient-changes", "Update"),
+      "it applied itself": add(FIELD_MANAGER, "Apply"),
+      "nobody wrote anything": say([{}]),
+      "in another's name": run([
+        ...["patch", "secret", "of-gitops", ...asGitOps],
+        JSON.stringify({ metadata: own }),
+      ]),
+      "by server-side apply": run(["apply", ...serverSide, "-f", "-"], secret),
+    }),
+    denied(controller, SAYS.otherKey, {
+      "and a key beside": patch("with-key", {
+        metadata: { managedFields: [{}] },
+        data: { key: DOCKER_CONFIG },
+      }),
+    }),
+  );
 
-  await step("the controller cannot create, replace or delete a Secret", () =>
-    each({
-      create: () =>
-        refused(controller(["create", "-f", "-"], JSON.stringify(labelled("new"))), NO_RIGHT),
-      "create by server-side apply": () => {
-        const apply = ["apply", "--server-side", "-f", "-"];
-        // Kubernetes 1.30 does not say why.
-        return refused(
-          controller(apply, JSON.stringify(labelled("new"))),
-          /secrets "new" is forbidden/,
-        );
-      },
-      replace: async () => {
-        const secret = await getJson(context, "secret", "plain", "-n", TEAM);
-        return refused(controller(["replace", "-f", "-"], JSON.stringify(secret)), NO_RIGHT);
-      },
-      delete: () => refused(controller(["delete", "secret", "plain", "-n", TEAM]), NO_RIGHT),
-      "delete all": () => refused(controller(["delete", "secrets", "--all", "-n", TEAM]), NO_RIGHT),
-    }));
+  const plain = await context.get("secret", "plain", "-n", TEAM);
+  await check(
+    "the controller cannot create, replace or delete a Secret",
+    denied(controller, SAYS.noRight, {
+      create: create(labelled("new")),
+      replace: run(["replace", "-f", "-"], plain),
+      delete: run(["delete", "secret", "plain", "-n", TEAM]),
+      "delete all": run(["delete", "secrets", "--all", "-n", TEAM]),
+    }),
+    // Kubernetes 1.30 does not say why.
+    denied(controller, /secrets "new" is forbidden/, {
+      "create by server-side apply": run(["apply", "--server-side", "-f", "-"], labelled("new")),
+    }),
+  );
 
   await step("the controller's requests that were refused changed nothing", async () => {
     const after = await versions(context);
     expect(before === after, `before:\n${before}\nafter:\n${after}`);
   });
 
-  await step("the controller cannot request any other token", () =>
-    each({
-      "of an account that has not granted it": () =>
-        refused(requestToken("private", AUDIENCE, 600), NO_RIGHT),
-      "of its own": () =>
-        refused(
-          controller(["create", "token", ACCOUNT, "-n", NAMESPACE, `--audience=${AUDIENCE}`]),
-          NO_RIGHT,
-        ),
-      "for the API server": () =>
-        refused(requestToken("puller", "https://kubernetes.default.svc", 600), OTHER_TOKEN),
-      "for whatever is the default": () =>
-        refused(tokenRequest({ expirationSeconds: 600 }), OTHER_TOKEN),
-      "for another audience beside": () =>
-        refused(
-          tokenRequest({ audiences: [AUDIENCE, "other"], expirationSeconds: 600 }),
-          OTHER_TOKEN,
-        ),
-      "for a year": () => refused(requestToken("puller", AUDIENCE, YEAR_S), OTHER_TOKEN),
-      "for a second more than an hour": () =>
-        refused(requestToken("puller", AUDIENCE, 3601), OTHER_TOKEN),
-    }));
+  const ask = (audience: string, seconds: number, account = "puller"): Act => () =>
+    requestToken(account, audience, seconds);
+  const askRaw = (spec: object) =>
+    run(
+      ["create", "--raw", `/api/v1/namespaces/${TEAM}/serviceaccounts/puller/token`, "-f", "-"],
+      { apiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", spec },
+    );
+  const expirationSeconds = 600;
+  const askForOwn = ["create", "token", ACCOUNT, "-n", NAMESPACE, `--audience=${AUDIENCE}`];
+  await check(
+    "the controller cannot request any other token",
+    denied(controller, SAYS.noRight, {
+      "of an account that has not granted it": ask(AUDIENCE, 600, "private"),
+      "of its own": run(askForOwn),
+    }),
+    denied(controller, SAYS.otherToken, {
+      "for the API server": ask("https://kubernetes.default.svc", 600),
+      "for whatever is the default": askRaw({ expirationSeconds }),
+      "for another audience beside": askRaw({ audiences: [AUDIENCE, "other"], expirationSeconds }),
+      "for a year": ask(AUDIENCE, YEAR_S),
+      "for a second more than an hour": ask(AUDIENCE, 3601),
+    }),
+  );
 
   const COPIES = 8;
   const copiesOf = (name: string) =>
@@ -774,7 +459,7 @@ async function controllerSide(context: Given): Promise<void> {
   const cost = async (names: string[]) => {
     const pid = pidOf(cluster.options.dir, "kube-apiserver")!;
     const began = usageOf(pid).cpuS;
-    for (const name of names) await write(name);
+    for (const name of names) await write(name)(controller);
     return (usageOf(pid).cpuS - began) * 1000 / names.length;
   };
   await step("the policies take the API server no time that a tenant chooses", async () => {
@@ -804,52 +489,65 @@ async function controllerSide(context: Given): Promise<void> {
     return said;
   });
 
-  await step("the controller can read nothing but Secrets", () => {
-    const kinds = [
-      "configmaps",
-      "pods",
-      "serviceaccounts",
-      "events",
-      "events.events.k8s.io",
-      "nodes",
-      "namespaces",
-    ];
-    const rest = [
-      "deployments",
-      "roles",
-      "clusterroles",
-      "validatingadmissionpolicies",
-      "tokenreviews",
-    ];
-    const reads = [...kinds, ...rest].map((kind) => {
-      const verb = kind === "tokenreviews" ? "create" : "list";
-      return [kind, async () => {
-        const said = await controller(["auth", "can-i", verb, kind, "-A"]).catch((error: Error) =>
-          error.message
-        );
-        expect(/(^|: )no\b/.test(said), `it may: ${said}`);
-      }];
-    });
-    const configMaps = () => refused(controller(["get", "configmaps", "-n", TEAM]), NO_RIGHT);
-    return each({ ...Object.fromEntries(reads), "config maps, asked for": configMaps });
-  });
+  const others = [
+    ...["configmaps", "pods", "serviceaccounts", "events", "events.events.k8s.io", "nodes"],
+    ...["namespaces", "deployments", "roles", "clusterroles", "validatingadmissionpolicies"],
+  ].map((kind) => ["list", kind] as const);
+  const asked = [...others, ["create", "tokenreviews"] as const].map(([verb, kind]) =>
+    [`${verb} ${kind}`, async ({ kubectl }: Who) => {
+      const said = await kubectl(["auth", "can-i", verb, kind, "-A"]).catch(({ message }) =>
+        message
+      );
+      expect(/(^|: )no\b/.test(said), `it may: ${said}`);
+    }] as const
+  );
+  await check(
+    "the controller can read nothing but Secrets",
+    allowed(controller, Object.fromEntries(asked)),
+    denied(controller, SAYS.noRight, { "config maps": run(["get", "configmaps", "-n", TEAM]) }),
+  );
 
   client.close();
 }
 
+/** Adds an annotation and a label to each Secret of the team that is updated. */
+function mutatingPolicy(name: string): string {
+  const apiVersion = "admissionregistration.k8s.io/v1";
+  const rule = { apiGroups: [""], apiVersions: ["v1"], resources: ["secrets"], scope: "*" };
+  const expression =
+    'Object{metadata: Object.metadata{annotations: {"stamp": "yes"}, labels: {"stamp": "yes"}}}';
+  const spec = {
+    matchConstraints: {
+      namespaceSelector: { matchLabels: { "kubernetes.io/metadata.name": TEAM } },
+      resourceRules: [{ ...rule, operations: ["UPDATE"] }],
+    },
+    reinvocationPolicy: "Never",
+    mutations: [{ patchType: "ApplyConfiguration", applyConfiguration: { expression } }],
+  };
+  const kind = "MutatingAdmissionPolicy";
+  const items = [
+    { apiVersion, kind, metadata: { name }, spec },
+    { apiVersion, kind: `${kind}Binding`, metadata: { name }, spec: { policyName: name } },
+  ];
+  return JSON.stringify({ apiVersion: "v1", kind: "List", items });
+}
+
 /** Name and resource version of each Secret. */
 async function versions(context: Given): Promise<string> {
-  const { items } = await getJson(context, "secrets", "-n", TEAM);
-  return items.map(({ metadata }: Json) => `${metadata.name} ${metadata.resourceVersion}`).join(
-    "\n",
-  );
+  const { items } = await context.get("secrets", "-n", TEAM);
+  return items.map(({ metadata }: Json) => `${metadata.name} ${metadata.resourceVersion}`)
+    .join("\n");
+}
+
+function claimsOf(token: string): Json {
+  return JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString());
 }
 
 // ───── Who may name an identity ─────
 
-async function userSide({ kubectl, step }: Given): Promise<void> {
-  const user = (name: string): Kubectl => (args, input) =>
-    kubectl([`--as=${name}`, ...args], input);
+async function userSide({ kubectl, step }: Given, check: Check): Promise<void> {
+  const user = (name: string) =>
+    userOf((args, input) => kubectl([`--as=${name}`, ...args], input), name);
   /** May write Secrets, and no more. */
   const alice = user("alice");
   /** May use the identity, in one namespace. */
@@ -860,568 +558,380 @@ async function userSide({ kubectl, step }: Given): Promise<void> {
   const dave = user("dave");
   /** Is bound to the role that the manifest has for users, in one namespace. */
   const erin = user("erin");
-  const create = (who: Kubectl, secret: Json) => who(["create", "-f", "-"], JSON.stringify(secret));
-  const annotate = (who: Kubectl, name: string, ...notes: string[]) =>
-    who(["annotate", "secret", name, "-n", TEAM, "--overwrite", ...notes]);
-  const label = (who: Kubectl, name: string, ...labels: string[]) =>
-    who(["label", "secret", name, "-n", TEAM, "--overwrite", ...labels]);
-  const patch = (who: Kubectl, name: string, body: object) =>
-    who(["patch", "secret", name, "-n", TEAM, "--type=merge", "-p", JSON.stringify(body)]);
-  const inNamespace = (namespace: string, secret: Json) => ({
-    ...secret,
-    metadata: { ...secret.metadata, namespace },
-  });
+  const admin = userOf(kubectl, "the administrator");
 
-  await step("the manifest's role for users allows any identity, where it is bound", () =>
-    each({
-      "one": () => create(erin, labelled("erins")),
-      "another": () => create(erin, labelled("erins-other", {}, {}, OTHER_UID)),
-      "elsewhere": () =>
-        refused(create(erin, inNamespace(OTHER, labelled("erins"))), needsUse("erin", NAME, OTHER)),
-    }));
-
-  await step("without the Role a user cannot name an identity", () =>
-    each({
-      "create, by label": () => refused(create(alice, labelled("new")), needsUse("alice")),
-      "create, by annotation": () =>
-        refused(create(alice, labelled("new", { [IDENTITY]: UID }, {}, "")), needsUse("alice")),
-      "create, by apply": () =>
-        refused(
-          alice(["apply", "--server-side", "-f", "-"], JSON.stringify(labelled("new"))),
-          needsUse("alice"),
-        ),
-      "create, of another type": () =>
-        refused(create(alice, labelled("new", {}, { type: "Opaque" })), needsUse("alice")),
-      "set the label": () =>
-        refused(label(alice, "empty", `${IDENTITY}=${NAME}`), needsUse("alice")),
-      "set the annotation": () =>
-        refused(annotate(alice, "empty", `${IDENTITY}=${UID}`), needsUse("alice")),
-      "change the label": () =>
-        refused(label(alice, "plain", `${IDENTITY}=${OTHER_NAME}`), needsUse("alice", OTHER_NAME)),
-      "change the annotation": () =>
-        refused(
-          annotate(alice, "by-note", `${IDENTITY}=${OTHER_UID}`),
-          needsUse("alice", OTHER_NAME),
-        ),
-      "change both": () =>
-        refused(
-          patch(alice, "both", {
-            metadata: {
-              labels: { [IDENTITY]: OTHER_NAME },
-              annotations: { [IDENTITY]: OTHER_UID },
-            },
-          }),
-          needsUse("alice", OTHER_NAME),
-        ),
-      "uncover the label": () =>
-        refused(annotate(alice, "differing", `${IDENTITY}-`), needsUse("alice")),
-      "uncover the label, by an empty annotation": () =>
-        refused(annotate(alice, "differing", `${IDENTITY}=`), needsUse("alice")),
-      "uncover the annotation": () =>
-        refused(label(alice, "differing", `${IDENTITY}=`), needsUse("alice", OTHER_NAME)),
-      "make the label agree": () =>
-        refused(
-          label(alice, "differing", `${IDENTITY}=${OTHER_NAME}`),
-          needsUse("alice", OTHER_NAME),
-        ),
-      "make the annotation agree": () =>
-        refused(annotate(alice, "differing", `${IDENTITY}=${UID}`), needsUse("alice")),
-      "label late": () =>
-        refused(label(alice, "unlabelled", `${IDENTITY}=${NAME}`), needsUse("alice")),
-      "label late, with the annotation there": () =>
-        refused(label(alice, "noted", `${IDENTITY}=`), needsUse("alice")),
-      "copy into another namespace": () =>
-        refused(create(bob, inNamespace(OTHER, labelled("copy"))), needsUse("bob", NAME, OTHER)),
-      "another identity than one's own": () =>
-        refused(create(bob, labelled("new", {}, {}, OTHER_UID)), needsUse("bob", OTHER_NAME)),
-      "as a service account": () =>
-        refused(create(user(GITOPS), labelled("new")), needsUse(GITOPS)),
-    }));
-
-  await step("with the Role he can", () =>
-    each({
-      "create, by label": () => create(bob, labelled("by-label")),
-      "create, by annotation": () =>
-        create(bob, labelled("by-annotation", { [IDENTITY]: UID }, {}, "")),
-      "label late": () => label(bob, "noted", `${IDENTITY}=`),
-      "set the annotation": () => annotate(bob, "empty", `${IDENTITY}=${UID}`),
-      "an empty identity, without a Role": () => create(alice, labelled("empty-too", {}, {}, "")),
-      "whoever may do everything in the namespace": () =>
-        create(dave, labelled("by-dave", {}, {}, OTHER_UID)),
-      "the cluster's administrator": () => create(kubectl, labelled("by-admin", {}, {}, OTHER_UID)),
-    }));
-
-  const identities = (labels: string, annotations: string) => ({
-    metadata: { labels: { [IDENTITY]: labels }, annotations: { [IDENTITY]: annotations } },
-  });
-  await step(
-    "a label and an annotation of different identities are approved by nobody",
-    () =>
-      each({
-        create: () =>
-          refused(create(bob, labelled("new", { [IDENTITY]: OTHER_UID })), differ("new")),
-        "create, by the administrator": () =>
-          refused(create(kubectl, labelled("new", { [IDENTITY]: OTHER_UID })), differ("new")),
-        "label what a tenant planted": () =>
-          refused(label(dave, "planted", `${IDENTITY}=${NAME}`), differ("planted")),
-        "label what a tenant planted, by the administrator": () =>
-          refused(label(kubectl, "planted", `${IDENTITY}=${NAME}`), differ("planted")),
-        "apply over what a tenant planted": () =>
-          refused(
-            dave(["apply", "-f", "-"], JSON.stringify(applied("planted"))),
-            differ("planted"),
-          ),
-        "server-side apply over what a tenant planted": () =>
-          refused(apply(dave, applied("planted")), differ("planted")),
-        "server-side apply over what a tenant planted, without a right": () =>
-          refused(apply(alice, applied("planted")), differ("planted")),
-        "cover the label": () =>
-          refused(annotate(alice, "plain", `${IDENTITY}=${OTHER_UID}`), differ("plain")),
-        "cover the label, with the right": () =>
-          refused(annotate(dave, "plain", `${IDENTITY}=${OTHER_UID}`), differ("plain")),
-        "change one of both": () =>
-          refused(
-            label(dave, "both", `${IDENTITY}=${OTHER_NAME}`),
-            differ("both", OTHER_NAME, UID),
-          ),
-        "change the other of both": () =>
-          refused(annotate(dave, "both", `${IDENTITY}=${OTHER_UID}`), differ("both")),
-        "a label beside the annotation": () =>
-          refused(
-            label(dave, "by-note", `${IDENTITY}=${OTHER_NAME}`),
-            differ("by-note", OTHER_NAME, UID),
-          ),
-        "what differs otherwise": () =>
-          refused(
-            patch(dave, "differing", identities(OTHER_NAME, UID)),
-            differ("differing", OTHER_NAME, UID),
-          ),
-        "a child": () =>
-          refused(
-            annotate(dave, "plain", `${IDENTITY}=${UID}/${"2c".repeat(8)}`),
-            differ("plain", NAME, `${UID}/${"2c".repeat(8)}`),
-          ),
-        "an annotation of two lines": () =>
-          refused(
-            annotate(dave, "plain", `${IDENTITY}=x\ny`),
-            /name different identities: put the same/,
-          ),
-        "without a name": () => {
-          const secret = labelled("", { [IDENTITY]: OTHER_UID });
-          secret.metadata = { ...secret.metadata, name: undefined, generateName: "new-" };
-          return refused(create(dave, secret), /says 0a.* --namespace policies-team /);
-        },
-      }),
-  );
-  await step("what a tenant planted can be approved by its own name, or taken off", async () => {
-    await label(dave, "planted", `${IDENTITY}=${OTHER_NAME}`);
-    await label(dave, "planted", `${IDENTITY}-`);
-    await annotate(dave, "planted", `${IDENTITY}-`);
-    await apply(dave, applied("planted"));
-  });
-  await step("an account that a tenant planted needs the right to its tokens", () =>
-    each({
-      label: () =>
-        refused(
-          label(bob, "planted-account", `${IDENTITY}=${NAME}`),
-          needsAccount("bob", "puller"),
-        ),
-      "server-side apply": () =>
-        refused(apply(bob, applied("planted-account")), needsAccount("bob", "puller")),
-    }));
-  await step(
-    "a Secret whose label and annotation differed before can be edited and mended",
-    () =>
-      each({
-        "edited, without a right": async () => {
-          await annotate(alice, "differing", "note=x", `${REFRESH}=now`);
-          await label(alice, "differing", "more=x");
-          await patch(alice, "differing", { data: { key: DOCKER_CONFIG } });
-          await alice(["delete", "secret", "differing", "-n", TEAM]);
-        },
-        "emptied, without a right": () => patch(alice, "differing-too", identities("", "")),
-        "mended, with the right": async () => {
-          await annotate(bob, "differing-three", `${IDENTITY}=${UID}`);
-          await annotate(bob, "differing-three", `${IDENTITY}-`);
-        },
-      }),
-  );
-
-  const needsPrivate = needsAccount("carol", "private");
-  await step(
-    "`service-account` can be set and changed by whoever may create that account's tokens",
-    () =>
-      each({
-        "create, without the right": () =>
-          refused(
-            create(alice, labelled("new", { [SERVICE_ACCOUNT]: "puller" })),
-            needsAccount("alice", "puller"),
-          ),
-        "`use` is not that right": () =>
-          refused(
-            create(bob, labelled("new", { [SERVICE_ACCOUNT]: "puller" })),
-            needsAccount("bob", "puller"),
-          ),
-        "set, another account": () =>
-          refused(annotate(carol, "plain", `${SERVICE_ACCOUNT}=private`), needsPrivate),
-        "change, another account": () =>
-          refused(annotate(carol, "of-account", `${SERVICE_ACCOUNT}=private`), needsPrivate),
-        "take it off, without `use`": () =>
-          refused(annotate(carol, "of-account", `${SERVICE_ACCOUNT}-`), needsUse("carol")),
-        "empty": () => refused(annotate(bob, "plain", `${SERVICE_ACCOUNT}=`), BAD_ACCOUNT),
-        "upper case": () =>
-          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=Puller`), BAD_ACCOUNT),
-        "another namespace's": () =>
-          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=../x/puller`), BAD_ACCOUNT),
-        "two lines": () =>
-          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=puller\n`), BAD_ACCOUNT),
-        "254 characters": () =>
-          refused(annotate(kubectl, "plain", `${SERVICE_ACCOUNT}=${"a".repeat(254)}`), BAD_ACCOUNT),
-        "in the controller's namespace": () => {
-          const secret = labelled("new", { [SERVICE_ACCOUNT]: ACCOUNT });
-          return refused(create(kubectl, inNamespace(NAMESPACE, secret)), BAD_ACCOUNT);
-        },
-        "create, with the right": () =>
-          create(carol, labelled("with-account", { [SERVICE_ACCOUNT]: "puller" })),
-        "253 characters": () =>
-          create(kubectl, labelled("long-account", { [SERVICE_ACCOUNT]: `a${".a".repeat(126)}` })),
-      }),
-  );
-  await step("`service-account` can be taken off by whoever may use the identity", async () => {
-    await annotate(bob, "of-account", `${SERVICE_ACCOUNT}-`);
-  });
-
-  await step(
-    "an apply that takes `service-account` off approves only an identity that it names",
-    () => {
-      const account = { [SERVICE_ACCOUNT]: "puller" };
-      const plain = (name: string) => {
-        const secret = applied(name);
-        delete secret.metadata.labels;
-        return secret;
-      };
-      /** Whoever may create that account's tokens names an identity, and plants the account in another's name. */
-      const plant = async (name: string, plantAccount: () => Promise<unknown>) => {
-        await create(alice, unlabelled(name));
-        await plantAccount();
-        await label(carol, name, `${IDENTITY}=${OTHER_NAME}`);
-      };
-      const withAccount = (name: string) => {
-        const secret = plain(name);
-        return { ...secret, metadata: { ...secret.metadata, annotations: account } };
-      };
-      return each({
-        "server-side": async () => {
-          const name = "planted-server-side";
-          await plant(name, () => apply(carol, withAccount(name)));
-          await refused(apply(dave, plain(name)), NOT_APPLIED);
-          await apply(dave, {
-            ...plain(name),
-            metadata: labelled(name, {}, {}, OTHER_UID).metadata,
-          });
-        },
-        "client-side": async () => {
-          const name = "planted-client-side";
-          const clientSide = (who: Kubectl, secret: Json) =>
-            who(["apply", "-f", "-"], JSON.stringify(secret));
-          await plant(name, () => clientSide(carol, withAccount(name)));
-          await refused(clientSide(dave, plain(name)), NOT_APPLIED);
-          await clientSide(dave, {
-            ...plain(name),
-            metadata: labelled(name, {}, {}, OTHER_UID).metadata,
-          });
-        },
-      });
-    },
-  );
-
-  await step("all else of an approved Secret is its users' to write", async () => {
-    // One after another: they are about one Secret.
-    await label(alice, "to-edit", "more=x");
-    await annotate(alice, "to-edit", "note=x", `${REFRESH}=now`);
-    await patch(alice, "to-edit", {
-      data: { key: DOCKER_CONFIG, ".dockerconfigjson": DOCKER_CONFIG },
-    });
-    await patch(alice, "to-edit", { metadata: { finalizers: ["example.com/x"] } });
-    await patch(alice, "to-edit", {
-      metadata: { finalizers: null, labels: { more: null } },
-      data: { key: null },
-    });
-    // Both forms of one identity.
-    await annotate(alice, "to-edit", `${IDENTITY}=${UID}`);
-    // And one form of two.
-    await label(alice, "both", `${IDENTITY}=`);
-    // Off with the label, and what the annotations say is of no account.
-    const annotations = { [IDENTITY]: OTHER_UID, [SERVICE_ACCOUNT]: "No Name" };
-    await patch(alice, "to-unlabel", { metadata: { labels: { [IDENTITY]: null }, annotations } });
-    await refused(label(alice, "to-unlabel", `${IDENTITY}=${OTHER_NAME}`), BAD_ACCOUNT);
-    await alice(["delete", "secret", "to-delete", "to-edit", "-n", TEAM]);
-  });
-
-  const filled = (sizes: number[]) =>
-    Object.fromEntries(sizes.map((size, index) => [`key-${index}`, base64("x".repeat(size))]));
-  const opaque = (name: string, sizes: number[], labels: object) => ({
-    apiVersion: "v1",
-    kind: "Secret",
-    metadata: { name, namespace: TEAM, labels },
-    type: "Opaque",
-    data: filled(sizes),
-  });
+  /** Of one identity or the other, by label or by annotation. */
+  const byLabel = (name: string, identity = UID) => labelled(name, {}, {}, identity);
+  const byNote = (name: string) => labelled(name, { [IDENTITY]: UID }, {}, "");
+  const withAccount = (name: string, account = "puller") =>
+    labelled(name, { [SERVICE_ACCOUNT]: account });
+  const setBoth = (name: string, labels: string, annotations: string) =>
+    setMeta(name, { labels: { [IDENTITY]: labels }, annotations: { [IDENTITY]: annotations } });
   const ours = { [IDENTITY]: "" };
-  const keys = (count: number) => Array<number>(count).fill(1);
-  await step("a labelled Secret is bounded in size, any other is not", () =>
-    each({
-      "16 keys": () => create(alice, opaque("16-keys", keys(MAX_KEYS), ours)),
-      "17 keys": () =>
-        refused(create(alice, opaque("17-keys", keys(MAX_KEYS + 1), ours)), TOO_LARGE),
-      "96 KiB": () => create(alice, opaque("96-kib", [MAX_VALUE_BYTES], ours)),
-      "96 KiB and one byte": () =>
-        refused(create(alice, opaque("large", [MAX_VALUE_BYTES + 1], ours)), TOO_LARGE),
-      "a large one, by the administrator": () =>
-        refused(create(kubectl, opaque("large", [MAX_VALUE_BYTES * 2], ours)), TOO_LARGE),
-      "a key more than 16": async () => {
-        await create(alice, opaque("16-keys-too", keys(MAX_KEYS), ours));
-        await refused(patch(alice, "16-keys-too", { data: { more: "" } }), TOO_LARGE);
-      },
-      "labelled later": async () => {
-        await create(alice, opaque("100-keys", keys(100), {}));
-        await refused(label(alice, "100-keys", `${IDENTITY}=`), TOO_LARGE);
-      },
-      "unlabelled, of 700 KiB": async () => {
-        await create(alice, opaque("700-kib", [700 * 1024], { other: "label" }));
-        await patch(alice, "700-kib", { data: { more: DOCKER_CONFIG } });
-      },
-      "unlabelled, with our annotations": () =>
-        create(
-          alice,
-          unlabelled("annotated", { [IDENTITY]: OTHER_UID, [SERVICE_ACCOUNT]: "No Name" }),
-        ),
-    }));
+  const bad = { [IDENTITY]: OTHER_UID, [SERVICE_ACCOUNT]: "No Name" };
 
-  const dry = (secret: Json, more: object = {}) => {
-    const metadata = { ...secret.metadata, ...more };
-    const args = ["create", "--dry-run=server", "-f", "-"];
-    return kubectl(args, JSON.stringify({ ...secret, metadata }));
+  await check(
+    "the manifest's role for users allows any identity, where it is bound",
+    allowed(erin, {
+      one: create(byLabel("erins")),
+      another: create(byLabel("erins-other", OTHER_UID)),
+    }),
+    denied(erin, needsUse(NAME, OTHER), { elsewhere: create(elsewhere(byLabel("erins"))) }),
+  );
+
+  await check(
+    "without the Role a user cannot name an identity",
+    denied(alice, needsUse(), {
+      "create, by label": create(byLabel("new")),
+      "create, by annotation": create(byNote("new")),
+      "create, by apply": apply(byLabel("new")),
+      "create, of another type": create(labelled("new", {}, { type: "Opaque" })),
+      "set the label": label("empty"),
+      "set the annotation": note("empty"),
+      "uncover the label": note("differing", null),
+      "uncover the label, by an empty annotation": note("differing", ""),
+      "make the annotation agree": note("differing"),
+      "label late": label("unlabelled"),
+      "label late, with the annotation there": label("noted", ""),
+    }),
+    denied(alice, needsUse(OTHER_NAME), {
+      "change the label": label("plain", OTHER_NAME),
+      "change the annotation": note("by-note", OTHER_UID),
+      "change both": setBoth("both", OTHER_NAME, OTHER_UID),
+      "uncover the annotation": label("differing", ""),
+      "make the label agree": label("differing", OTHER_NAME),
+    }),
+    denied(bob, needsUse(NAME, OTHER), {
+      "copy into another namespace": create(elsewhere(byLabel("copy"))),
+    }),
+    denied(bob, needsUse(OTHER_NAME), {
+      "another identity than one's own": create(byLabel("new", OTHER_UID)),
+    }),
+    denied(user(GITOPS), needsUse(), { "as a service account": create(byLabel("new")) }),
+  );
+
+  await check(
+    "with the Role he can",
+    allowed(bob, {
+      "create, by label": create(byLabel("by-label")),
+      "create, by annotation": create(byNote("by-annotation")),
+      "label late": label("noted", ""),
+      "set the annotation": note("empty"),
+    }),
+    allowed(alice, { "an empty identity, without a Role": create(byLabel("empty-too", "")) }),
+    allowed(dave, {
+      "whoever may do everything in the namespace": create(byLabel("by-dave", OTHER_UID)),
+    }),
+    allowed(admin, { "the cluster's administrator": create(byLabel("by-admin", OTHER_UID)) }),
+  );
+
+  const different = labelled("new", { [IDENTITY]: OTHER_UID });
+  const nameless = labelled("", { [IDENTITY]: OTHER_UID });
+  Object.assign(nameless.metadata, { name: undefined, generateName: "new-" });
+  const child = `${UID}/${"2c".repeat(8)}`;
+  await check(
+    "a label and an annotation of different identities are approved by nobody",
+    denied(bob, differ("new"), { create: create(different) }),
+    denied(admin, differ("new"), { "create, by the administrator": create(different) }),
+    denied(dave, differ("planted"), {
+      "label what a tenant planted": label("planted"),
+      "apply over what a tenant planted": applyHere(applied("planted")),
+      "server-side apply over what a tenant planted": apply(applied("planted")),
+    }),
+    denied(admin, differ("planted"), { "label it, by the administrator": label("planted") }),
+    denied(alice, differ("planted"), {
+      "server-side apply over it, without a right": apply(applied("planted")),
+    }),
+    denied(alice, differ("plain"), { "cover the label": note("plain", OTHER_UID) }),
+    denied(dave, differ("plain"), { "cover the label, with the right": note("plain", OTHER_UID) }),
+    denied(dave, differ("both", OTHER_NAME, UID), {
+      "change one of both": label("both", OTHER_NAME),
+    }),
+    denied(dave, differ("both"), { "change the other of both": note("both", OTHER_UID) }),
+    denied(dave, differ("by-note", OTHER_NAME, UID), {
+      "a label beside the annotation": label("by-note", OTHER_NAME),
+    }),
+    denied(dave, differ("differing", OTHER_NAME, UID), {
+      "what differs otherwise": setBoth("differing", OTHER_NAME, UID),
+    }),
+    denied(dave, differ("plain", NAME, child), { "a child": note("plain", child) }),
+    denied(dave, /name different identities: put the same/, {
+      "an annotation of two lines": note("plain", "x\ny"),
+    }),
+    denied(dave, /says 0a.* --namespace policies-team /, { "without a name": create(nameless) }),
+  );
+  await step("what a tenant planted can be approved by its own name, or taken off", () =>
+    inTurn(
+      label("planted", OTHER_NAME),
+      label("planted", null),
+      note("planted", null),
+      apply(applied("planted")),
+    )(dave));
+  await check(
+    "an account that a tenant planted needs the right to its tokens",
+    denied(bob, needsAccount(), {
+      label: label("planted-account"),
+      "server-side apply": apply(applied("planted-account")),
+    }),
+  );
+  await check(
+    "a Secret whose label and annotation differed before can be edited and mended",
+    allowed(alice, {
+      "edited, without a right": inTurn(
+        annotate("differing", { note: "x", [REFRESH]: "now" }),
+        setMeta("differing", { labels: { more: "x" } }),
+        setData("differing", { key: DOCKER_CONFIG }),
+        run(["delete", "secret", "differing", "-n", TEAM]),
+      ),
+      "emptied, without a right": setBoth("differing-too", "", ""),
+    }),
+    allowed(bob, {
+      "mended, with the right": inTurn(note("differing-three"), note("differing-three", null)),
+    }),
+  );
+
+  await check(
+    "`service-account` can be set and changed by whoever may create that account's tokens",
+    denied(alice, needsAccount(), { "create, without the right": create(withAccount("new")) }),
+    denied(bob, needsAccount(), { "`use` is not that right": create(withAccount("new")) }),
+    denied(carol, needsAccount("private"), {
+      "set, another account": setAccount("plain", "private"),
+      "change, another account": setAccount("of-account", "private"),
+    }),
+    denied(carol, needsUse(), { "take it off, without `use`": setAccount("of-account", null) }),
+    denied(bob, SAYS.badAccount, { empty: setAccount("plain", "") }),
+    denied(admin, SAYS.badAccount, {
+      "upper case": setAccount("plain", "Puller"),
+      "another namespace's": setAccount("plain", "../x/puller"),
+      "two lines": setAccount("plain", "puller\n"),
+      "254 characters": setAccount("plain", "a".repeat(254)),
+      "in the controller's namespace": create(elsewhere(withAccount("new", ACCOUNT), NAMESPACE)),
+    }),
+    allowed(admin, {
+      "253 characters": create(withAccount("long-account", `a${".a".repeat(126)}`)),
+    }),
+    allowed(carol, { "create, with the right": create(withAccount("with-account")) }),
+  );
+  await step(
+    "`service-account` can be taken off by whoever may use the identity",
+    () => inTurn(setAccount("of-account", null))(bob),
+  );
+
+  /** Applies a Secret without it, with it, and with an identity instead. */
+  const unnamed = (name: string, annotations?: object): Json => {
+    const { metadata: { labels: _, ...metadata }, ...secret } = applied(name);
+    return { ...secret, metadata: { ...metadata, annotations } };
   };
-  const nameless = (annotations: object = {}, more: object = {}) =>
-    labelled("sized", annotations, more, "");
-  const ownAnnotations = [REFRESH, REFRESHED, TOKEN_IDENTITY, TOKEN_EXPIRES];
-  const allOwn = Object.fromEntries([IDENTITY, ...ownAnnotations].map((name) => [name, UID]));
-  const owners = (count: number, kind = "ConfigMap") =>
-    Object.keys(many(count)).map((name) => ({ apiVersion: "v1", kind, name, uid: `uid-${name}` }));
-  const managers = (count: number, fields = "f:x") =>
-    Object.keys(many(count)).map((manager) => ({
-      manager,
-      operation: "Update",
+  const named = (name: string) => ({
+    ...unnamed(name),
+    metadata: byLabel(name, OTHER_UID).metadata,
+  });
+  /** Whoever may create that account's tokens names an identity, and plants the account in another's name. */
+  const plantAndApply = (name: string, apply: (secret: Json) => Act): Act => async () => {
+    const planted = unnamed(name, { [SERVICE_ACCOUNT]: "puller" });
+    await create(unlabelled(name))(alice);
+    await inTurn(apply(planted), label(name, OTHER_NAME))(carol);
+    await inTurn(refuses(apply(unnamed(name)), SAYS.notApplied), apply(named(name)))(dave);
+  };
+  await check(
+    "an apply that takes `service-account` off approves only an identity that it names",
+    allowed(dave, {
+      "server-side": plantAndApply("planted-server-side", apply),
+      "client-side": plantAndApply("planted-client-side", applyHere),
+    }),
+  );
+
+  const both = { key: DOCKER_CONFIG, ".dockerconfigjson": DOCKER_CONFIG };
+  // One after another: they are about one Secret.
+  await step("all else of an approved Secret is its users' to write", () =>
+    inTurn(
+      setMeta("to-edit", { labels: { more: "x" } }),
+      annotate("to-edit", { note: "x", [REFRESH]: "now" }),
+      setData("to-edit", both),
+      setMeta("to-edit", { finalizers: ["example.com/x"] }),
+      setMeta("to-edit", { finalizers: null, labels: { more: null } }),
+      setData("to-edit", { key: null }),
+      // Both forms of one identity.
+      note("to-edit"),
+      // And one form of two.
+      label("both", ""),
+      // Off with the label, and what the annotations say is of no account.
+      setMeta("to-unlabel", { labels: { [IDENTITY]: null }, annotations: bad }),
+      refuses(label("to-unlabel", OTHER_NAME), SAYS.badAccount),
+      run(["delete", "secret", "to-delete", "to-edit", "-n", TEAM]),
+    )(alice));
+
+  /** Of values of these sizes. */
+  const sized = (name: string, sizes: number[], labels: object = ours) =>
+    create({
       apiVersion: "v1",
-      fieldsType: "FieldsV1",
-      fieldsV1: { "f:data": { [fields]: {} } },
-    }));
-  const withManagers = (entries: object[]) => dry(nameless(), { managedFields: entries });
-  await step("what a labelled Secret has beside its data is bounded", () =>
-    each({
-      "100 labels": () => dry(nameless(), { labels: { ...ours, ...many(MAX_LABELS - 1) } }),
-      "101 labels": () =>
-        refused(dry(nameless(), { labels: { ...ours, ...many(MAX_LABELS) } }), TOO_MANY),
-      "100 annotations, and ours": () => dry(nameless({ ...allOwn, ...many(MAX_ANNOTATIONS) })),
-      "101 annotations": () => refused(dry(nameless(many(MAX_ANNOTATIONS + 1))), TOO_MANY),
-      "what kubectl applied last, of 200 KiB": () =>
-        dry(nameless({
-          "kubectl.kubernetes.io/last-applied-configuration": "x".repeat(200 * 1024),
-        })),
-      "annotations of ours of 300 characters": () =>
-        dry(
-          nameless(Object.fromEntries(ownAnnotations.map((name) => [name, "€".repeat(MAX_CHARS)]))),
+      kind: "Secret",
+      metadata: { name, namespace: TEAM, labels },
+      type: "Opaque",
+      data: Object.fromEntries(sizes.map((size, i) => [`key-${i}`, base64("x".repeat(size))])),
+    });
+  const ones = (count: number) => Array<number>(count).fill(1);
+  await check(
+    "a labelled Secret is bounded in size, any other is not",
+    allowed(alice, {
+      "16 keys": sized("16-keys", ones(MAX.keys)),
+      "96 KiB": sized("96-kib", [MAX.valueBytes]),
+      "a key more than 16": inTurn(
+        sized("16-keys-too", ones(MAX.keys)),
+        refuses(setData("16-keys-too", { more: "" }), SAYS.tooLarge),
+      ),
+      "labelled later": inTurn(
+        sized("100-keys", ones(100), {}),
+        refuses(label("100-keys", ""), SAYS.tooLarge),
+      ),
+      "unlabelled, of 700 KiB": inTurn(
+        sized("700-kib", [700 * 1024], { other: "label" }),
+        setData("700-kib", { more: DOCKER_CONFIG }),
+      ),
+      "unlabelled, with our annotations": create(unlabelled("annotated", bad)),
+    }),
+    denied(alice, SAYS.tooLarge, {
+      "17 keys": sized("17-keys", ones(MAX.keys + 1)),
+      "96 KiB and one byte": sized("large", [MAX.valueBytes + 1]),
+    }),
+    denied(admin, SAYS.tooLarge, {
+      "a large one, by the administrator": sized("large", [MAX.valueBytes * 2]),
+    }),
+  );
+
+  /** In a dry run. */
+  const tried = (metadata: object, more: object = {}) => {
+    const secret = labelled("tried", {}, more, "");
+    Object.assign(secret.metadata, metadata);
+    return run(["create", "--dry-run=server", "-f", "-"], secret);
+  };
+  const labels = (count: number) => tried({ labels: { ...ours, ...many(count) } });
+  const noted = (annotations: object) => tried({ annotations });
+  const typed = (chars: number) => tried({}, { type: "x".repeat(chars) });
+  const finalized = (count: number) => tried({ finalizers: finalizers(count) });
+  const owned = (count: number, kind = "ConfigMap") =>
+    tried({
+      ownerReferences: Object.keys(many(count)).map((name) => ({
+        ...{ apiVersion: "v1", kind, name },
+        uid: `uid-${name}`,
+      })),
+    });
+  // Two entries are of the request itself, and the API server merges those of updates.
+  const managed = (count: number, operation: "Apply" | "Update" = "Apply", field = "f:x") =>
+    tried({
+      managedFields: Object.keys(many(count)).map((manager) =>
+        fieldsOf(manager, operation, { "f:data": { [field]: {} } })
+      ),
+    });
+  const ownAnnotations = [REFRESH, REFRESHED, TOKEN_IDENTITY, TOKEN_EXPIRES];
+  const all = (names: string[], value: string) =>
+    Object.fromEntries(names.map((name) => [name, value]));
+  const lastApplied = "kubectl.kubernetes.io/last-applied-configuration";
+  const long = "x".repeat(MAX.chars + 1);
+  const longType = { ...unlabelled("long-type"), type: "x".repeat(MAX.typeChars + 1) };
+  /** Whoever labels it late meets the limit as well. */
+  const late = (secret: Json, words: RegExp) =>
+    inTurn(create(secret), refuses(label(secret.metadata.name, ""), words));
+  await check(
+    "what a labelled Secret has beside its data is bounded",
+    allowed(admin, {
+      "100 labels": labels(MAX.labels - 1),
+      "100 annotations, and ours": noted({
+        ...all([IDENTITY, ...ownAnnotations], UID),
+        ...many(MAX.annotations),
+      }),
+      "what kubectl applied last, of 200 KiB": noted({ [lastApplied]: "x".repeat(200 * 1024) }),
+      "annotations of ours of 300 characters": noted(all(ownAnnotations, "€".repeat(MAX.chars))),
+      "a type of 253 characters": typed(MAX.typeChars),
+      "16 owners": owned(MAX.owners),
+      "16 finalizers": finalized(MAX.finalizers),
+      "31 managers": managed(MAX.managers - 1),
+    }),
+    denied(admin, SAYS.tooMany, {
+      "101 labels": labels(MAX.labels),
+      "101 annotations": noted(many(MAX.annotations + 1)),
+    }),
+    denied(admin, SAYS.tooLong, {
+      ...Object.fromEntries(
+        [...ownAnnotations, IDENTITY].map((name) => [`a long ${name}`, noted({ [name]: long })]),
+      ),
+    }),
+    denied(admin, SAYS.longType, { "a type of 254 characters": typed(MAX.typeChars + 1) }),
+    denied(admin, SAYS.tooManyOwners, {
+      "17 owners": owned(MAX.owners + 1),
+      "a large owner": owned(1, "x".repeat(1025)),
+    }),
+    denied(admin, SAYS.tooManyFinalizers, { "17 finalizers": finalized(MAX.finalizers + 1) }),
+    denied(admin, SAYS.tooManyManagers, {
+      "33 managers": managed(MAX.managers),
+      "large managedFields": managed(1, "Update", `f:${"x".repeat(MAX.managersBytes)}`),
+    }),
+    allowed(alice, {
+      "labelled late, 101 annotations": late(
+        unlabelled("100-annotations", many(MAX.annotations + 1)),
+        SAYS.tooMany,
+      ),
+      "labelled late, a long `refresh`": late(
+        unlabelled("long-refresh", { [REFRESH]: long }),
+        SAYS.tooLong,
+      ),
+      "labelled late, a long type": late(longType, SAYS.longType),
+      "what was larger before may stay, and shrink": inTurn(
+        annotate("oversized", { "x-1": "y", [REFRESH]: "now" }),
+        setMeta("oversized", { labels: { "x-1": "y" } }),
+        setData("oversized", { key: DOCKER_CONFIG }),
+        refuses(annotate("oversized", { more: "x" }), SAYS.tooMany),
+        refuses(setMeta("oversized", { labels: { more: "x" } }), SAYS.tooMany),
+        refuses(annotate("oversized", { [REFRESH]: long }), SAYS.tooLong),
+        annotate("oversized", { "x-1": null, "x-2": null, "x-3": null }),
+        setMeta("oversized", { labels: { "x-1": null, "x-2": null } }),
+        refuses(
+          setMeta("oversized", { finalizers: finalizers(MAX.finalizers + 5) }),
+          SAYS.tooManyFinalizers,
         ),
-      "annotations of ours of 301 characters": async () => {
-        for (const name of [...ownAnnotations, IDENTITY]) {
-          await refused(dry(nameless({ [name]: "x".repeat(MAX_CHARS + 1) })), TOO_LONG);
-        }
-      },
-      "a type of 253 characters": () => dry(nameless({}, { type: "x".repeat(MAX_TYPE_CHARS) })),
-      "a type of 254 characters": () =>
-        refused(dry(nameless({}, { type: "x".repeat(MAX_TYPE_CHARS + 1) })), LONG_TYPE),
-      "16 owners": () => dry(nameless(), { ownerReferences: owners(MAX_OWNERS) }),
-      "17 owners": () =>
-        refused(dry(nameless(), { ownerReferences: owners(MAX_OWNERS + 1) }), TOO_MANY_OWNERS),
-      "a large owner": () =>
-        refused(dry(nameless(), { ownerReferences: owners(1, "x".repeat(1025)) }), TOO_MANY_OWNERS),
-      "16 finalizers": () => dry(nameless(), { finalizers: finalizers(MAX_FINALIZERS) }),
-      "17 finalizers": () =>
-        refused(
-          dry(nameless(), { finalizers: finalizers(MAX_FINALIZERS + 1) }),
-          TOO_MANY_FINALIZERS,
-        ),
-      // Two entries are of the request itself, and the API server merges those of updates.
-      "31 managers": () =>
-        withManagers(managers(MAX_MANAGERS - 1).map((entry) => ({ ...entry, operation: "Apply" }))),
-      "33 managers": () =>
-        refused(
-          withManagers(managers(MAX_MANAGERS).map((entry) => ({ ...entry, operation: "Apply" }))),
-          TOO_MANY_MANAGERS,
-        ),
-      "large managedFields": () =>
-        refused(
-          withManagers(managers(1, `f:${"x".repeat(MAX_MANAGERS_BYTES)}`)),
-          TOO_MANY_MANAGERS,
-        ),
-      "labelled later": async () => {
-        await create(alice, unlabelled("100-annotations", many(MAX_ANNOTATIONS + 1)));
-        await refused(label(alice, "100-annotations", `${IDENTITY}=`), TOO_MANY);
-        await create(alice, unlabelled("long-refresh", { [REFRESH]: "x".repeat(MAX_CHARS + 1) }));
-        await refused(label(alice, "long-refresh", `${IDENTITY}=`), TOO_LONG);
-        await create(alice, { ...unlabelled("long-type"), type: "x".repeat(MAX_TYPE_CHARS + 1) });
-        await refused(label(alice, "long-type", `${IDENTITY}=`), LONG_TYPE);
-      },
-      "what was larger before may stay, and shrink": async () => {
-        await annotate(alice, "oversized", "x-1=y", `${REFRESH}=now`);
-        await label(alice, "oversized", "x-1=y");
-        await patch(alice, "oversized", { data: { key: DOCKER_CONFIG } });
-        await refused(annotate(alice, "oversized", "more=x"), TOO_MANY);
-        await refused(label(alice, "oversized", "more=x"), TOO_MANY);
-        await refused(
-          annotate(alice, "oversized", `${REFRESH}=${"x".repeat(MAX_CHARS + 1)}`),
-          TOO_LONG,
-        );
-        await annotate(alice, "oversized", "x-1-", "x-2-", "x-3-");
-        await label(alice, "oversized", "x-1-", "x-2-");
-        await refused(
-          patch(alice, "oversized", { metadata: { finalizers: finalizers(MAX_FINALIZERS + 5) } }),
-          TOO_MANY_FINALIZERS,
-        );
-        await patch(alice, "oversized", {
-          metadata: { finalizers: finalizers(MAX_FINALIZERS + 1) },
-        });
-        await patch(alice, "oversized", { metadata: { finalizers: null } });
-      },
-    }));
+        setMeta("oversized", { finalizers: finalizers(MAX.finalizers + 1) }),
+        setMeta("oversized", { finalizers: null }),
+      ),
+    }),
+  );
 }
 
 // ───── The manifest ─────
 
-/** The checkers that are not everywhere, and how to get them. */
-const CHECKERS = {
-  "kube-score": "go install github.com/zegl/kube-score/cmd/kube-score@v1.20.0",
-  yamllint: "pip install yamllint",
-};
-/** Kubernetes' own way to indent lists and to write comments, and the line length of this project. */
-const YAMLLINT = {
-  extends: "default",
-  rules: {
-    "line-length": { max: 120, "allow-non-breakable-words": true },
-    indentation: { "indent-sequences": "consistent" },
-    comments: { "min-spaces-from-content": 1 },
-    // As deno fmt has it.
-    braces: { "max-spaces-inside": 1 },
-    "document-start": "disable",
-  },
-};
 const FILLED_IN = "registry.example.com/pull-secret-updater:0.1.0";
 
-/** Applies the manifest to a cluster that has not seen it, and again. */
+/** Applies the manifest to a cluster that has not seen it, and again; and has it looked through. */
 async function manifest(context: Given, file: string): Promise<void> {
-  const { kubectl, step, work } = context;
+  const { step, work } = context;
   const text = readFileSync(file, "utf8").replace(/\bimage: IMAGE\b/, `image: ${FILLED_IN}`);
-  const apply = (...flags: string[]) => kubectl(["apply", "-f", "-", ...flags], text);
-
-  await step("the manifest applies", async () => {
-    await apply();
-  });
-  await step("applied again it changes nothing", async () => {
-    const before = await generations(context, text);
-    const lines = (await apply()).trim().split("\n");
-    expect(await generations(context, text) === before, "an object was changed");
-    // kubectl's patch of a PodDisruptionBudget is never empty: its selector is always replaced as a whole.
-    const changed = lines.filter((line) => !/ unchanged$|^poddisruptionbudget/.test(line));
-    expect(changed.length === 0, changed.join("\n"));
-    return `${lines.length} objects`;
-  });
-  await step("it passes a dry run at the server, by both ways to apply", async () => {
-    await apply("--dry-run=server");
-    await apply("--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict");
-  });
+  await applyTwice(context, text);
 
   const path = join(work, "deploy.yaml");
   writeFileSync(path, text);
-  const check = async (program: keyof typeof CHECKERS, args: string[]) => {
-    if (!isInstalled(program)) return `skipped, not installed: ${CHECKERS[program]}`;
-    await run(program, [...args, path]).catch((error: Error & { cause?: Json }) => {
-      throw new Error(`${error.message}\n${error.cause?.stdout ?? ""}`);
-    });
-  };
-  await step(
-    "kube-score finds nothing",
-    () => check("kube-score", ["score", "--kubernetes-version=v1.30"]),
-  );
-  await step(
-    "yamllint finds nothing",
-    () => check("yamllint", ["--strict", "-d", JSON.stringify(YAMLLINT)]),
-  );
-}
-
-/** What changes with an object but not with its status. */
-async function generations({ kubectl }: Given, text: string): Promise<string> {
-  const { items } = JSON.parse(await kubectl(["get", "-f", "-", "-o", "json"], text));
-  const lines = items.map(({ kind, metadata: { name, uid, generation, resourceVersion } }: Json) =>
-    [kind, name, uid, generation ?? resourceVersion].join(" ")
-  );
-  return lines.join("\n");
-}
-
-// ───── Helpers ─────
-
-/** Runs cases at once, and tells all that are not as they should be. */
-async function each(cases: Record<string, () => Promise<unknown>>): Promise<string> {
-  const entries = Object.entries(cases);
-  const outcomes = await Promise.allSettled(entries.map(([, attempt]) => attempt()));
-  const failures = outcomes.flatMap((outcome, index) =>
-    outcome.status === "rejected"
-      ? [`${entries[index]![0]}: ${(outcome.reason as Error).message}`]
-      : []
-  );
-  if (failures.length > 0) throw new Error(failures.join("\n"));
-  return `${entries.length} cases`;
-}
-
-function literally(text: string): RegExp {
-  return new RegExp(RegExp.escape(text) + "($|\\s)");
-}
-
-function base64(text: string): string {
-  return Buffer.from(text).toString("base64");
-}
-
-function claimsOf(token: string): Json {
-  return JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString());
+  await step("kube-score finds nothing", async () => {
+    if (!isInstalled("kube-score")) {
+      return "skipped: go install github.com/zegl/kube-score/cmd/kube-score@v1.20.0";
+    }
+    await runProgram("kube-score", ["score", "--kubernetes-version=v1.30", path])
+      .catch((error: Error & { cause?: Json }) => {
+        throw new Error(`${error.message}\n${error.cause?.stdout ?? ""}`);
+      });
+  });
 }
 
 /** On a control plane of its own. */
 async function alone(file: string): Promise<number> {
   const place = { dir: join(tmpdir(), "policies-cluster"), port: 19443 };
   const work = mkdtempSync(join(tmpdir(), "policies-"));
-  const counts = { passed: 0, failed: 0 };
-  const step: Context["step"] = async (title, attempt) => {
-    const began = performance.now();
-    const seconds = () => `${((performance.now() - began) / 1000).toFixed(1)} s`;
-    try {
-      const said = await attempt();
-      counts.passed++;
-      console.log(`ok      ${title}${said ? ` (${said})` : ""}, ${seconds()}`);
-    } catch (error) {
-      counts.failed++;
-      console.log(
-        `FAILED  ${title}, ${seconds()}\n${(error as Error).message.replace(/^/gm, "        ")}`,
-      );
-    }
-  };
+  const { need, step, tell } = createSteps();
   await endCluster(place);
   try {
     const cluster = await startCluster(place);
-    const kubectl: Kubectl = (args, input) => cluster.kubectl(args, input);
-    const context = {
+    const context: Given = {
       cluster,
-      kubectl,
-      as: (token: string) => kubectlAs(cluster, token),
+      ...createHands((args, input) => cluster.kubectl(args, input)),
+      as: (token) => (args, input) => cluster.kubectl(args, input, token),
+      need,
       step,
       work,
     };
@@ -1432,12 +942,9 @@ async function alone(file: string): Promise<number> {
     await endCluster(place);
     rmSync(work, { recursive: true });
   }
-  console.log(`${counts.passed} passed, ${counts.failed} failed`);
-  return counts.failed === 0 ? 0 : 1;
+  return tell();
 }
 
 if (import.meta.main) {
-  process.exitCode = await alone(
-    process.argv[2] ?? join(ROOT, "deploy.yaml"),
-  );
+  process.exitCode = await alone(process.argv[2] ?? join(ROOT, "deploy.yaml"));
 }

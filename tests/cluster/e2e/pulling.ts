@@ -1,19 +1,15 @@
 /** The story of the README: a labelled Secret, and Pods that pull private images with it. */
-import * as fs from "node:fs";
 import { join } from "node:path";
-import { type Context, expect, getJson } from "./context.ts";
+import { type Context, expect, README_IDENTITY, refused } from "./context.ts";
 import { buildApp } from "./images.ts";
 import { needBlock } from "./blocks.ts";
-import { ACCOUNT, NAMESPACE } from "../../support/names.ts";
-import type { Json } from "../../support/json.ts";
-import { dockerConfig, tokenIn } from "../../support/secrets.ts";
+import { container, pod, runs } from "./pods.ts";
+import { dockerConfig } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
 
 const NS = "story";
 /** As the README has them. */
 const SECRET = "pull-secret";
-const IDENTITY_UID = "1234567890abcdef1234567890abcdef12345678/0123456789abcdef";
-const POD = "example";
 const README_IMAGE = "cgr.dev/ORGANIZATION/IMAGE:TAG";
 
 const REPOSITORY = "acme/app";
@@ -21,7 +17,7 @@ const LIFE_S = 18;
 const REFRESHES = 2;
 
 export async function story(context: Context, watched: Set<string>): Promise<void> {
-  const { cluster, clusterIssuer, issuer, kubectl, need, registry, setLife, step, work } = context;
+  const { cluster, kubectl, need, registry, setLife, step, work } = context;
 
   await need("private images are pushed to cgr.dev", async () => {
     for (const version of ["1", "2"]) {
@@ -29,20 +25,19 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
       await buildApp(work, cluster.bin, version, archive);
       await registry.push(archive, `${REPOSITORY}:${version}`);
     }
-    issuer.bind(IDENTITY_UID, clusterIssuer, NAMESPACE, ACCOUNT);
-    setLife(IDENTITY_UID, LIFE_S);
-    registry.grants.set(IDENTITY_UID, [REPOSITORY]);
-    await kubectl(["create", "namespace", NS]);
+    context.bind(README_IDENTITY);
+    setLife(README_IDENTITY, LIFE_S);
+    registry.grants.set(README_IDENTITY, [REPOSITORY]);
+    await context.createNamespace(NS);
     watched.add(NS);
   });
 
-  const secret = () => getJson(context, "secret", "-n", NS, SECRET);
-  const isRunning = async (name: string) =>
-    (await getJson(context, "pod", "-n", NS, name)).status.phase === "Running";
+  const token = () => context.tokenIn(NS, SECRET);
+  const image = (version: string) => `cgr.dev/${REPOSITORY}:${version}`;
   await need("the README's Secret is filled", async () => {
     await kubectl(["create", "-n", NS, "-f", "-"], needBlock("# pull-secret.yaml"));
     const created = Date.now();
-    await until(async () => tokenIn(await secret()) !== undefined, "it holds a token");
+    await until(token, "it holds a token");
     return `${Date.now() - created} ms after it was created`;
   });
   const filled = Date.now();
@@ -50,17 +45,14 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
   await need("the README's Pod, which names it, runs a private image", async () => {
     const manifest = needBlock("# pod.yaml");
     expect(manifest.includes(README_IMAGE), `its image is not ${README_IMAGE}`);
-    await kubectl(
-      ["apply", "-n", NS, "-f", "-"],
-      manifest.replace(README_IMAGE, `cgr.dev/${REPOSITORY}:1`),
-    );
-    await until(() => isRunning(POD), "it runs");
+    await kubectl(["apply", "-n", NS, "-f", "-"], manifest.replace(README_IMAGE, image("1")));
+    await runs(context, NS, "example");
   });
 
   await step("a Pod that does not name it gets no image", async () => {
-    await kubectl(["create", "-f", "-"], JSON.stringify(pod("without", "1")));
+    await context.create(pod(NS, "without", { containers: [container(image("1"))] }));
     return await until(async () => {
-      const { status } = await getJson(context, "pod", "-n", NS, "without");
+      const { status } = await context.get("pod", "-n", NS, "without");
       const waiting = status.containerStatuses?.[0]?.state?.waiting;
       return /^(ErrImagePull|ImagePullBackOff)$/.test(waiting?.reason) && `${waiting.reason}`;
     }, "it is refused");
@@ -69,50 +61,32 @@ export async function story(context: Context, watched: Set<string>): Promise<voi
   await step(
     `after ${REFRESHES} refreshes another image is pulled with the same Secret`,
     async () => {
-      const tokens = new Set([tokenIn(await secret())?.token]);
+      const tokens = new Set<string | undefined>();
       await until(
-        async () => tokens.add(tokenIn(await secret())?.token).size > REFRESHES,
+        async () => tokens.add((await token())?.token).size > REFRESHES,
         "it is refreshed",
       );
-      await kubectl(["create", "-f", "-"], JSON.stringify(pod("later", "2", SECRET)));
-      await until(() => isRunning("later"), "it runs");
-      return `${
-        Math.round((Date.now() - filled) / 1000)
-      } s after the first token, which lived ${LIFE_S} s`;
+      const later = {
+        containers: [container(image("2"))],
+        imagePullSecrets: [{ name: SECRET }],
+      };
+      await context.create(pod(NS, "later", later));
+      await runs(context, NS, "later");
+      const seconds = Math.round((Date.now() - filled) / 1000);
+      return `${seconds} s after the first token, which lived ${LIFE_S} s`;
     },
   );
 
   await step("skopeo pulls with the Secret's content as its auth file", async () => {
-    const auth = join(work, "auth.json");
-    fs.writeFileSync(auth, dockerConfig(await secret()), { mode: 0o600 });
-    const inspect = ["inspect", "--format", "{{.Digest}}", `docker://cgr.dev/${REPOSITORY}:2`];
-    const digest = await registry.runWithName("skopeo", [...inspect, "--authfile", auth]);
-    const without = await registry.runWithName("skopeo", [...inspect, "--no-creds"]).catch((
-      error,
-    ) => error.message);
-    expect(/unauthorized|authentication required|401/i.test(without), `without it: ${without}`);
+    const config = dockerConfig(await context.get("secret", "-n", NS, SECRET));
+    const digest = await registry.digestOf(`${REPOSITORY}:2`, config);
+    await refused(
+      registry.digestOf(`${REPOSITORY}:2`),
+      /unauthorized|authentication required|401/i,
+    );
     return digest.trim().slice(0, 19);
   });
 
   // Tokens that live so short cannot outlive what is done to the cluster later.
-  await kubectl(["delete", "secret", "-n", NS, SECRET]);
-  await kubectl(["delete", "namespace", NS, "--wait=false"]);
-}
-
-function pod(name: string, version: string, secret?: string): Json {
-  return {
-    apiVersion: "v1",
-    kind: "Pod",
-    metadata: { namespace: NS, name },
-    spec: {
-      automountServiceAccountToken: false,
-      terminationGracePeriodSeconds: 1,
-      containers: [{
-        name: "app",
-        image: `cgr.dev/${REPOSITORY}:${version}`,
-        imagePullPolicy: "Always",
-      }],
-      imagePullSecrets: secret ? [{ name: secret }] : [],
-    },
-  };
+  await context.remove(NS);
 }

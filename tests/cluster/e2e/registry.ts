@@ -20,7 +20,7 @@ import { until } from "../../support/until.ts";
 const SERVICE = "cgr.dev";
 const TOKEN_SECONDS = 60;
 
-export interface RegistryOptions {
+interface Options {
   /** State folder of the cluster: the registry ends with it. */
   dir: string;
   work: string;
@@ -33,28 +33,16 @@ export interface RegistryOptions {
   certificate: { key: string; cert: string };
 }
 
-export interface Registry {
-  /** Which repositories an identity may pull from. */
-  grants: Map<string, string[]>;
-  /** What the token server was asked and answered, without tokens. */
-  requests: { scope: string; user: string; identity: string | undefined; status: number }[];
-  /** May push and pull everything, with a password that does not run out. */
-  publisher: { user: string; password: string };
-  push(archive: string, repository: string): Promise<void>;
-  /** Runs a program for which cgr.dev is this registry, over TLS. */
-  runWithName(program: string, args: string[]): Promise<string>;
-  close(): void;
-}
+export type Registry = Awaited<ReturnType<typeof startRegistry>>;
 
-export async function startRegistry(options: RegistryOptions): Promise<Registry> {
+export async function startRegistry(options: Options) {
   const { dir, work, host, port, issuer, certificate } = options;
   const authority = makeAuthority();
   const { key, cert } = authority.issue(["registry tokens"]);
   const signingKey = await importPKCS8(key, "ES256");
   const x5c = [new X509Certificate(cert).raw.toString("base64")];
   const publisher = { user: "publisher", password: randomBytes(16).toString("hex") };
-  const grants: Registry["grants"] = new Map();
-  const requests: Registry["requests"] = [];
+  const grants = new Map<string, string[]>();
 
   /** The identity that a token was issued for, if it is one of the issuer's and holds. */
   async function identityOf(token: string): Promise<string | undefined> {
@@ -80,7 +68,6 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
     const isGranted = identity !== undefined && grants.get(identity)?.includes(name);
     const allowed = isPublisher ? wanted.split(",") : isGranted ? ["pull"] : [];
     const status = isPublisher || isGranted ? 200 : identity === undefined ? 401 : 403;
-    requests.push({ scope, user, identity, status });
     if (status !== 200) {
       return { status, body: { errors: [{ code: status === 401 ? "UNAUTHORIZED" : "DENIED" }] } };
     }
@@ -131,41 +118,31 @@ export async function startRegistry(options: RegistryOptions): Promise<Registry>
   const hosts = join(work, "hosts");
   fs.writeFileSync(hosts, `${fs.readFileSync("/etc/hosts", "utf8")}\n${host} ${SERVICE}\n`);
   return {
+    /** Which repositories an identity may pull from. */
     grants,
-    requests,
+    /** May push and pull everything, with a password that does not run out. */
     publisher,
-    push: async (archive, repository) => {
-      const credentials = [
-        "--dest-creds",
-        `${publisher.user}:${publisher.password}`,
-        "--dest-tls-verify=false",
-      ];
+    async push(archive: string, repository: string): Promise<void> {
       await run("skopeo", [
-        "copy",
-        "--quiet",
-        ...credentials,
-        `docker-archive:${archive}`,
-        `docker://${host}:${port}/${repository}`,
+        ...["copy", "--quiet", "--dest-tls-verify=false"],
+        ...["--dest-creds", `${publisher.user}:${publisher.password}`],
+        ...[`docker-archive:${archive}`, `docker://${host}:${port}/${repository}`],
       ]);
     },
-    runWithName: (program, args) => {
+    /** Asks cgr.dev, over TLS, for an image's digest, with a docker config or without; fails where it may not be pulled. */
+    digestOf(image: string, config?: string): Promise<string> {
+      const file = join(work, `${randomUUID()}.json`);
+      fs.writeFileSync(file, config ?? "", { mode: 0o600 });
+      // A name space of mounts, in which cgr.dev is this registry.
       const script = `mount --bind "$0" /etc/hosts && exec "$@"`;
-      const env = { SSL_CERT_FILE: join(work, "ca.crt"), NO_PROXY: "*" };
       return run("unshare", [
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-ec",
-        script,
-        hosts,
-        program,
-        ...args,
-      ], {
-        env,
-      });
+        ...["--mount", "--propagation", "private", "sh", "-ec", script, hosts],
+        ...["skopeo", "inspect", "--format", "{{.Digest}}", `docker://${SERVICE}/${image}`],
+        ...config === undefined ? ["--no-creds"] : ["--authfile", file],
+      ], { env: { SSL_CERT_FILE: join(work, "ca.crt"), NO_PROXY: "*" } })
+        .finally(() => fs.rmSync(file));
     },
-    close: () => {
+    close(): void {
       tokenServer.close().closeAllConnections();
       front.close();
     },

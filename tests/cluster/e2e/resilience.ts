@@ -2,16 +2,16 @@
 import { generateKeyPairSync } from "node:crypto";
 import * as fs from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Agent, request } from "undici";
+import { createAdmin } from "../admin.ts";
 import type { Cluster } from "../cluster.ts";
 import { makeCertificates, paths } from "../components.ts";
-import { type Context, expect, getJson, refused, RETRIED_MS } from "./context.ts";
+import { type Context, expect, refused } from "./context.ts";
 import { controllerPods, rolledOut } from "./deploy.ts";
 import { controllerProcesses } from "./tools.ts";
-import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX } from "../../support/names.ts";
+import { ACCOUNT, IDENTITY, NAMESPACE, REFRESH } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { pullSecret, type Token, tokenIn } from "../../support/secrets.ts";
-import { until } from "../../support/until.ts";
+import { repeat, until } from "../../support/until.ts";
 
 const NS = "resilience";
 const SECRETS = ["first", "second", "third"];
@@ -41,25 +41,18 @@ export interface Watcher {
 
 /** Fills some Secrets, and looks twice a second whether any labelled one holds an expired token. */
 export async function watchSecrets(context: Context): Promise<Watcher> {
-  const { cluster, clusterIssuer, issuer, kubectl } = context;
-  for (const identity of [IDENTITY_UID, LATE_IDENTITY]) {
-    issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
-  }
-  await kubectl(["create", "namespace", NS]);
-  const list = {
-    apiVersion: "v1",
-    kind: "List",
-    items: SECRETS.map((name) => pullSecret(NS, name, IDENTITY_UID)),
-  };
-  await kubectl(["create", "-f", "-"], JSON.stringify(list));
+  const { cluster } = context;
+  context.bind(IDENTITY_UID);
+  context.bind(LATE_IDENTITY);
+  await context.createNamespace(NS);
+  await context.create(...SECRETS.map((name) => pullSecret(NS, name, IDENTITY_UID)));
 
   const watcher: Watcher = {
     namespaces: new Set([NS]),
     looks: 0,
     tokens: new Set(),
     expired: [],
-    stop: lookAtSecrets(cluster, LOOK_MS, (secrets) => {
-      const now = Date.now();
+    stop: lookAtSecrets(cluster, LOOK_MS, (secrets, now) => {
       watcher.looks++;
       const watched = secrets.filter(({ metadata }) => watcher.namespaces.has(metadata.namespace));
       for (const secret of watched) {
@@ -77,57 +70,35 @@ export async function watchSecrets(context: Context): Promise<Watcher> {
   return watcher;
 }
 
-/** Lists all labelled Secrets again and again, until what it returns is called. */
+/**
+ * Lists all labelled Secrets again and again, until what it returns is called. What had expired when a list was asked for
+ * was still held when it was read.
+ */
 export function lookAtSecrets(
   cluster: Cluster,
   everyMs: number,
-  see: (secrets: Json[]) => void,
+  see: (secrets: Json[], at: number) => void,
 ): () => void {
-  const { token } = JSON.parse(fs.readFileSync(cluster.kubeconfig, "utf8")).users[0].user;
-  const url = `${cluster.server}/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
-  const headers = { authorization: `Bearer ${token}` };
-  const timeouts = { headersTimeout: LOOK_MS, bodyTimeout: LOOK_MS };
-  const look = async () => {
-    // A new connection each time, as the API server's certificate changes.
-    const dispatcher = new Agent({ connect: { ca: fs.readFileSync(cluster.ca, "utf8") } });
-    const answer = await request(url, { headers, dispatcher, ...timeouts });
-    const { items = [] } = await answer.body.json() as Json;
-    see(items);
-    await dispatcher.close();
-  };
-  const timer = setInterval(() => void look().catch(() => {}), everyMs);
-  return () => clearInterval(timer);
+  const admin = createAdmin(cluster);
+  const path = `/api/v1/secrets?labelSelector=${encodeURIComponent(IDENTITY)}`;
+  const stop = repeat(everyMs, async () => {
+    const at = Date.now();
+    see((await admin.get(path)).items, at);
+  });
+  return () => void stop().then(admin.close);
 }
 
 export async function resilience(context: Context, watcher: Watcher): Promise<void> {
   const { cluster, issuer, kubectl, step } = context;
-  const tokens = (names = SECRETS) =>
-    Promise.all(
-      names.map(async (name) => tokenIn(await getJson(context, "secret", "-n", NS, name))),
-    );
-  /** Waits until Secrets hold tokens that were issued after this instant. */
-  const refreshedSince = async (time: number, names = SECRETS) => {
-    const wholeSecond = Math.floor(time / 1000); // as `iat` is
-    await until(
-      async () => (await tokens(names)).every((token) => token && token.iat >= wholeSecond),
-      "the Secrets are refreshed",
-      RETRIED_MS,
-    );
+  const refreshedSince = (ms: number, names = SECRETS) => context.issuedSince(ms, NS, names);
+  const askForRefresh = () => {
+    const flags = ["-n", NS, "--all", "--overwrite", `${REFRESH}=${Date.now()}`];
+    return kubectl(["annotate", "secrets", ...flags]);
   };
-  const askForRefresh = () =>
-    kubectl([
-      "annotate",
-      "secrets",
-      "-n",
-      NS,
-      "--all",
-      "--overwrite",
-      `${PREFIX}refresh=${Date.now()}`,
-    ]);
 
   /** How long it is until the first of the tokens is about to be refreshed. */
   const untilOutage = async () => {
-    const held = await tokens();
+    const held = await context.tokens(NS, SECRETS);
     expect(held.every((token) => token !== undefined), "no token");
     return Math.min(...held.map((token) => atShare(token, OUTAGE_AT))) - Date.now();
   };
@@ -153,9 +124,9 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
     await cluster.start("etcd");
     await cluster.ready();
     const back = Date.now();
-    await kubectl(["create", "-f", "-"], JSON.stringify(pullSecret(NS, "late", LATE_IDENTITY)));
+    await context.create(pullSecret(NS, "late", LATE_IDENTITY));
     await until(
-      async () => tokenIn(await getJson(context, "secret", "-n", NS, "late")),
+      () => context.tokenIn(NS, "late"),
       "it is filled",
     );
     return `${Date.now() - back} ms after etcd and the API server were ready`;
@@ -170,7 +141,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
         await refreshedSince(asked);
       }
       await sleep(await untilOutage());
-      const held = await tokens();
+      const held = await context.tokens(NS, SECRETS);
       const stopped = Date.now();
       await cluster.stop("kube-apiserver");
       await sleep(OUTAGE_MS);
@@ -193,23 +164,17 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
       const old = context.as((await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim());
       await old(["get", "secrets", "-n", NS]);
       const pods = await controllerPods(context);
-      for (
-        const component of [
-          "kubelet",
-          "kube-scheduler",
-          "kube-controller-manager",
-          "kube-apiserver",
-        ] as const
-      ) {
-        await cluster.stop(component);
-      }
+      await cluster.stop("kubelet");
+      await cluster.stop("kube-scheduler");
+      await cluster.stop("kube-controller-manager");
+      await cluster.stop("kube-apiserver");
       const { privateKey, publicKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
       fs.writeFileSync(at.serviceAccountKey, privateKey.export({ type: "pkcs1", format: "pem" }));
       fs.writeFileSync(
         at.serviceAccountPublicKey,
         publicKey.export({ type: "spki", format: "pem" }),
       );
-      await makeCertificates(cluster.options);
+      makeCertificates(cluster.options);
       await cluster.start("kube-apiserver");
       await cluster.apiServerReady();
       await refused(old(["get", "secrets", "-n", NS]), /Unauthorized|must be logged in/);
@@ -218,7 +183,7 @@ export async function resilience(context: Context, watcher: Watcher): Promise<vo
       await cluster.start("kube-controller-manager");
       const ca = fs.readFileSync(cluster.ca, "utf8");
       await until(async () => {
-        const { data } = await getJson(context, "configmap", "-n", NAMESPACE, "kube-root-ca.crt");
+        const { data } = await context.get("configmap", "-n", NAMESPACE, "kube-root-ca.crt");
         return data["ca.crt"].trim() === ca.trim();
       }, "the new CA is published");
       // Its cache of tokens is in memory: it asks for new ones, the subject token for one.

@@ -1,12 +1,18 @@
 /** What else the README has YAML for: the manifest with an empty `data:`, a tenant's own account, the narrow install. */
-import { controllerPods, rolledOut } from "./deploy.ts";
-import { type Context, expect, getJson, refused, RETRIED_MS } from "./context.ts";
+import { expectQuiet, rolledOut } from "./deploy.ts";
+import { type Context, expect, refused, RETRIED_MS } from "./context.ts";
 import { needBlock, runCommands } from "./blocks.ts";
-import { ACCOUNT, IDENTITY, NAMESPACE, PREFIX, SECRET_TYPE } from "../../support/names.ts";
-import { pullSecret, tokenIn } from "../../support/secrets.ts";
+import {
+  ACCOUNT,
+  CONTROLLER,
+  IDENTITY,
+  NAMESPACE,
+  PREFIX,
+  SECRET_TYPE,
+} from "../../support/names.ts";
+import { pullSecret } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
 
-const SUBJECT = `system:serviceaccount:${NAMESPACE}:${ACCOUNT}`;
 /** As the README has it. */
 const TENANT = "team-a";
 const TENANT_SECRET = "pull-secret";
@@ -14,13 +20,10 @@ const TENANT_IDENTITY = "1234567890abcdef1234567890abcdef12345678/fedcba98765432
 /** Of this part's own. */
 const OWN_IDENTITY = `${"6".repeat(40)}/${"b".repeat(16)}`;
 
-const filled = async (context: Context, namespace: string, name: string) =>
-  tokenIn(await getJson(context, "secret", "-n", namespace, name));
-
 export async function tenants(context: Context): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, step } = context;
-  issuer.bind(OWN_IDENTITY, clusterIssuer, NAMESPACE, ACCOUNT);
-  issuer.bind(TENANT_IDENTITY, clusterIssuer, TENANT, "puller");
+  const { kubectl, step } = context;
+  context.bind(OWN_IDENTITY);
+  context.bind(TENANT_IDENTITY, TENANT, "puller");
 
   await step(
     "the first published manifest, with an empty data:, is made valid by a MutatingAdmissionPolicy",
@@ -36,20 +39,20 @@ metadata:
 type: ${SECRET_TYPE}
 data:
 `;
-      await kubectl(["create", "namespace", namespace]);
+      await context.createNamespace(namespace);
       const create = () => kubectl(["create", "-n", namespace, "-f", "-"], manifest);
       await refused(create(), /data\[\.dockerconfigjson\]: Required value/);
       await kubectl(["apply", "-f", "-"], needBlock("name: pull-secret-updater-empty"));
       await until(async () => await create() !== "", "it is taken");
-      await until(() => filled(context, namespace, "pull-secret"), "it is filled");
+      await until(() => context.tokenIn(namespace, "pull-secret"), "it is filled");
     },
   );
 
   await step("a tenant's own account: refused without the Role, with a Warning", async () => {
-    await kubectl(["create", "namespace", TENANT]);
+    await context.createNamespace(TENANT);
     await kubectl(["create", "-f", "-"], needBlock("# tenant-secret.yaml"));
     return await until(async () => {
-      const { items } = await getJson(context, "events.events.k8s.io", "-n", TENANT);
+      const { items } = await context.get("events.events.k8s.io", "-n", TENANT);
       return items.find(({ type, reason }: { type: string; reason: string }) =>
         type === "Warning" && reason === "ExchangeFailed"
       )?.note;
@@ -62,7 +65,7 @@ data:
       await kubectl(["apply", "-f", "-"], needBlock("# tenant.yaml"));
       await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, `${PREFIX}refresh=now`]);
       const token = await until(
-        () => filled(context, TENANT, TENANT_SECRET),
+        () => context.tokenIn(TENANT, TENANT_SECRET),
         "it is filled",
         RETRIED_MS,
       );
@@ -82,40 +85,34 @@ data:
 
 export async function narrow(context: Context): Promise<void> {
   const { kubectl, step } = context;
-  const secret = async () => await filled(context, TENANT, TENANT_SECRET);
+  const secret = () => context.tokenIn(TENANT, TENANT_SECRET);
 
   await step("the narrow install works in its namespace, and reads no other", async () => {
     const before = (await secret())?.token;
     await runCommands(context, "kubectl apply -f narrow.yaml");
     await rolledOut(context);
 
-    await kubectl(["create", "namespace", "elsewhere"]);
-    await kubectl(
-      ["create", "-f", "-"],
-      JSON.stringify(pullSecret("elsewhere", "pull-secret", OWN_IDENTITY)),
-    );
+    await context.createNamespace("elsewhere");
+    await context.create(pullSecret("elsewhere", "pull-secret", OWN_IDENTITY));
     // The request before stays on the Secret.
     const request = ["--overwrite", `${PREFIX}refresh=narrow`];
     await kubectl(["annotate", "secret", "-n", TENANT, TENANT_SECRET, ...request]);
     await until(async () => (await secret())?.token !== before, "it is refreshed");
     expect(
-      !await filled(context, "elsewhere", "pull-secret"),
+      !await context.tokenIn("elsewhere", "pull-secret"),
       "a Secret in another namespace was filled",
     );
 
     const controller = context.as(
       (await kubectl(["create", "token", ACCOUNT, "-n", NAMESPACE])).trim(),
     );
-    await refused(controller(["get", "secrets", "-A"]), new RegExp(`${SUBJECT}" cannot list`));
+    await refused(controller(["get", "secrets", "-A"]), new RegExp(`${CONTROLLER}" cannot list`));
     await refused(
       controller(["get", "secret", "-n", "elsewhere", "pull-secret"]),
-      new RegExp(`${SUBJECT}" cannot get`),
+      new RegExp(`${CONTROLLER}" cannot get`),
     );
     await controller(["get", "secret", "-n", TENANT, TENANT_SECRET]);
-    for (const { name } of await controllerPods(context)) {
-      const said = await kubectl(["logs", "-n", NAMESPACE, name]);
-      expect(!/"level":"(warn|error)"/.test(said), `the log of ${name} has a warning:\n${said}`);
-    }
+    await expectQuiet(context);
   });
 
   await step("taken away as the README says; the Secrets stay", async () => {

@@ -5,15 +5,15 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { run } from "../../support/processes.ts";
 import { defaultImage } from "../../../scripts/manifest.ts";
 import { objectsOf } from "../../support/yaml.ts";
-import { type Context, expect, getJson, type Kubectl, refused } from "./context.ts";
+import { type Context, expect, type Kubectl, refused } from "./context.ts";
 import { rolledOut } from "./deploy.ts";
 import type { Bases } from "./images.ts";
 import { provide } from "./manifest.ts";
-import { aliasPatch, authorityOf, trustOfTheIssuer } from "./patch.ts";
+import { patchedManifest } from "./patch.ts";
 import { runCommands } from "./blocks.ts";
 import { lookAtSecrets } from "./resilience.ts";
 import { ROOT } from "../../support/paths.ts";
-import { ACCOUNT, NAMESPACE, REFRESH, REFRESHED } from "../../support/names.ts";
+import { NAMESPACE, REFRESH, REFRESHED } from "../../support/names.ts";
 import type { Json } from "../../support/json.ts";
 import { pullSecret, tokenIn } from "../../support/secrets.ts";
 import { until } from "../../support/until.ts";
@@ -55,19 +55,19 @@ const GITOPS: Way = {
 };
 
 export async function upgrade(context: Context, { BASE }: Bases): Promise<void> {
-  const { clusterIssuer, issuer, kubectl, need, setLife, step } = context;
+  const { kubectl, need, setLife, step } = context;
   const [before, now] = await need("0.1.0's manifest is made of its commit", async () => {
     await provide(context, "deno", BASE);
     const install = fs.readFileSync(join(ROOT, "install.yaml"), "utf8");
     return [
-      { name: "0.1.0", objects: forThisCluster(context, await oldManifest(context)) },
-      { name: "this version", objects: forThisCluster(context, install) },
+      { name: "0.1.0", objects: await forThisCluster(context, await oldManifest(context)) },
+      { name: "this version", objects: await forThisCluster(context, install) },
     ];
   }) as [Version, Version];
-  await kubectl(["create", "namespace", NS]);
+  await context.createNamespace(NS);
   const secrets = Object.entries(LIVES).map(([name, life], i) => {
     const identity = `${"3".repeat(40)}/${`${i}`.repeat(16)}`;
-    issuer.bind(identity, clusterIssuer, NAMESPACE, ACCOUNT);
+    context.bind(identity);
     setLife(identity, life);
     return pullSecret(NS, name, identity);
   });
@@ -78,10 +78,7 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
       await takeAway(context);
       await apply(kubectl, way, before.objects);
       await rolledOut(context);
-      await kubectl(
-        ["create", "-f", "-"],
-        JSON.stringify({ apiVersion: "v1", kind: "List", items: secrets }),
-      );
+      await context.create({ apiVersion: "v1", kind: "List", items: secrets });
       await until(async () => (await held(context)).every((token) => token), "all are filled");
       watch.begin();
     });
@@ -112,7 +109,7 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
     await runCommands(context, "while read -r namespace name");
     expect((await held(context)).every((token) => !token), "there is a token left");
   });
-  await kubectl(["delete", "namespace", NS, "--wait=false"]);
+  await context.remove(NS);
 }
 
 /** As its own README had it: from a clone of that commit. */
@@ -131,16 +128,8 @@ async function oldManifest({ work }: Context): Promise<string> {
 }
 
 /** The objects of a manifest, with what the issuer of this cluster takes. */
-function forThisCluster(context: Context, manifest: string): Json[] {
-  const objects = objectsOf(manifest);
-  const { spec } = objects.find(({ kind }) => kind === "Deployment").spec.template;
-  const { containers: [{ env, volumeMounts }], volumes } = trustOfTheIssuer() as Json;
-  Object.assign(spec, aliasPatch(context).spec.template.spec);
-  spec.volumes.push(...volumes);
-  spec.containers[0].env.push(...env);
-  spec.containers[0].volumeMounts.push(...volumeMounts);
-  return [...objects, authorityOf(context)];
-}
+const forThisCluster = async (context: Context, manifest: string): Promise<Json[]> =>
+  objectsOf(await patchedManifest(context, manifest));
 
 async function apply(kubectl: Kubectl, { args }: Way, items: Json[]): Promise<void> {
   const list = { apiVersion: "v1", kind: "List", items };
@@ -165,24 +154,24 @@ async function move(
   const asked = `${way.isPruned}-${count}`;
   await kubectl(["annotate", "secret", ASKED, "-n", NS, "--overwrite", `${REFRESH}=${asked}`]);
   await until(async () => {
-    const { items } = await getJson(context, "events.events.k8s.io", "-n", NS);
+    const { items } = await context.get("events.events.k8s.io", "-n", NS);
     return items.some(({ regarding, note, eventTime }: Json) =>
       regarding.name === ASKED && DENIED.test(note) && Date.parse(eventTime) > began
     );
   }, "the old program is refused");
   const [first = ""] = Object.keys(RENEWED);
-  await renewedSince(context, began, [first]);
+  await context.issuedSince(began, NS, [first]);
 
   const rolling = Date.now();
   await apply(kubectl, way, to.objects);
   const pruned = way.isPruned ? await prune(kubectl, from, to) : [];
   await rolledOut(context);
   await until(async () => {
-    const { annotations } = (await getJson(context, "secret", "-n", NS, ASKED)).metadata;
+    const { annotations } = (await context.get("secret", "-n", NS, ASKED)).metadata;
     return annotations[REFRESH] === undefined || annotations[REFRESHED] === asked;
   }, "the refresh is served");
   const served = Date.now();
-  await renewedSince(context, rolling, Object.keys(RENEWED));
+  await context.issuedSince(rolling, NS, Object.keys(RENEWED));
   const refusedFor = Math.round((served - began) / 1000);
   return `the refresh waited ${refusedFor} s, ${Math.round((served - rolling) / 1000)} s of them ` +
     `for the Pods${pruned.length > 0 ? `; deleted: ${pruned.join(", ")}` : ""}`;
@@ -212,20 +201,9 @@ async function takeAway(context: Context): Promise<void> {
   await refused(context.kubectl(["get", "namespace", NAMESPACE]), /not found/);
 }
 
-const held = (context: Context, names = Object.keys(LIVES)) =>
-  Promise.all(
-    names.map(async (name) => tokenIn(await getJson(context, "secret", "-n", NS, name))),
-  );
+const held = (context: Context) => context.tokens(NS, Object.keys(LIVES));
 
-const secondsLeft = ({ exp }: { exp: number }) => exp - Date.now() / 1000;
-
-async function renewedSince(context: Context, time: number, names: string[]): Promise<void> {
-  const wholeSecond = Math.floor(time / 1000); // as `iat` is
-  await until(async () => {
-    const tokens = await held(context, names);
-    return tokens.every((token) => token && token.iat >= wholeSecond);
-  }, "the tokens are renewed");
-}
+const secondsLeft = ({ exp }: { exp: number }, at = Date.now()) => exp - at / 1000;
 
 /** Looks five times a second whether each Secret has a token that is valid. */
 function watchTokens({ cluster }: Context) {
@@ -233,14 +211,14 @@ function watchTokens({ cluster }: Context) {
   let looks = 0;
   let least = Infinity;
   const without: string[] = [];
-  const see = (secrets: Json[]) => {
+  const see = (secrets: Json[], at: number) => {
     looks++;
     for (const name of Object.keys(LIVES)) {
       const secret = secrets.find(({ metadata }) =>
         metadata.namespace === NS && metadata.name === name
       );
       const token = secret && tokenIn(secret);
-      const left = token ? secondsLeft(token) : 0;
+      const left = token ? secondsLeft(token, at) : 0;
       least = Math.min(least, left);
       if (left <= 0) without.push(name);
     }
