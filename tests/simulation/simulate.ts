@@ -121,7 +121,6 @@ async function simulateAll({ seeds, days, from, part }: Options): Promise<Totals
   const workers = Array.from({ length: Math.min(availableParallelism(), seeds) }, async () => {
     const worker = new Worker(new URL("./worker.ts", import.meta.url), {
       workerData: { days, part },
-      resourceLimits: { maxYoungGenerationSizeMb: 16 },
     });
     while (next < from + seeds && !totals.broken) {
       worker.postMessage(next++);

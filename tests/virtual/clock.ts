@@ -74,13 +74,11 @@ export class VirtualClock {
   setTimeout(callback: () => void, ms: number, owner?: Owner): Timer {
     const delay = ms >= 1 && ms < 2 ** 31 ? Math.floor(ms) : 1;
     const timer = { at: this.tick + delay, callback, owner };
-    let [place, end] = [0, this.#timers.length];
-    while (place < end) {
-      const middle = (place + end) >>> 1;
-      if (this.#timers[middle]!.at > timer.at) place = middle + 1;
-      else end = middle;
+    let place = this.#timers.push(timer) - 1;
+    for (let next; place > 0 && (next = this.#timers[place - 1]!).at <= timer.at; place--) {
+      this.#timers[place] = next;
     }
-    this.#timers.splice(place, 0, timer);
+    this.#timers[place] = timer;
     if (owner) owner.pending++;
     return timer;
   }
