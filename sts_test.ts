@@ -15,12 +15,12 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { after, afterEach, before, describe, test } from "node:test";
+import { after, afterEach, describe, test } from "node:test";
 import { inspect } from "node:util";
 import { Agent, type Dispatcher } from "undici";
 import type * as source from "./sts.ts";
 import type { Claims } from "./sts.ts";
-import { commandFor, isCounted, RUNTIME, urlOfShipped } from "./tests/support/program.ts";
+import { RUNTIME, urlOfShipped } from "./tests/support/program.ts";
 import { type Certificate, makeAuthority } from "./tests/fake/certificates.ts";
 import { type IssuerFault, startIssuer } from "./tests/fake/issuer.ts";
 import { makeSigningKey } from "./tests/fake/keys.ts";
@@ -414,10 +414,10 @@ async function askInProcess(
   const { PATH = "", HOME = "" } = process.env;
   const env = { PATH, HOME, DENO_NO_UPDATE_CHECK: "1", INPUT: JSON.stringify(input) };
   const extra = ca === null ? {} : { NODE_EXTRA_CA_CERTS: caFile };
-  const args = runtime === "deno" ? ["eval", SCRIPT] : ["--input-type=module", "-e", SCRIPT];
+  const args = RUNTIME === "deno" ? ["eval", SCRIPT] : ["--input-type=module", "-e", SCRIPT];
   const options = { cwd: import.meta.dirname!, env: { ...env, ...extra }, timeout: 20_000 };
   const [stdout, stderr] = await new Promise<string[]>((done, failed) => {
-    execFile(commandFor(runtime), args, options, (error, stdout, stderr) => {
+    execFile(process.execPath, args, options, (error, stdout, stderr) => {
       if (error) failed(new Error(`${error.message}\n${stderr}`));
       else done([stdout, stderr]);
     });
@@ -454,195 +454,187 @@ async function startSecureIssuer(certificate: Certificate, host = "127.0.0.1") {
   return started;
 }
 
-/** Each has its own; but there are lines for Deno, which are to be reached where Node counts them. */
-let runtime = RUNTIME;
-for (const each of isCounted ? ["node", "deno"] as const : [RUNTIME]) {
-  describe(`the way to the issuer, on ${each}`, () => {
-    before(() => {
-      runtime = each;
-    });
-
-    test("trusts a private CA through NODE_EXTRA_CA_CERTS, and only so", async () => {
-      const [[trusting], [other]] = await Promise.all([
-        askInProcess([{}]),
-        askInProcess([{}], null),
-      ]);
-      assertEquals(trusting!.token, secureIssuer.exchanges[0]?.token);
-      assertEquals([other!.error?.name, other!.error?.status, secureIssuer.requests.length], [
-        "StsError",
-        undefined,
-        1,
-      ]);
-    });
-
-    test("takes an intermediate CA alone for its trust: directly, in a tunnel, for an https proxy", async () => {
-      const intermediate = authority.makeIntermediate();
-      const leaf = intermediate.issue();
-      const whole = { ...leaf, cert: leaf.cert + intermediate.certificate };
-      const [issuerOfLeaf, issuerOfWhole, proxyOfLeaf, proxyOfWhole] = await Promise.all([
-        startSecureIssuer(leaf),
-        startSecureIssuer(whole),
-        startProxy({ certificate: leaf }),
-        startProxy({ certificate: whole }),
-      ]);
-      const plain = await startProxy();
-      const ways = [issuerOfLeaf.url, issuerOfWhole.url].flatMap((issuer) =>
-        [undefined, plain.url(), proxyOfLeaf.url(), proxyOfWhole.url()].map((proxy) => ({
-          issuer,
-          proxy,
-        }))
-      );
-      const outcomes = await askInProcess(ways, intermediate.certificate);
-      for (const [index, { token, error }] of outcomes.entries()) {
-        assert(token, JSON.stringify([ways[index], error]));
-      }
-      const [stranger] = await askInProcess(
-        [{ issuer: issuerOfLeaf.url }],
-        makeAuthority().makeIntermediate().certificate,
-      );
-      assertEquals(stranger!.error?.name, "StsError");
-    });
-
-    test("goes through a proxy by http and https, by name, IPv4 and IPv6, with its user and password", async () => {
-      const certificate = authority.issue();
-      const proxies = await Promise.all([
-        startProxy(),
-        startProxy({ host: "::1" }),
-        startProxy({ certificate }),
-        startProxy({ certificate, host: "::1" }),
-      ]);
-      const credentials: [given: string, sent: string | undefined][] = [
-        ["", undefined],
-        ["user:word@", basic("user:word")],
-        ["user:p%40ss%3A%25@", basic("user:p@ss:%")],
-        ["user@", basic("user:")],
-      ];
-      const cases = proxies.flatMap((proxy, index) =>
-        [...(index % 2 === 0 ? ["127.0.0.1", "localhost"] : ["[::1]"])].flatMap((host) =>
-          credentials.map(([given, sent]) => ({ proxy, url: proxy.url(given, host), sent }))
-        )
-      );
-      const outcomes = await askInProcess(cases.map(({ url }) => ({ proxy: url })));
-      for (const [index, { token, error }] of outcomes.entries()) {
-        assert(token, JSON.stringify([cases[index]!.url, error]));
-      }
-      const line = `CONNECT ${new URL(secureIssuer.url).host} HTTP/1.1`;
-      for (const proxy of proxies) {
-        const expected = cases.filter((each) => each.proxy === proxy).map(({ sent }) => `${sent}`);
-        assertEquals(
-          proxy.requests.map(({ authorization }) => `${authorization}`).toSorted(),
-          expected.toSorted(),
-        );
-        assertEquals(new Set(proxy.requests.map((request) => request.line)), new Set([line]));
-      }
-    });
-
-    test("goes around the proxy to what NO_PROXY names, in the forms that Go knows", async () => {
-      const named = await startSecureIssuer(authority.issue(["issuer.example"]));
-      const onSix = await startSecureIssuer(authority.issue(), "::1");
-      const { port } = new URL(secureIssuer.url);
-      const { port: namedPort } = new URL(named.url);
-      const byName = `https://issuer.example:${namedPort}`;
-      const forms: [issuer: string, noProxy: string, isAround: boolean][] = [
-        [secureIssuer.url, "", false],
-        [secureIssuer.url, "example.com", false],
-        [secureIssuer.url, "127.0.0.1", true],
-        [secureIssuer.url, "example.com,127.0.0.1", true],
-        [secureIssuer.url, "example.com, 127.0.0.1", true],
-        [secureIssuer.url, `127.0.0.1:${port}`, true],
-        [secureIssuer.url, "127.0.0.1:1", false],
-        [secureIssuer.url, "127.0.0.0/8", true],
-        [secureIssuer.url, "10.0.0.0/8,127.0.0.0/30", true],
-        [secureIssuer.url, "10.0.0.0/8,fd00::/8", false],
-        [secureIssuer.url, "127.0.0.0/33", false],
-        [secureIssuer.url, "127.0.1.0/24", false],
-        [secureIssuer.url, "*", true],
-        [onSix.url, "::1", true],
-        [onSix.url, "[::1]", true],
-        [onSix.url, "::/127", true],
-        [onSix.url, "0.0.0.0/0", false],
-        [onSix.url, "fd00::/8", false],
-        [byName, "issuer.example", true],
-        [byName, "ISSUER.EXAMPLE", true],
-        [byName, "example", true],
-        [byName, ".example", true],
-        [byName, "*.example", true],
-        [byName, `issuer.example:${namedPort}`, true],
-        [byName, "issuer.example:1", false],
-        [byName, "suer.example", false],
-        [byName, "127.0.0.0/8", false],
-      ];
-      const proxies = await Promise.all(forms.map(() => startProxy()));
-      const outcomes = await askInProcess(
-        forms.map(([issuer, noProxy], index) => ({
-          issuer,
-          noProxy,
-          proxy: proxies[index]!.url(),
-        })),
-      );
-      for (const [index, [issuer, noProxy, isAround]] of forms.entries()) {
-        const what = JSON.stringify([issuer, noProxy, outcomes[index]!.error]);
-        assertEquals(proxies[index]!.requests.length, isAround ? 0 : 1, what);
-        // No name of an example can be resolved.
-        if (!isAround || issuer !== byName) assert(outcomes[index]!.token, what);
-      }
-    });
-
-    test("fails where the proxy refuses, hangs or wants another password, which is in no error", async () => {
-      const [tunnel, refusing, hanging] = await Promise.all([
-        startProxy({ user: "user:p@ss" }),
-        startProxy({ mode: "refuse" }),
-        startProxy({ mode: "hang" }),
-      ]);
-      const outcomes = await askInProcess([
-        { proxy: tunnel.url("user:another-word@") },
-        { proxy: refusing.url("user:p%40ss@") },
-        { proxy: hanging.url("user:p%40ss@"), ms: 1_000 },
-      ]);
-      for (const { error } of outcomes) {
-        assertEquals([error?.name, error?.status], ["StsError", undefined]);
-        for (const part of ["another-word", "p@ss", "p%40ss"]) {
-          assert(!JSON.stringify(error).includes(part));
-        }
-      }
-      assert(
-        outcomes[2]!.tookMs < 2_000,
-        `aborted after 1 s, ended after ${outcomes[2]!.tookMs} ms`,
-      );
-      assertEquals(secureIssuer.requests, []);
-    });
-
-    test("gives up a CONNECT that the proxy does not answer, and tries anew", async () => {
-      const proxy = await startProxy({ mode: "hang", times: 1 });
-      const [outcome] = await askInProcess([{ proxy: proxy.url(), ms: 7_000, tries: 2 }]);
-      assert(outcome!.token, JSON.stringify(outcome));
-      assertEquals(proxy.requests.length, 2);
-    });
-
-    test("refuses an https proxy whose certificate is another host's, or of an unknown CA", async () => {
-      const proxies = await Promise.all([
-        startProxy({ certificate: authority.issue(["elsewhere.example"]) }),
-        startProxy({ certificate: makeAuthority().issue() }),
-      ]);
-      const ways = proxies.flatMap((
-        { url },
-      ) => [{ proxy: url() }, { proxy: url("", "localhost") }]);
-      for (const { error } of await askInProcess(ways)) {
-        assertEquals([error?.name, error?.status], ["StsError", undefined]);
-      }
-      assertEquals(proxies.flatMap(({ requests }) => requests), []);
-    });
-
-    test("gives up a response of five megabytes through the proxy as well", async () => {
-      const proxy = await startProxy();
-      secureIssuer.faults.add({
-        body: JSON.stringify({ token: "x", padding: "z".repeat(5 * MIB) }),
-      });
-      const [outcome] = await askInProcess([{ proxy: proxy.url() }]);
-      assertEquals([outcome!.error?.name, proxy.requests.length], ["StsError", 1]);
-    });
+describe("the way to the issuer", () => {
+  test("trusts a private CA through NODE_EXTRA_CA_CERTS, and only so", async () => {
+    const [[trusting], [other]] = await Promise.all([
+      askInProcess([{}]),
+      askInProcess([{}], null),
+    ]);
+    assertEquals(trusting!.token, secureIssuer.exchanges[0]?.token);
+    assertEquals([other!.error?.name, other!.error?.status, secureIssuer.requests.length], [
+      "StsError",
+      undefined,
+      1,
+    ]);
   });
-}
+
+  test("takes an intermediate CA alone for its trust: directly, in a tunnel, for an https proxy", async () => {
+    const intermediate = authority.makeIntermediate();
+    const leaf = intermediate.issue();
+    const whole = { ...leaf, cert: leaf.cert + intermediate.certificate };
+    const [issuerOfLeaf, issuerOfWhole, proxyOfLeaf, proxyOfWhole] = await Promise.all([
+      startSecureIssuer(leaf),
+      startSecureIssuer(whole),
+      startProxy({ certificate: leaf }),
+      startProxy({ certificate: whole }),
+    ]);
+    const plain = await startProxy();
+    const ways = [issuerOfLeaf.url, issuerOfWhole.url].flatMap((issuer) =>
+      [undefined, plain.url(), proxyOfLeaf.url(), proxyOfWhole.url()].map((proxy) => ({
+        issuer,
+        proxy,
+      }))
+    );
+    const outcomes = await askInProcess(ways, intermediate.certificate);
+    for (const [index, { token, error }] of outcomes.entries()) {
+      assert(token, JSON.stringify([ways[index], error]));
+    }
+    const [stranger] = await askInProcess(
+      [{ issuer: issuerOfLeaf.url }],
+      makeAuthority().makeIntermediate().certificate,
+    );
+    assertEquals(stranger!.error?.name, "StsError");
+  });
+
+  test("goes through a proxy by http and https, by name, IPv4 and IPv6, with its user and password", async () => {
+    const certificate = authority.issue();
+    const proxies = await Promise.all([
+      startProxy(),
+      startProxy({ host: "::1" }),
+      startProxy({ certificate }),
+      startProxy({ certificate, host: "::1" }),
+    ]);
+    const credentials: [given: string, sent: string | undefined][] = [
+      ["", undefined],
+      ["user:word@", basic("user:word")],
+      ["user:p%40ss%3A%25@", basic("user:p@ss:%")],
+      ["user@", basic("user:")],
+    ];
+    const cases = proxies.flatMap((proxy, index) =>
+      [...(index % 2 === 0 ? ["127.0.0.1", "localhost"] : ["[::1]"])].flatMap((host) =>
+        credentials.map(([given, sent]) => ({ proxy, url: proxy.url(given, host), sent }))
+      )
+    );
+    const outcomes = await askInProcess(cases.map(({ url }) => ({ proxy: url })));
+    for (const [index, { token, error }] of outcomes.entries()) {
+      assert(token, JSON.stringify([cases[index]!.url, error]));
+    }
+    const line = `CONNECT ${new URL(secureIssuer.url).host} HTTP/1.1`;
+    for (const proxy of proxies) {
+      const expected = cases.filter((each) => each.proxy === proxy).map(({ sent }) => `${sent}`);
+      assertEquals(
+        proxy.requests.map(({ authorization }) => `${authorization}`).toSorted(),
+        expected.toSorted(),
+      );
+      assertEquals(new Set(proxy.requests.map((request) => request.line)), new Set([line]));
+    }
+  });
+
+  test("goes around the proxy to what NO_PROXY names, in the forms that Go knows", async () => {
+    const named = await startSecureIssuer(authority.issue(["issuer.example"]));
+    const onSix = await startSecureIssuer(authority.issue(), "::1");
+    const { port } = new URL(secureIssuer.url);
+    const { port: namedPort } = new URL(named.url);
+    const byName = `https://issuer.example:${namedPort}`;
+    const forms: [issuer: string, noProxy: string, isAround: boolean][] = [
+      [secureIssuer.url, "", false],
+      [secureIssuer.url, "example.com", false],
+      [secureIssuer.url, "127.0.0.1", true],
+      [secureIssuer.url, "example.com,127.0.0.1", true],
+      [secureIssuer.url, "example.com, 127.0.0.1", true],
+      [secureIssuer.url, `127.0.0.1:${port}`, true],
+      [secureIssuer.url, "127.0.0.1:1", false],
+      [secureIssuer.url, "127.0.0.0/8", true],
+      [secureIssuer.url, "10.0.0.0/8,127.0.0.0/30", true],
+      [secureIssuer.url, "10.0.0.0/8,fd00::/8", false],
+      [secureIssuer.url, "127.0.0.0/33", false],
+      [secureIssuer.url, "127.0.1.0/24", false],
+      [secureIssuer.url, "*", true],
+      [onSix.url, "::1", true],
+      [onSix.url, "[::1]", true],
+      [onSix.url, "::/127", true],
+      [onSix.url, "0.0.0.0/0", false],
+      [onSix.url, "fd00::/8", false],
+      [byName, "issuer.example", true],
+      [byName, "ISSUER.EXAMPLE", true],
+      [byName, "example", true],
+      [byName, ".example", true],
+      [byName, "*.example", true],
+      [byName, `issuer.example:${namedPort}`, true],
+      [byName, "issuer.example:1", false],
+      [byName, "suer.example", false],
+      [byName, "127.0.0.0/8", false],
+    ];
+    const proxies = await Promise.all(forms.map(() => startProxy()));
+    const outcomes = await askInProcess(
+      forms.map(([issuer, noProxy], index) => ({
+        issuer,
+        noProxy,
+        proxy: proxies[index]!.url(),
+      })),
+    );
+    for (const [index, [issuer, noProxy, isAround]] of forms.entries()) {
+      const what = JSON.stringify([issuer, noProxy, outcomes[index]!.error]);
+      assertEquals(proxies[index]!.requests.length, isAround ? 0 : 1, what);
+      // No name of an example can be resolved.
+      if (!isAround || issuer !== byName) assert(outcomes[index]!.token, what);
+    }
+  });
+
+  test("fails where the proxy refuses, hangs or wants another password, which is in no error", async () => {
+    const [tunnel, refusing, hanging] = await Promise.all([
+      startProxy({ user: "user:p@ss" }),
+      startProxy({ mode: "refuse" }),
+      startProxy({ mode: "hang" }),
+    ]);
+    const outcomes = await askInProcess([
+      { proxy: tunnel.url("user:another-word@") },
+      { proxy: refusing.url("user:p%40ss@") },
+      { proxy: hanging.url("user:p%40ss@"), ms: 1_000 },
+    ]);
+    for (const { error } of outcomes) {
+      assertEquals([error?.name, error?.status], ["StsError", undefined]);
+      for (const part of ["another-word", "p@ss", "p%40ss"]) {
+        assert(!JSON.stringify(error).includes(part));
+      }
+    }
+    assert(
+      outcomes[2]!.tookMs < 2_000,
+      `aborted after 1 s, ended after ${outcomes[2]!.tookMs} ms`,
+    );
+    assertEquals(secureIssuer.requests, []);
+  });
+
+  test("gives up a CONNECT that the proxy does not answer, and tries anew", async () => {
+    const proxy = await startProxy({ mode: "hang", times: 1 });
+    const [outcome] = await askInProcess([{ proxy: proxy.url(), ms: 7_000, tries: 2 }]);
+    assert(outcome!.token, JSON.stringify(outcome));
+    assertEquals(proxy.requests.length, 2);
+  });
+
+  test("refuses an https proxy whose certificate is another host's, or of an unknown CA", async () => {
+    const proxies = await Promise.all([
+      startProxy({ certificate: authority.issue(["elsewhere.example"]) }),
+      startProxy({ certificate: makeAuthority().issue() }),
+    ]);
+    const ways = proxies.flatMap((
+      { url },
+    ) => [{ proxy: url() }, { proxy: url("", "localhost") }]);
+    for (const { error } of await askInProcess(ways)) {
+      assertEquals([error?.name, error?.status], ["StsError", undefined]);
+    }
+    assertEquals(proxies.flatMap(({ requests }) => requests), []);
+  });
+
+  test("gives up a response of five megabytes through the proxy as well", async () => {
+    const proxy = await startProxy();
+    secureIssuer.faults.add({
+      body: JSON.stringify({ token: "x", padding: "z".repeat(5 * MIB) }),
+    });
+    const [outcome] = await askInProcess([{ proxy: proxy.url() }]);
+    assertEquals([outcome!.error?.name, proxy.requests.length], ["StsError", 1]);
+  });
+});
 
 describe("the proxy", () => {
   test("is not used for an issuer on plain http", async () => {

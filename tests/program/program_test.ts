@@ -474,9 +474,10 @@ describe("the program", { concurrency: 1_000 }, () => {
       const line = `CONNECT ${new URL(world.issuer.url).host} HTTP/1.1`;
       assertEquals(proxy.requests, [{ line, authorization: basic("user:p@ss") }]);
       await exit(first, "SIGTERM");
-      await world.start({ HTTPS_PROXY: url, NO_PROXY: "127.0.0.0/8" });
+      const second = await world.start({ HTTPS_PROXY: url, NO_PROXY: "127.0.0.0/8" });
       world.create(uid(2), "around");
       await until(() => world.filled(2), "the Secret is filled");
+      await exit(second, "SIGTERM");
     }),
   );
 
