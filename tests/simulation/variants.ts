@@ -187,8 +187,8 @@ export const VARIANTS: (Variant & { foundBy: { seed: number; days: number } })[]
   {
     name: "two steps for a Secret are made at once",
     file: "main.ts",
-    text: "while (!entry.isBusy && this.#isCurrent(entry)) {",
-    by: "while (this.#isCurrent(entry)) {",
+    text: "while (!entry.isBusy && !entry.isRemoved) {",
+    by: "while (!entry.isRemoved) {",
     breaks: /^\((a|b|c|d)\)/,
     foundBy: { seed: 4, days: 2 },
   },
@@ -399,8 +399,7 @@ export const OPEN_VARIANTS: (Variant & { attack: string })[] = [
   {
     name: "who is gone keeps its turn",
     file: "main.ts",
-    text:
-      "this.#isCurrent(entry) && this.#stepOf(entry).do === step.do ? entry.secret : undefined;",
+    text: "!entry.isRemoved && this.#stepOf(entry).do === step.do ? entry.secret : undefined;",
     by: "entry.secret;",
     attack: "make and delete Secrets of ever other identities",
     breaks: /^\(c\)/,

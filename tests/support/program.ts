@@ -76,7 +76,7 @@ export function sourceCommandOf(runtime: Runtime): string[] {
   return [commandFor(runtime), ...args];
 }
 
-function commandFor(runtime: Runtime): string {
+export function commandFor(runtime: Runtime): string {
   const own = join(ROOT, "node_modules", ".bin", runtime);
   return existsSync(own) ? own : runtime;
 }
