@@ -78,7 +78,7 @@ export async function upgrade(context: Context, { BASE }: Bases): Promise<void> 
       await takeAway(context);
       await apply(kubectl, way, before.objects);
       await rolledOut(context);
-      await context.create({ apiVersion: "v1", kind: "List", items: secrets });
+      await context.create(...secrets);
       await until(async () => (await held(context)).every((token) => token), "all are filled");
       watch.begin();
     });
