@@ -4,6 +4,7 @@ import type { Admin } from "./admin.ts";
 import { ACCOUNT } from "../support/names.ts";
 import type { Json } from "../support/json.ts";
 import { pullSecret, tokenIn } from "../support/secrets.ts";
+import { until } from "../support/until.ts";
 
 /** The label by which a run finds its own Secrets. */
 export const RUN_LABEL = "run";
@@ -74,13 +75,21 @@ export async function bindRole(admin: Admin, namespace: string, home: string): P
   await admin.create(path, bindingOf("Role", home));
 }
 
-/** Leaves all other rights. */
-export async function forbidWatch(admin: Admin, namespace: string): Promise<void> {
+/** Leaves all other rights. The API server hears of it some time after the write: only then is it done. */
+export async function forbidWatch(admin: Admin, namespace: string, home: string): Promise<void> {
   const rules = RULES.map(({ verbs, ...rule }) => ({
     ...rule,
     verbs: verbs.filter((verb) => verb !== "watch"),
   }));
   await admin.patch(`/apis/${GROUP}/v1/namespaces/${namespace}/roles/${ACCOUNT}`, { rules });
+  const spec = {
+    user: `system:serviceaccount:${home}:${ACCOUNT}`,
+    resourceAttributes: { namespace, verb: "watch", resource: "secrets" },
+  };
+  const isForbidden = async () =>
+    !(await admin.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", { spec })).status
+      .allowed;
+  await until(isForbidden, "the watch is forbidden");
 }
 
 /** Rights in all namespaces: those of the default install, if no others are given. */

@@ -238,12 +238,13 @@ const ofApiServer: Row[] = [
     name: "watch-forbidden",
     fault: "API server: list is allowed and watch forbidden (403), for ever",
     inject: each(async (trial) => {
-      const { namespaces, ground: { admin } } = trial;
-      for (const namespace of namespaces) await forbidWatch(admin, namespace);
+      const { home, namespaces, ground: { admin } } = trial;
+      for (const namespace of namespaces) await forbidWatch(admin, namespace, home);
       await dropConnections(trial.apiWire);
       return () => {};
     }),
-    lastsS: 0,
+    // The counter is asked for, and renewed, once a second.
+    lastsS: 3,
     suffers: "none",
     backS: WATCH_S,
     log: [/watch failed: watch: .*403: secrets is forbidden/],
