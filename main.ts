@@ -1272,7 +1272,7 @@ function serve(controller: Controller, port: number) {
     // A reset drops what the caller has not read, which the kernel would keep for minutes.
     const close = () => socket.resetAndDestroy();
     socket.setTimeout(CALL_TIMEOUT_MS, close).on("error", close).once("data", (chunk) => {
-      const path = /^\w+ (\/[^? ]*)/.exec(`${chunk}`)?.[1]!;
+      const path = /^\w+ (\/[^? ]*)/.exec(`${chunk}`)?.[1] ?? "";
       const page = pages[path];
       const error = page ? page() : "not found";
       const status = error ? page ? "503 Service Unavailable" : "404 Not Found" : "200 OK";
