@@ -2,7 +2,7 @@
  * What the contract suite cannot ask of a real server: faults, and the issuer. That each fault does what it says is seen
  * where it is used: k8s_test.ts, sts_test.ts and tests/program.
  */
-import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { after, beforeEach, describe, test } from "node:test";
 import { decodeJwt } from "jose/jwt/decode";
 import { createLocalJWKSet } from "jose/jwks/local";
@@ -146,6 +146,17 @@ describe("the issuer", () => {
     });
     const [logged] = issuer.exchanges;
     assertEquals([logged!.identity, logged!.status, logged!.token], [identity, 200, body.token]);
+  });
+
+  test("caches tokens until some seconds before their end, if asked to", async () => {
+    const bearer = await subject();
+    const issue = async () => (await exchange(bearer)).body.token;
+    const first = await issue();
+    issuer.cacheUntil = 300;
+    assertEquals(await issue(), first);
+    issuer.cacheUntil = 3600;
+    assert(await issue() !== first);
+    issuer.cacheUntil = undefined;
   });
 
   test("takes parameters from the query, but not from JSON", async () => {

@@ -35,8 +35,6 @@ export interface IssuerFault extends Fault {
   token?: string;
   /** Claims that replace the right ones; undefined leaves one out. */
   claims?: JWTPayload;
-  /** Fields of the protected header that replace the right ones, without regard to the signature. */
-  header?: Record<string, unknown>;
 }
 
 /** One exchange in the log. */
@@ -88,8 +86,6 @@ export class Issuer extends Listener<ExchangeRequest, IssuerFault> {
   keys: JSONWebKeySet;
   bindings: Map<string, Binding>;
   life: number;
-  /** Seconds that its clock is ahead of ours. */
-  skew = 0;
   /** Issues the same token again until it has so many seconds left; unset: a new one each time. */
   cacheUntil: number | undefined;
   /** Every exchange that was carried out, refused ones too, oldest first; a test may empty it. */
@@ -163,8 +159,7 @@ export class Issuer extends Listener<ExchangeRequest, IssuerFault> {
   async #authenticate(bearer: string): Promise<JWTPayload> {
     if (!bearer) throw new Refusal(401, "missing bearer token");
     try {
-      const currentDate = new Date(Date.now() + this.skew * 1000);
-      const options = { audience: this.audience, currentDate, requiredClaims: ["exp"] };
+      const options = { audience: this.audience, requiredClaims: ["exp"] };
       const keys = createLocalJWKSet(this.keys);
       return (await jwtVerify(bearer, keys, options)).payload;
     } catch (error) {
@@ -186,11 +181,11 @@ export class Issuer extends Listener<ExchangeRequest, IssuerFault> {
     identity: string,
     audience: string[],
     { iss, sub, aud }: JWTPayload,
-    { token, claims, header }: IssuerFault,
+    { token, claims }: IssuerFault,
   ): Promise<{ token: string; exp: number }> {
-    const now = Math.floor(Date.now() / 1000 + this.skew);
+    const now = Math.floor(Date.now() / 1000);
     const exp = now + this.life;
-    const altered = token !== undefined || claims || header;
+    const altered = token !== undefined || claims;
     const key = [identity, iss, sub, ...audience].join(" ");
     const cached = this.#cache.get(key);
     const { cacheUntil } = this;
@@ -208,7 +203,7 @@ export class Issuer extends Listener<ExchangeRequest, IssuerFault> {
       jti: randomUUID(),
       ...claims,
     });
-    if (altered) return { token: token ?? withHeader(signed, header), exp };
+    if (altered) return { token: token ?? signed, exp };
     this.#cache.set(key, { token: signed, exp });
     return { token: signed, exp };
   }
@@ -226,13 +221,6 @@ function claimsOf(token: string): JWTPayload | undefined {
   } catch {
     return undefined;
   }
-}
-
-function withHeader(token: string, header?: Record<string, unknown>): string {
-  if (!header) return token;
-  const [, ...rest] = token.split(".");
-  const encoded = Buffer.from(JSON.stringify({ alg: "RS256", ...header })).toString("base64url");
-  return [encoded, ...rest].join(".");
 }
 
 function refusal(status: number, message: string): object {
