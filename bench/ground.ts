@@ -66,7 +66,12 @@ export async function prepare({ dir, port, withPeer, say }: GroundOptions): Prom
   const work = join(dir, "bench");
   // The name that the peer knows, and the address that the others are given.
   const audiences = [ISSUER_HOST, new URL(issuer.url).hostname];
-  const account = await mountAccount(admin, work, NAMESPACE, ACCOUNT, ...audiences);
+  const account = await mountAccount(admin, {
+    dir: work,
+    namespace: NAMESPACE,
+    account: ACCOUNT,
+    audiences,
+  });
   return {
     cluster,
     admin,

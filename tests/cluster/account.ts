@@ -5,13 +5,20 @@ import type { Admin } from "./admin.ts";
 
 export type Account = Awaited<ReturnType<typeof mountAccount>>;
 
-/** In a folder; the subject token, which is beside the account's own, is for these audiences. */
+interface Mount {
+  dir: string;
+  namespace: string;
+  account: string;
+  /** Of the subject token, which is beside the account's own. */
+  audiences: string[];
+  /** Default: the API server's. */
+  readCa?: () => string;
+}
+
+/** In a folder. */
 export async function mountAccount(
   admin: Admin,
-  dir: string,
-  namespace: string,
-  account: string,
-  ...audiences: string[]
+  { dir, namespace, account, audiences, readCa = admin.readCa }: Mount,
 ) {
   mkdirSync(dir, { recursive: true });
   /** All tokens, none of which may be told. */
@@ -27,7 +34,7 @@ export async function mountAccount(
   };
   const giveToken = () => writeToken("token");
   const giveSubjectToken = () => writeToken("subject-token", ...audiences);
-  const giveCa = () => write("ca.crt", admin.readCa());
+  const giveCa = () => write("ca.crt", readCa());
   write("namespace", namespace);
   giveCa();
   await giveToken();

@@ -19,7 +19,7 @@ import { helpIfAsked } from "../../support/help.ts";
 import type { Runtime } from "../../support/program.ts";
 import { createAdmin } from "../admin.ts";
 import { createNetwork, removeNetwork } from "./network.ts";
-import { drawTable, writeMarkdown } from "./matrix.ts";
+import { drawOutcomes, writeMarkdown } from "./matrix.ts";
 import { FAULT_S, type Row, ROWS } from "./rows.ts";
 import { type Outcome, runRow } from "./outcome.ts";
 import { type Ground, LIFE_S } from "./trial.ts";
@@ -64,7 +64,7 @@ async function main(): Promise<number> {
   const outcomes = await runAll(ground, rows, runtimes);
   await Promise.all([ground.upstream.destroy(), ground.admin.close()]);
 
-  say(drawTable(outcomes));
+  say(drawOutcomes(outcomes));
   mkdirSync("out", { recursive: true });
   writeFileSync(MARKDOWN, writeMarkdown(outcomes));
   const broken = outcomes.filter((outcome) => outcome.broken.length > 0);

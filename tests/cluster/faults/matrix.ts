@@ -1,4 +1,5 @@
 /** All rows: a table for the terminal, a list for docs/reliability.md. */
+import { drawTable } from "../../support/table.ts";
 import type { Outcome } from "./outcome.ts";
 
 const COLUMNS = ["fault", "what a user sees", "tokens expired, for up to", "back to normal within"];
@@ -23,14 +24,11 @@ export function tabulate(outcomes: Outcome[]): string[][] {
   });
 }
 
-export function drawTable(outcomes: Outcome[]): string {
+export function drawOutcomes(outcomes: Outcome[]): string {
   const rows = [COLUMNS, ...tabulate(outcomes)].map((row) =>
     row.map((cell) => cell.slice(0, MAX_WIDTH))
   );
-  const widths = COLUMNS.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  return rows.map((row) =>
-    row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()
-  ).join("\n");
+  return drawTable(rows);
 }
 
 export function writeMarkdown(outcomes: Outcome[]): string {

@@ -1,10 +1,10 @@
 /** What is seen of a program and its Secrets, all the while. */
-import { setTimeout as sleep } from "node:timers/promises";
 import { request } from "undici";
 import type { Admin } from "../admin.ts";
 import { RUN_LABEL, type Standing, standingOf } from "../objects.ts";
 import type { Json } from "../../support/json.ts";
 import { parseMetrics } from "../../support/metrics.ts";
+import { repeat } from "../../support/until.ts";
 
 const LOOK_MS = 200;
 const SAMPLE_MS = 500;
@@ -67,23 +67,6 @@ export function watchProgram(host: string, port: number) {
     });
   });
   return { samples, stop };
-}
-
-/** Does something again and again, at most so often; what fails is left out. */
-function repeat(ms: number, act: () => Promise<void>): () => Promise<void> {
-  let isOver = false;
-  const loop = async () => {
-    while (!isOver) {
-      const next = sleep(ms);
-      await act().catch(() => {});
-      await next;
-    }
-  };
-  const ended = loop();
-  return () => {
-    isOver = true;
-    return ended;
-  };
 }
 
 /** The sum of all series of a metric. */

@@ -7,6 +7,7 @@ import { type Look, peakRise, type Sample, total } from "./observe.ts";
 import { FAULT_S, nothing, type Row } from "./rows.ts";
 import { type Ground, LIFE_S, startTrial, type Trial } from "./trial.ts";
 import { METRIC_PREFIX } from "../../support/names.ts";
+import { until } from "../../support/until.ts";
 import { findToken } from "../../support/leaks.ts";
 
 /** A busy machine starts a dozen programs, and fills their Secrets. */
@@ -15,7 +16,6 @@ const FILL_MS = 90_000;
 const BACK_FACTOR = 2;
 /** After a fault every token is replaced within its life, and all stays well meanwhile. */
 const SETTLE_LIVES = 1.5;
-const POLL_MS = 100;
 const WINDOW_MS = 10_000;
 /** Two namespaces, with twenty lists and watches each; four tries of twenty writes; events as many as are allowed. */
 const MAX_REQUESTS = 2 * 20 + 4 * 20 + 24;
@@ -62,13 +62,11 @@ export async function runRow(ground: Ground, row: Row, runtimes: Runtime[]): Pro
     runtimes.map((runtime) => startTrial(ground, row.name, runtime, conditions)),
   );
   for (const trial of trials) {
-    const isReady = await waitFor(
+    await until(
       () => findWell(trial) && trial.samples.at(-1)?.readyz === 200,
+      () => `${trial.run} is filled:\n${trial.program.lines.join("\n")}`,
       FILL_MS,
     );
-    if (!isReady) {
-      throw new Error(`${trial.run} was not filled:\n${trial.program.lines.join("\n")}`);
-    }
   }
   const injectedAt = Date.now();
   const mend = await row.inject(trials, ground);
@@ -80,10 +78,9 @@ export async function runRow(ground: Ground, row: Row, runtimes: Runtime[]): Pro
     await trial.addSecret("late");
     const isRenewed = ({ issuedAt }: Standing) => issuedAt >= mendedAt - 1000; // whole seconds
     const isSettled = () => findWell(trial)?.secrets.values().every(isRenewed);
-    await waitFor(
-      isSettled,
-      BACK_FACTOR * row.backS * 1000 + SETTLE_LIVES * (conditions.lifeS ?? LIFE_S) * 1000,
-    );
+    const withinS = BACK_FACTOR * row.backS + SETTLE_LIVES * (conditions.lifeS ?? LIFE_S);
+    // If it is not, judge() says so.
+    await until(isSettled, "all is settled", withinS * 1000).catch(() => {});
     return await judge(row, trial, { injectedAt, mendedAt, backAt: findBack(trial, mendedAt) });
   }));
 }
@@ -103,17 +100,6 @@ function isWell({ identities }: Trial, { secrets }: Look): boolean {
 function findWell(trial: Trial): Look | undefined {
   const last = trial.looks.at(-1);
   return last && isWell(trial, last) ? last : undefined;
-}
-
-/** Repeats a check until it gives something, or for so long. */
-async function waitFor<T>(check: () => T, ms: number): Promise<T | undefined> {
-  const deadline = Date.now() + ms;
-  for (;;) {
-    const found = check();
-    if (found) return found;
-    if (Date.now() > deadline) return undefined;
-    await sleep(POLL_MS);
-  }
 }
 
 async function judge(row: Row, trial: Trial, times: Times): Promise<Outcome> {

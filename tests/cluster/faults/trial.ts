@@ -1,5 +1,5 @@
 /** One program under test, with namespaces, an issuer and ways to both servers of its own. */
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { join } from "node:path";
 import type { JSONWebKeySet } from "jose";
 import type { Agent } from "undici";
@@ -8,6 +8,7 @@ import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
 import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { makeAuthority } from "../../fake/certificates.ts";
 import { startIssuer } from "../../fake/issuer.ts";
+import { mountAccount } from "../account.ts";
 import type { Admin } from "../admin.ts";
 import type { Network } from "./network.ts";
 import { createNamespace, createTenant, identityOf, secretOf, TENANT } from "../objects.ts";
@@ -203,41 +204,23 @@ async function writeFiles(
   { authority, issuer }: Awaited<ReturnType<typeof openWays>>,
   { isDirect }: Conditions,
 ) {
-  const dir = join(work, run);
-  mkdirSync(dir);
-  /** Tokens that must not be told. */
-  const given: string[] = [];
-  const write = (name: string, text: string) => {
-    writeFileSync(join(dir, name), text);
-    return join(dir, name);
-  };
-  const writeToken = async (name: string, ...audiences: string[]) => {
-    const token = await admin.token(home, ACCOUNT, ...audiences);
-    given.push(token);
-    return write(name, token);
-  };
+  const account = await mountAccount(admin, {
+    dir: join(work, run),
+    namespace: home,
+    account: ACCOUNT,
+    audiences: [issuer.audience],
+    readCa: isDirect ? admin.readCa : () => authority.certificate,
+  });
   const nameHosts = (...names: string[]) =>
-    write("hosts", `127.0.0.1 localhost\n${network.here} ${names.join(" ")}\n`);
-  const giveToken = () => writeToken("token");
-  const giveSubjectToken = () => writeToken("subject-token", issuer.audience);
-  const giveCa = () => write("ca.crt", isDirect ? admin.readCa() : authority.certificate);
-  await giveToken();
-  giveCa();
-  write("namespace", home);
+    account.write("hosts", `127.0.0.1 localhost\n${network.here} ${names.join(" ")}\n`);
   return {
-    dir,
-    given,
+    ...account,
     hosts: nameHosts(API_NAME, ISSUER_NAME),
     forgetIssuer: () => nameHosts(API_NAME),
     nameIssuer: () => nameHosts(API_NAME, ISSUER_NAME),
-    /** What the kubelet does in a Pod: gives another token of the service account. */
-    giveToken,
-    giveSubjectToken,
-    giveCa,
     settings: {
-      SERVICE_ACCOUNT_DIR: dir,
-      SUBJECT_TOKEN_FILE: await giveSubjectToken(),
-      NODE_EXTRA_CA_CERTS: write("issuer-ca.crt", authority.certificate),
+      ...account.settings,
+      NODE_EXTRA_CA_CERTS: account.write("issuer-ca.crt", authority.certificate),
     },
   };
 }

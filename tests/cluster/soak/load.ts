@@ -5,7 +5,7 @@ import { memoryOf } from "../../support/usage.ts";
 import type { Usage } from "./requirements.ts";
 
 /** Returns nothing of a process that is gone. */
-export function usageOf(pid: number): Usage | undefined {
+export function holdingsOf(pid: number): Usage | undefined {
   try {
     const { anonymousMiB: rssAnonMB, residentMiB: rssMB } = memoryOf(pid);
     const files = readdirSync(`/proc/${pid}/fd`);

@@ -14,6 +14,7 @@ import { parseArgs } from "node:util";
 import { type Cluster, down, up } from "../cluster.ts";
 import { ISSUER as CLUSTER_ISSUER } from "../components.ts";
 import { runToTheEnd } from "../ending.ts";
+import { mountAccount } from "../account.ts";
 import { type Admin, createAdmin } from "../admin.ts";
 import {
   createNamespace,
@@ -26,7 +27,7 @@ import {
 import { helpIfAsked } from "../../support/help.ts";
 import { type Program, type Runtime, startProgram } from "../../support/program.ts";
 import { type Issuer, startIssuer } from "../../fake/issuer.ts";
-import { machineLoad, usageOf } from "./load.ts";
+import { holdingsOf, machineLoad } from "./load.ts";
 import { drawExpired, drawFigures, drawMinute } from "./summary.ts";
 import {
   API_SERVER,
@@ -133,24 +134,13 @@ type Replicas = Awaited<ReturnType<typeof createReplicas>>;
 
 /** One replica on each runtime. */
 async function createReplicas({ server, options }: Cluster, admin: Admin, issuer: Issuer) {
-  const files = join(options.dir, RUN);
-  mkdirSync(files);
-  const write = (name: string, text: string) => {
-    writeFileSync(join(files, name), text);
-    return join(files, name);
-  };
-  write("token", await admin.token(NAMESPACE, ACCOUNT));
-  write("ca.crt", admin.readCa());
-  write("namespace", NAMESPACE);
-  const settings = {
-    KUBERNETES_API: server,
-    SERVICE_ACCOUNT_DIR: files,
-    ISSUER_URL: issuer.url,
-    SUBJECT_TOKEN_FILE: write(
-      "subject-token",
-      await admin.token(NAMESPACE, ACCOUNT, issuer.audience),
-    ),
-  };
+  const account = await mountAccount(admin, {
+    dir: join(options.dir, RUN),
+    namespace: NAMESPACE,
+    account: ACCOUNT,
+    audiences: [issuer.audience],
+  });
+  const settings = { ...account.settings, KUBERNETES_API: server, ISSUER_URL: issuer.url };
   const warnings: Record<string, number> = {};
   let isTokenLogged = false;
 
@@ -222,7 +212,7 @@ async function soak(total: number, scene: Scene): Promise<Figures> {
     while (Date.now() < began + minute * MINUTE_MS) {
       const next = sleep(LOOK_MS);
       await watcher.look().then(() => looks++, () => unanswered++);
-      for (const name of names) usages[name].push(usageOf(pids[name]) ?? ended(name));
+      for (const name of names) usages[name].push(holdingsOf(pids[name]) ?? ended(name));
       await next;
     }
     await restarted;

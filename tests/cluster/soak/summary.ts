@@ -8,6 +8,7 @@ import {
   SECRETS,
   type Usage,
 } from "./requirements.ts";
+import { drawTable } from "../../support/table.ts";
 
 export function drawMinute(
   { minute, looks, exchanges, patches, conflicts, failures, load, cpuPressure }: Minute,
@@ -80,6 +81,5 @@ export function drawFigures(
       `open files ${first.files.toFixed(1)} → ${last.files.toFixed(1)}`,
     ]),
   ];
-  const width = Math.max(...rows.map(([name]) => name!.length));
-  return rows.map(([name, value]) => `${name!.padEnd(width)}  ${value}`).join("\n");
+  return drawTable(rows);
 }
