@@ -188,7 +188,7 @@ export class KubernetesClient {
   async *list(
     namespace: string | undefined,
     signal: AbortSignal,
-  ): AsyncGenerator<{ items: Secret[]; resourceVersion: string }> {
+  ) {
     let limit = PAGE_LIMIT;
     let next = "";
     for (;;) {
@@ -246,22 +246,21 @@ export class KubernetesClient {
 
   /**
    * Applies a merge patch. With `uid` and `resourceVersion` in its metadata, a Secret that differs
-   * is a 409.
+   * is a 409. The response's body is drained, not read: only list and watch say what a Secret is.
    */
   async patch(namespace: string, name: string, patch: object, signal: AbortSignal) {
-    asSecret(
-      await this.#json("patch", secretsPath(namespace, name), {
-        method: "PATCH",
-        headers: {
-          // Asks for the metadata only: less to encode.
-          accept: "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json",
-          "content-type": "application/merge-patch+json",
-        },
-        query: { fieldManager: "pull-secret-updater" },
-        body: JSON.stringify(patch),
-        signal,
-      }),
-    );
+    const { body } = await this.#send("patch", secretsPath(namespace, name), {
+      method: "PATCH",
+      headers: {
+        // Asks for the metadata only: less to encode.
+        accept: "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json",
+        "content-type": "application/merge-patch+json",
+      },
+      query: { fieldManager: "pull-secret-updater" },
+      body: JSON.stringify(patch),
+      signal,
+    });
+    await body.dump();
   }
 
   /** Creates an Event of events.k8s.io/v1. */
@@ -390,8 +389,9 @@ function parseStatus(text: string) {
   } catch {
     // A proxy in between may answer with HTML.
   }
-  const { code, message = "not a response of the API server", reason } = status ?? {};
-  return { code, message: `${message}`, reason };
+  const { code, message, reason } = status ?? {};
+  const isText = typeof message === "string";
+  return { code, message: isText ? message : "not a response of the API server", reason };
 }
 
 const secretsPath = (namespace?: string, name?: string) =>
@@ -414,7 +414,7 @@ function asSecret(value: Partial<Secret> | null) {
  * Whatever else is not a record of a watch ends it with an {@linkcode ApiError}, as does an ERROR
  * record.
  */
-export async function* parseWatch(body: AsyncIterable<Uint8Array>): AsyncGenerator<WatchEvent> {
+export async function* parseWatch(body: AsyncIterable<Uint8Array>) {
   // undici's own decoding breaks characters that are split across chunks.
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   let rest = "";

@@ -1014,25 +1014,38 @@ describe("writing", () => {
     assertEquals(JSON.parse(body), patch);
   });
 
-  test("takes a write for done only if the response is whole and of the API server", async () => {
+  test("takes a 2xx for done, whatever its body: only list and watch say what a Secret is", async () => {
     const namespace = createSecrets(1);
     const client = connect();
-    const patch = { metadata: { annotations: { a: "b" } } };
-    const patchOnce = () => failure(client.patch(namespace, "pull-0", patch, anySignal()));
-    for (const body of ["", "{", "<html></html>", "null", "[]", "{}"]) {
+    const patchOnce = (value: string) =>
+      client.patch(namespace, "pull-0", { metadata: { annotations: { a: value } } }, anySignal());
+    for (const body of ["", "{", "<html></html>", "null", "{}", "x".repeat(MIB)]) {
       api.faults.add({ status: 200, body });
-      assertEquals((await patchOnce()).reason, "InvalidResponse", body);
+      await patchOnce("never");
     }
+    api.faults.add({ cut: 0.5 });
+    await patchOnce("b");
+    assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, "b");
+    assertEquals(await listAll(client, namespace), ["pull-0"]);
+  });
+
+  test("a refusal whose message is no text has its status", async () => {
+    const namespace = createSecrets(1);
+    for (const message of [{ toString: 1 }, [], 1, null]) {
+      api.faults.add({ status: 403, body: JSON.stringify({ message }) });
+      const error = await failure(connect().patch(namespace, "pull-0", {}, anySignal()));
+      assertEquals(error.status, 403);
+      assertStringIncludes(error.message, "not a response of the API server");
+    }
+  });
+
+  test("takes an event for written only if the response is of the API server", async () => {
+    const client = connect();
     for (const body of ["", "{", "<html></html>"]) {
       api.faults.add({ status: 201, body });
-      const error = await failure(client.createEvent(namespace, {}, anySignal()));
+      const error = await failure(client.createEvent("default", {}, anySignal()));
       assertEquals(error.reason, "InvalidResponse", body);
     }
-    assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, undefined);
-    api.faults.add({ cut: 0.5 });
-    assertEquals((await patchOnce()).status, undefined);
-    assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, "b");
-    await listAll(client, namespace);
   });
 
   test("fails with a 409 where the Secret is not as it was, or another", async () => {

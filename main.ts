@@ -248,8 +248,9 @@ export function clean(text: string) {
 
 /** The same, as long as an event's note may be. */
 export function toNote(text: string) {
-  const bytes = Buffer.from(clean(text));
-  if (bytes.length <= MAX_NOTE_BYTES) return `${bytes}`;
+  const note = clean(text);
+  const bytes = Buffer.from(note);
+  if (bytes.length <= MAX_NOTE_BYTES) return note;
   return `${bytes.subarray(0, NOTE_START_BYTES)}…${bytes.subarray(-NOTE_END_BYTES)}`;
 }
 

@@ -312,7 +312,7 @@ const ofApiServer: Row[] = [
     inject: ofApi({ status: 200, body: "{]\n" }),
     suffers: "all",
     backS: PASSING_S,
-    log: [/ExchangeFailed: the token could not be written: .*not JSON/, /watch failed: .*not JSON/],
+    log: [/watch failed: .*not JSON/],
   },
   {
     name: "api-truncated",
