@@ -14,7 +14,7 @@ const DEPLOY = read("deploy.yaml");
 const CONTAINERFILE = read("Containerfile");
 const MAX_DATA_BYTES = 1_048_576;
 /** Fewer than the bundle has as esbuild formats it, more than it has minified. */
-const LINES = 10_000;
+const LINES = 8_000;
 const ON_DENO: Options = { runtime: "deno", image: "registry.example/deno:1" };
 const ON_NODE: Options = { runtime: "node", image: "registry.example/node:1" };
 
