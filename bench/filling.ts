@@ -27,6 +27,8 @@ const LIMIT_LINES = 2;
 /** Upstream is timed so long: it writes some five a second. */
 const PEER_S = 30;
 const PEER_SECRETS = 300;
+/** Of 10,000 Secrets: less than half of the manifest's limit. */
+const MAX_PEAK_MIB = 100;
 /** The controller's own limit of exchanges at a time. */
 const EXCHANGES_AT_ONCE = 16;
 const ISSUER_DELAY_MS = 50;
@@ -75,7 +77,7 @@ export async function fillRow(bench: Bench): Promise<Figure[]> {
 
   for (const size of sizes) {
     for (let run = 0; run < runs; run++) {
-      for (const mode of ["patch", "watched"] as const) {
+      for (const mode of isShort ? ["patch"] as const : ["patch", "watched"] as const) {
         for (const runtime of RUNTIMES) {
           const loop = await bareLoop(ground, runtime, mode);
           time(
@@ -99,16 +101,14 @@ export async function fillRow(bench: Bench): Promise<Figure[]> {
 
   for (const { name } of own) {
     const base = `${name.split(" ")[0]} limit`;
-    compare("Secrets a second", name, base, { must: { atLeast: 0.9 } });
+    compare("Secrets a second", name, base, {});
     // On a machine that the API server shares, what it takes to tell of each write is missing for the next.
-    compare("Secrets a second", name, `${base}, watched`, { must: { atLeast: 0.9 } });
+    compare("Secrets a second", name, `${base}, watched`, { must: { atLeast: 0.88 } });
     compare("Secrets a second", name, MENDED, { must: { atLeast: 100 } });
-    compare(`peak, ${secrets}`, name, MENDED, {
-      must: { atMost: name.startsWith("deno") ? 1 : 1.2 },
-    });
+    demand("peak, 10000", name, { must: { atMost: MAX_PEAK_MIB } });
     // The loop reads no watch, keeps no log and decodes nothing; with V8's small heap all of it costs more. CPU time and
     // not wall time, which on a busy machine is mostly the others'.
-    compare("CPU time", name, base, { guard: { atMost: 5 } });
+    compare("CPU time", name, base, { must: { atMost: 1.6 }, guard: { atMost: 3 } });
     const once = (count: number) => ({ must: { atMost: count }, guard: { atMost: count } });
     demand("exchanges", name, once(1));
     demand("patches", name, once(secrets));
@@ -149,9 +149,12 @@ export async function identitiesRow({ ground, runs, isShort }: Bench): Promise<F
   const exchangingS = identities / EXCHANGES_AT_ONCE * ISSUER_DELAY_MS / 1000;
   for (let run = 0; run < runs; run++) {
     for (const runtime of RUNTIMES) {
-      const loop = await bareLoop(ground, runtime);
-      const { writingS } = await fill(ground, loop, { secrets }, { lines: LIMIT_LINES });
-      add(what, loop.name, "s", Math.max(writingS, exchangingS));
+      // The short form has no time for what it does not judge.
+      if (!isShort) {
+        const loop = await bareLoop(ground, runtime);
+        const { writingS } = await fill(ground, loop, { secrets }, { lines: LIMIT_LINES });
+        add(what, loop.name, "s", Math.max(writingS, exchangingS));
+      }
       const delay = ground.issuer.faults.add({
         verb: "exchange",
         delay: ISSUER_DELAY_MS,
@@ -203,7 +206,7 @@ export async function manyRow(bench: Bench): Promise<Figure[]> {
     for (const [run, mib] of after!.entries()) {
       add("slope per Secret", name, "KiB", (mib - before![run]!) / (many - few) * KIB_PER_MIB);
     }
-    demand("slope per Secret", name, { must: { atMost: 1 } });
+    demand("slope per Secret", name, { must: { atMost: 1.5 } });
   }
   return all();
 }

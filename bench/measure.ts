@@ -11,7 +11,7 @@ import { parseMetrics } from "../tests/support/metrics.ts";
 /** A heap shrinks some time after its last work, as its runtime sees fit; nobody is made to collect garbage. */
 const SETTLE_MS = 60_000;
 /** In the short form: most of what it gives back is given back by then. */
-const SHORT_SETTLE_MS = 25_000;
+const SHORT_SETTLE_MS = 15_000;
 
 /** In the short form. */
 export const SHORT_SECRETS = 5_000;

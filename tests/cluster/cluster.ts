@@ -42,7 +42,7 @@ import {
   removeCgroups,
   removeNetwork,
   writeSysctls,
-} from "./node.ts";
+} from "./host.ts";
 import { until } from "../support/until.ts";
 import {
   isInstalled,

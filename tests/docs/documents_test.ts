@@ -1,4 +1,6 @@
-/** Holds what the documents say to the program, and their commands to what is run. */
+/**
+ * Holds what the documents say to the program, and their commands to what is run. `cluster/e2e/blocks.ts` runs them.
+ */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { spawnSync } from "node:child_process";
@@ -93,7 +95,7 @@ function blocksThatAreRun(): Set<Block> {
     }
   }
   const commands = [...run].filter(({ language }) => language === "sh").map(({ text }) => text);
-  const steps = read(".ci/run").split("\n");
+  const steps = read(".ci/run").split("\n").map((step) => step.replace(/ &$/, ""));
   for (const block of BLOCKS) {
     const { text } = block;
     const [, file = ""] = /^# (\S+\.yaml)$/m.exec(text) ?? [];

@@ -1,5 +1,5 @@
 /** What people look with: events, `--status`, metrics, memory. */
-import { podProcesses } from "../node.ts";
+import { podProcesses } from "../host.ts";
 import { readIfThere, run } from "../../support/processes.ts";
 import { memoryOf } from "../../support/usage.ts";
 import { type Context, expect } from "./context.ts";

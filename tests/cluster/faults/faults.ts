@@ -1,7 +1,7 @@
 /**
  * The fault matrix: the real program against the real API server and the embedded issuer, with a fault between them.
  * Of each fault it tells what a user sees, whether tokens expired, and how soon all was back to normal. The exit status
- * is 1 if any row breaks what is expected of it.
+ * is 1 if any row breaks what is expected of it. The rows are in `rows.ts`.
  *
  * Usage, as root:
  * node tests/cluster/faults/faults.ts [--runtime node|deno|both] [--only NAME]… [--at-once N] [--dir DIR] [--port PORT]

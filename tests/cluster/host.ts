@@ -1,4 +1,4 @@
-// What a node needs of the machine, and how it is taken back: bridge, address translation, cgroups,
+// What the cluster's node needs of its host, and how it is taken back: bridge, address translation, cgroups,
 // a mount namespace and kernel settings.
 
 import * as fs from "node:fs";
