@@ -185,10 +185,7 @@ export class KubernetesClient {
    * Lists the selected Secrets page by page; a page that is too large is asked for again, smaller.
    * Yields its Secrets, and the resource version to watch from.
    */
-  async *list(
-    namespace: string | undefined,
-    signal: AbortSignal,
-  ) {
+  async *list(namespace: string | undefined, signal: AbortSignal) {
     let limit = PAGE_LIMIT;
     let next = "";
     for (;;) {
@@ -390,8 +387,11 @@ function parseStatus(text: string) {
     // A proxy in between may answer with HTML.
   }
   const { code, message, reason } = status ?? {};
-  const isText = typeof message === "string";
-  return { code, message: isText ? message : "not a response of the API server", reason };
+  return {
+    code,
+    message: typeof message === "string" ? message : "not a response of the API server",
+    reason,
+  };
 }
 
 const secretsPath = (namespace?: string, name?: string) =>

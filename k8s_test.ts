@@ -479,6 +479,16 @@ describe("each request", () => {
     }
   });
 
+  test("has the status of a refusal whose message is no text", async () => {
+    const client = connect();
+    for (const message of [{ toString: 1 }, [], 1, null]) {
+      api.faults.add({ status: 403, body: { message } });
+      const error = await failure(client.patch("team", "any", {}, anySignal()));
+      assertEquals(error.status, 403);
+      assertStringIncludes(error.message, "not a response of the API server");
+    }
+  });
+
   test("follows no redirect", async () => {
     const elsewhere = await startOwnServer();
     const client = connect();
@@ -1017,26 +1027,23 @@ describe("writing", () => {
   test("takes a 2xx for done, whatever its body: only list and watch say what a Secret is", async () => {
     const namespace = createSecrets(1);
     const client = connect();
-    const patchOnce = (value: string) =>
-      client.patch(namespace, "pull-0", { metadata: { annotations: { a: value } } }, anySignal());
-    for (const body of ["", "{", "<html></html>", "null", "{}", "x".repeat(MIB)]) {
+    const patchOnce = (value: string, signal = anySignal()) =>
+      client.patch(namespace, "pull-0", { metadata: { annotations: { a: value } } }, signal);
+    for (const body of ["", "{", "<html></html>", "null", "[]", "{}", "x".repeat(MIB)]) {
       api.faults.add({ status: 200, body });
       await patchOnce("never");
     }
     api.faults.add({ cut: 0.5 });
-    await patchOnce("b");
-    assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, "b");
+    await patchOnce("cut");
+    assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, "cut");
+    api.faults.add({ stall: 0.5 });
+    const [controller, { length }] = [new AbortController(), client.responses];
+    const stalled = patchOnce("stalled", controller.signal);
+    await until(() => client.responses.length > length, "there are headers");
+    controller.abort();
+    await stalled;
+    assertEquals(api.secret(namespace, "pull-0")!.metadata.annotations?.a, "stalled");
     assertEquals(await listAll(client, namespace), ["pull-0"]);
-  });
-
-  test("a refusal whose message is no text has its status", async () => {
-    const namespace = createSecrets(1);
-    for (const message of [{ toString: 1 }, [], 1, null]) {
-      api.faults.add({ status: 403, body: JSON.stringify({ message }) });
-      const error = await failure(connect().patch(namespace, "pull-0", {}, anySignal()));
-      assertEquals(error.status, 403);
-      assertStringIncludes(error.message, "not a response of the API server");
-    }
   });
 
   test("takes an event for written only if the response is of the API server", async () => {

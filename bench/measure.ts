@@ -10,7 +10,7 @@ import { parseMetrics } from "../tests/support/metrics.ts";
 
 /** A heap shrinks some time after its last work, as its runtime sees fit; nobody is made to collect garbage. */
 const SETTLE_MS = 60_000;
-/** In the short form: most of what it gives back is given back by then. */
+/** In the short form, whose guard is wide: a tenth more is left than after 25 s. */
 const SHORT_SETTLE_MS = 15_000;
 
 /** In the short form. */

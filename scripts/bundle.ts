@@ -21,21 +21,18 @@ const UNDICI = `
   export { default as Pool } from "undici/lib/dispatcher/pool.js";
   export { default as EnvHttpProxyAgent } from "undici/lib/dispatcher/env-http-proxy-agent.js";
   import Dispatcher from "undici/lib/dispatcher/dispatcher.js";
-  import request_ from "undici/lib/api/api-request.js";
-  import connect from "undici/lib/api/api-connect.js";
+  import apiRequest from "undici/lib/api/api-request.js";
+  import apiConnect from "undici/lib/api/api-connect.js";
   // As undici's index does it. Its proxy agent calls connect().
-  Object.assign(Dispatcher.prototype, { request: request_, connect });
+  Object.assign(Dispatcher.prototype, { request: apiRequest, connect: apiConnect });
   export function request(url, { dispatcher, ...options }) {
     const { origin, pathname, search } = new URL(url);
     return dispatcher.request({ method: "GET", ...options, origin, path: pathname + search });
   }
 `;
 
-/**
- * Files of undici that are imported but never called, as neither HTTP/2, SOCKS nor fetch and its kin are used; and
- * another HTTP parser, which its own bundle, in Node, leaves out too.
- */
-const UNUSED = /undici\/lib\/(dispatcher\/(client-h2|parser-h1|socks5-proxy-agent)|web\/.*)\.js$/;
+/** Files of undici that are imported but never called, as neither HTTP/2, SOCKS nor fetch and its kin are used. */
+const UNUSED = /undici\/lib\/(dispatcher\/(client-h2|socks5-proxy-agent)|web\/.*)\.js$/;
 
 const undici: Plugin = {
   name: "undici",
@@ -67,6 +64,7 @@ export async function bundle(entry: "main.ts" | "k8s.ts" | "sts.ts"): Promise<st
     format: "esm",
     target: "es2024",
     plugins: [undici],
+    // undici's own switch: it leaves out another HTTP parser.
     define: { esbuildDetection: "true" },
     banner: {
       // undici is CommonJS and requires Node's own modules.

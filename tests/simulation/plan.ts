@@ -1,4 +1,7 @@
-/** What happens in a run, as data that a seed determines: so that a run can be repeated, and narrowed down. What can happen is in `actions.ts`. */
+/**
+ * What happens in a run, as data that a seed determines: so that a run can be repeated, and narrowed down. What can
+ * happen is in `actions.ts`.
+ */
 import { seeded } from "../virtual/clock.ts";
 import { KINDS, longest } from "./actions.ts";
 import { HOUR, MIN, S } from "../support/names.ts";
