@@ -7,7 +7,6 @@
  *
  * Two clocks: token lifetimes use the wall clock (`now`), delays the monotonic one (`tick`).
  */
-import { hash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { createServer, setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import process from "node:process";
@@ -382,7 +381,7 @@ const decodeConfig = (data = "") => UTF_8.decode(Buffer.from(data, "base64"));
 
 /** The tokens of the registries' entries whose user is ours; none if the config is unusable. */
 function parseDockerConfig(data: string, registries: string[]) {
-  const unusable = (flaw: string) => ({ tokens: [], isPlain: false, flaw });
+  const unusable = (flaw: string) => ({ data, registries, tokens: [], isPlain: false, flaw });
   let config;
   try {
     config = JSON.parse(decodeConfig(data)) ?? {};
@@ -399,20 +398,26 @@ function parseDockerConfig(data: string, registries: string[]) {
     registries.some((host) => Object.hasOwn(Object(config.credHelpers), host));
   const rival = hasHelper ? "a credential helper" : others.find(isRival);
   return {
+    data,
+    registries,
     tokens: registries.map((host) => Object.hasOwn(auths, host) ? tokenOf(auths[host]) : undefined),
     isPlain: others.length === 0 && Object.keys(config).every((key) => key === "auths"),
     flaw: rival && `has "${textOf(rival)}" too, which clients prefer to the token`,
   };
 }
 
-/** What was read last: all Secrets of an identity hold the same. No token is kept here. */
-let last = { digest: "", ...parseDockerConfig("", []) };
+/**
+ * The last that held our entries only, as all Secrets of an identity hold the same. No other docker
+ * config is kept.
+ */
+let last = parseDockerConfig("", []);
 
-function readDockerConfig(data: unknown, registries: string[]) {
-  const text = typeof data === "string" ? data : "";
-  const digest = hash("sha256", `${registries} ${text}`);
-  if (digest !== last.digest) last = { digest, ...parseDockerConfig(text, registries) };
-  return last;
+function readDockerConfig(value: unknown, registries: string[]) {
+  const data = typeof value === "string" ? value : "";
+  if (data === last.data && registries === last.registries) return last;
+  const read = parseDockerConfig(data, registries);
+  if (read.isPlain) last = read;
+  return read;
 }
 
 function tokenOf(entry: unknown) {

@@ -5,6 +5,7 @@ import { test } from "node:test";
 import v8 from "node:v8";
 import vm from "node:vm";
 import type { Secret } from "../../k8s.ts";
+import { parseSecret } from "../../main.ts";
 import { VirtualWorld } from "../virtual/world.ts";
 import { ATTACKS, besiege, everything } from "./siege.ts";
 import { Breach } from "./invariants.ts";
@@ -85,6 +86,26 @@ test("of what a tenant writes no more is kept than is valid: memory stays as it 
   world.lines.length = cluster.events.length = 0;
   const grown = heapMiB() - before;
   assert(grown < SECRETS / 100, `${grown} MiB for ${SECRETS} Secrets`);
+});
+
+test("a docker config is kept only if it holds nothing but our entries, and only the last", () => {
+  const registries = ["cgr.dev"];
+  const parse = (...hosts: string[]) => {
+    const auths = Object.fromEntries(hosts.map((host) => [host, { auth: "A".repeat(12 * MIB) }]));
+    const metadata = { namespace: "aaa", name: "a", uid: "1", resourceVersion: "1" };
+    const secret = { metadata, data: { [DATA_KEY]: encode(JSON.stringify({ auths })) } };
+    const options = { audience: "cgr.dev", registries, ownNamespace: "own" };
+    parseSecret(JSON.parse(JSON.stringify(secret)), options, 0);
+    assert(/a/.test("a")); // The runtime keeps the text that matched last.
+  };
+  const [none, other, ours, again] = [[], ["cgr.dev", "docker.io"], ["cgr.dev"], ["cgr.dev"]]
+    .map((hosts) => {
+      parse(...hosts);
+      return heapMiB();
+    }) as [number, number, number, number];
+  const figures = [none, other, ours, again].join();
+  // One has 16 MiB; the garbage of the tests before may go meanwhile.
+  assert(other - none < 8 && ours - other > 8 && again - ours < 8, `${figures} MiB`);
 });
 
 test("nothing is kept of Secrets that come and go: memory stays as it is", async () => {
