@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Runtime } from "../tests/support/program.ts";
 import { type Figure, median, type Unit } from "./figures.ts";
-import { giveTokens, type Ground } from "./ground.ts";
+import type { Ground } from "./ground.ts";
 import type { Usage } from "../tests/support/usage.ts";
 import { arrange, type Arrangement, countFilled } from "./arrangement.ts";
 import { peer, type Running, type Side, startSide } from "./sides.ts";
@@ -62,7 +62,6 @@ export async function withSide<T>(
   side: Side,
   use: (running: Running) => Promise<T>,
 ): Promise<T> {
-  await giveTokens(ground);
   const running = await startSide(ground, side);
   try {
     return await use(running);
@@ -158,7 +157,6 @@ export async function together(
   secrets: number,
 ): Promise<Map<string, Usage>> {
   const { ground } = bench;
-  await giveTokens(ground);
   const running: Running[] = [];
   try {
     for (const side of sides) {

@@ -16,7 +16,7 @@ import {
   shippedV8Flags,
   sourceCommandOf,
 } from "../tests/support/program.ts";
-import { type Ground, ISSUER_HOST } from "./ground.ts";
+import { giveTokens, type Ground, ISSUER_HOST } from "./ground.ts";
 import { type Usage, usageOf } from "../tests/support/usage.ts";
 import { ROOT } from "../tests/support/paths.ts";
 import { NAMESPACE } from "../tests/support/names.ts";
@@ -50,8 +50,9 @@ process.on("exit", () => children.forEach((child) => child.kill("SIGKILL")));
 
 export type Running = Awaited<ReturnType<typeof startSide>>;
 
-/** Starts a side and counts what it writes. */
+/** Starts a side, with tokens that are new, and counts what it writes. */
 export async function startSide(ground: Ground, side: Side, settings: Record<string, string> = {}) {
+  await giveTokens(ground);
   const port = await findPort();
   const { args: [program = "", ...args], env } = await side.command(ground, port);
   const startedAt = performance.now();

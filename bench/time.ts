@@ -6,7 +6,7 @@ import { Agent, request } from "undici";
 import { identityOf } from "../tests/cluster/objects.ts";
 import { parseWatch } from "../k8s.ts";
 import { type Figure, percentile } from "./figures.ts";
-import { giveTokens, type Ground, LIFE_S, namespaceOf } from "./ground.ts";
+import { type Ground, LIFE_S, namespaceOf } from "./ground.ts";
 import {
   type Bench,
   counting,
@@ -197,7 +197,6 @@ export async function idleRow(bench: Bench): Promise<Figure[]> {
   const secrets = isShort ? SHORT_SECRETS : 10_000;
   const windowS = isShort ? 20 : 300;
   await arrange(ground, { secrets, isFilled: true });
-  await giveTokens(ground);
   const own = RUNTIMES.map(bundle);
   const running: Running[] = [];
   try {
